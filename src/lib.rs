@@ -1,0 +1,4 @@
+//! Reprieve: a trash bin for data platforms.
+pub mod domain;
+pub mod objects;
+pub mod queue;

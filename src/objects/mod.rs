@@ -1,0 +1,92 @@
+//! Object storage as Reprieve sees it: list below a prefix, delete by name, look at a bucket.
+//!
+//! Invariant: nothing here deletes by prefix or by pattern. A delete names its objects one by one, at most
+//! [`MAX_BATCH`] a call, and answers with one outcome for each. What a prefix holds is known from a listing alone.
+
+use async_trait::async_trait;
+
+use crate::domain::outcome::{BatchOutcome, FailureClass, ObjectRef};
+
+/// The most keys that one DeleteObjects request may name (S3 API reference, DeleteObjects).
+pub const MAX_BATCH: usize = 1000;
+
+/// One object, or one version or delete marker of it, as a listing shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ObjectEntry {
+    /// What to name in a delete.
+    pub object: ObjectRef,
+    /// Bytes; 0 for a delete marker.
+    pub size: u64,
+}
+
+/// Where a listing goes on: the last entry that has been seen. Entries sort by key, bytewise; the versions of one key
+/// come newest first.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Cursor {
+    /// The last key seen.
+    pub key: String,
+    /// The last version of it seen, where versions are listed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+}
+
+/// A page of a listing, at most [`MAX_BATCH`] entries.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Page {
+    /// The entries, in the store's order. May be empty although more follow.
+    pub entries: Vec<ObjectEntry>,
+    /// Where to go on; `None` when the store says that this was the last page.
+    pub next: Option<Cursor>,
+}
+
+/// Whether a bucket keeps old versions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Versioning {
+    /// Never enabled: one object a key.
+    Off,
+    /// Enabled, or suspended with versions left over: every version and delete marker has to go.
+    Kept,
+}
+
+/// What `reprieve check` shows of a bucket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BucketFacts {
+    /// Whether old versions are kept.
+    pub versioning: Versioning,
+    /// Whether object lock is on: locked objects cannot be purged before their date. `None`: the store does not say.
+    pub object_lock: Option<bool>,
+}
+
+/// A request to the store that failed as a whole.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{operation} on s3://{bucket}/{prefix}: {code}{}", if message.is_empty() { String::new() } else { format!(": {message}") })]
+pub struct ObjectsError {
+    /// The S3 operation, such as `ListObjectsV2`.
+    pub operation: &'static str,
+    /// The bucket asked.
+    pub bucket: String,
+    /// The prefix or key asked, where there is one.
+    pub prefix: String,
+    /// The store's code, such as `NoSuchBucket`; `Timeout` or `Connection` where no answer came.
+    pub code: String,
+    /// The store's message.
+    pub message: String,
+    /// How to meet it.
+    pub class: FailureClass,
+}
+
+/// A store of objects. All implementations pass `tests/contract/objects.rs`.
+#[async_trait]
+pub trait ObjectStore: Send + Sync + std::fmt::Debug {
+    /// One page of what lies below `prefix` (keys that start with it, bytewise, and no others), after `after`.
+    /// On a bucket that keeps versions, all versions and delete markers; else the objects.
+    async fn list(&self, bucket: &str, prefix: &str, after: Option<&Cursor>) -> Result<Page, ObjectsError>;
+
+    /// Deletes the named objects, at most [`MAX_BATCH`] (the caller splits), and says what became of each. A request
+    /// that failed as a whole shows as the same outcome for every key: `Failed` where the store surely did nothing,
+    /// `Unknown` where the answer was lost. Does not retry keys; that is the caller's, who can stop between.
+    async fn delete(&self, bucket: &str, objects: &[ObjectRef]) -> BatchOutcome;
+
+    /// Looks at the bucket: fails when it does not exist or may not be read.
+    async fn facts(&self, bucket: &str) -> Result<BucketFacts, ObjectsError>;
+}

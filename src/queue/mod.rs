@@ -1,0 +1,146 @@
+//! The task queue as Reprieve sees it: publish with confirms, consume with acknowledgements.
+//!
+//! Invariant: a message is a hint and the database is the truth. A message may come twice, late, out of order or
+//! never; nothing here is needed for correctness, only for promptness. Nothing is reported as published before the
+//! broker has taken responsibility for it.
+
+use std::collections::BTreeMap;
+
+use async_trait::async_trait;
+use uuid::Uuid;
+
+/// A queue that a role consumes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Source {
+    /// Requests of other services: trash, restore, purge.
+    Requests,
+    /// Purge tasks, written by the relay alone.
+    Purge,
+}
+
+/// Where a message goes.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Target {
+    /// The purge queue.
+    Purge,
+    /// The exchange of life-cycle events (topic), with this routing key, such as `dataset.trashed`. Nobody needs to listen.
+    Events(String),
+    /// The queue that a requester named in `reply_to`.
+    Reply(String),
+}
+
+impl Target {
+    /// Whether a message that no queue takes is an error (else it is dropped, and that is fine).
+    pub fn is_mandatory(&self) -> bool {
+        matches!(self, Self::Purge)
+    }
+}
+
+/// A message to publish. Persistent, `application/json`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outgoing {
+    /// `message_id`: the outbox row's id, unique in a window.
+    pub id: Uuid,
+    /// Where to.
+    pub target: Target,
+    /// The JSON text.
+    pub body: Vec<u8>,
+    /// `correlation_id`, for replies.
+    pub correlation_id: Option<String>,
+}
+
+/// What became of one published message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PublishOutcome {
+    /// The broker has it (or, where the target is not mandatory, dropped it for want of a listener).
+    Confirmed,
+    /// No queue took a mandatory message; the broker's reason.
+    Returned(String),
+    /// Refused, or no answer in time: it may or may not be there. The reason.
+    Unconfirmed(String),
+}
+
+/// The broker could not be reached, or refused. Always worth another try, after the cause is mended.
+#[derive(Debug, thiserror::Error)]
+#[error("{doing}: {reason}")]
+pub struct QueueError {
+    /// What was being done, such as `declare queue reprieve.purge`.
+    pub doing: String,
+    /// The cause and, where it is known, what to do about it.
+    pub reason: String,
+}
+
+/// A message that came. Dropped without an answer, it goes back to the queue when its consumer ends.
+#[derive(Debug)]
+pub struct Delivery {
+    /// The body as sent; anybody may have sent it.
+    pub body: Vec<u8>,
+    /// `message_id`, if any.
+    pub message_id: Option<String>,
+    /// `reply_to`, if any.
+    pub reply_to: Option<String>,
+    /// `correlation_id`, if any.
+    pub correlation_id: Option<String>,
+    /// String-valued headers.
+    pub headers: BTreeMap<String, String>,
+    /// How often the broker has handed it out before, as far as it says (`x-delivery-count`).
+    pub redeliveries: u32,
+    /// Answers for this delivery.
+    pub answer: Box<dyn Answer>,
+}
+
+/// The one answer to a delivery.
+#[async_trait]
+pub trait Answer: Send + Sync + std::fmt::Debug {
+    /// Done with it. `Ok(false)`: the consumer is stale and the broker will hand the message out again.
+    async fn ack(self: Box<Self>) -> Result<bool, QueueError>;
+    /// Not now: back to the queue.
+    async fn requeue(self: Box<Self>) -> Result<bool, QueueError>;
+    /// Never: publishes body and properties to the dead-letter queue with `reason` in the header
+    /// `x-reprieve-reason`, waits for the confirm, then acks. A crash between the two leaves the message in both.
+    async fn dead_letter(self: Box<Self>, reason: &str) -> Result<bool, QueueError>;
+}
+
+/// Publishes windows of messages. One to a task; `&mut` keeps two windows from mixing.
+#[async_trait]
+pub trait Publisher: Send + std::fmt::Debug {
+    /// Publishes all of `window`, several in flight, and waits for every confirm (with a time-out). One outcome for
+    /// each message, in order. An error means that the connection is gone and none is known to have arrived: the
+    /// caller drops this publisher and connects anew.
+    async fn publish(&mut self, window: &[Outgoing]) -> Result<Vec<PublishOutcome>, QueueError>;
+}
+
+/// Consumes one queue.
+#[async_trait]
+pub trait Consumer: Send + std::fmt::Debug {
+    /// Waits for the next delivery. `Ok(None)` or an error: the consumer has ended (queue deleted, connection lost);
+    /// the caller drops it and connects anew. Safe to cancel.
+    async fn next(&mut self) -> Result<Option<Delivery>, QueueError>;
+    /// Stops the intake; deliveries already handed out can still be answered, those not yet handed out go back.
+    async fn cancel(&mut self) -> Result<(), QueueError>;
+}
+
+/// How many messages wait.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Depths {
+    /// In the requests queue.
+    pub requests: u64,
+    /// In the purge queue.
+    pub purge: u64,
+    /// In the dead-letter queue.
+    pub dead: u64,
+}
+
+/// A broker. All implementations pass `tests/contract/queue.rs`. Every call opens what it needs: an implementation
+/// keeps no connection between calls that it could not replace.
+#[async_trait]
+pub trait TaskQueue: Send + Sync + std::fmt::Debug {
+    /// Declares (or, where configured, only verifies) exchanges and queues. Safe to run twice and side by side.
+    async fn prepare(&self) -> Result<(), QueueError>;
+    /// A new publisher on a connection of its own.
+    async fn publisher(&self) -> Result<Box<dyn Publisher>, QueueError>;
+    /// A new consumer that holds at most `prefetch` unanswered deliveries, on a connection of its own.
+    async fn consumer(&self, source: Source, prefetch: u16) -> Result<Box<dyn Consumer>, QueueError>;
+    /// How many messages wait.
+    async fn depths(&self) -> Result<Depths, QueueError>;
+}

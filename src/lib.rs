@@ -1,4 +1,5 @@
 //! Reprieve: a trash bin for data platforms.
+pub mod config;
 pub mod domain;
 pub mod objects;
 pub mod queue;

@@ -1,6 +1,8 @@
 //! Reprieve: a trash bin for data platforms.
 pub mod config;
 pub mod domain;
+pub mod history;
 pub mod objects;
 pub mod queue;
 pub mod store;
+pub mod trash;

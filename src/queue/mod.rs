@@ -4,6 +4,8 @@
 //! never; nothing here is needed for correctness, only for promptness. Nothing is reported as published before the
 //! broker has taken responsibility for it.
 
+pub mod message;
+
 use std::collections::BTreeMap;
 
 use async_trait::async_trait;

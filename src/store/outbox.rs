@@ -91,6 +91,18 @@ pub async fn remove_purge(conn: &mut PgConnection, tombstone: TombstoneId) -> Re
     Ok(())
 }
 
+/// Lets the waiting tasks of these tombstones leave now. One that has none gets its task from the sweeper.
+///
+/// # Errors
+/// The statement failed.
+pub async fn hurry(conn: &mut PgConnection, tombstones: &[TombstoneId]) -> Result<(), StoreError> {
+    sqlx::query("update reprieve.outbox set available_at = least(available_at, now()) where topic = 'purge' and tombstone_id = any($1)")
+        .bind(tombstones.iter().map(|id| id.0).collect::<Vec<_>>())
+        .execute(conn)
+        .await?;
+    Ok(())
+}
+
 /// Writes a life-cycle event.
 ///
 /// # Errors

@@ -2,3 +2,4 @@
 pub mod domain;
 pub mod objects;
 pub mod queue;
+pub mod retry;

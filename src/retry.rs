@@ -122,10 +122,7 @@ mod tests {
 
     #[test]
     fn bad_settings_are_refused_with_the_reason() {
-        assert_eq!(
-            Backoff::new(Duration::ZERO, millis(5)),
-            Err(InvalidBackoff::InitialTooShort(Duration::ZERO))
-        );
+        assert_eq!(Backoff::new(Duration::ZERO, millis(5)), Err(InvalidBackoff::InitialTooShort(Duration::ZERO)));
         let refused = Backoff::new(millis(6), millis(5));
         assert_eq!(refused, Err(InvalidBackoff::MaxBelowInitial { initial: millis(6), max: millis(5) }));
         let endless = LONGEST + millis(1);

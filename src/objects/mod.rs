@@ -3,6 +3,11 @@
 //! Invariant: nothing here deletes by prefix or by pattern. A delete names its objects one by one, at most
 //! [`MAX_BATCH`] a call, and answers with one outcome for each. What a prefix holds is known from a listing alone.
 
+pub(crate) mod error;
+pub mod faulty;
+pub mod memory;
+pub mod s3;
+
 use async_trait::async_trait;
 
 use crate::domain::outcome::{BatchOutcome, FailureClass, ObjectRef};

@@ -1,0 +1,3 @@
+//! The private servers start, answer real requests, and never outlive the process that started them.
+
+mod postgres;

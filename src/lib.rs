@@ -1,5 +1,6 @@
 //! Reprieve: a trash bin for data platforms.
 pub mod domain;
+pub mod embedded;
 pub mod objects;
 pub mod queue;
 pub mod retry;

@@ -101,7 +101,11 @@ where
 {
     match error {
         SdkError::ServiceError(answer) => {
-            let evidence = Evidence::Answer { status: answer.raw().status().as_u16(), code: answer.err().code() };
+            let evidence = match (answer.raw().status().as_u16(), answer.err().code()) {
+                // The SDK calls a success that it cannot read an error of the service.
+                (200..300, None) => Evidence::Silence(Silence::Unreadable),
+                (status, code) => Evidence::Answer { status, code },
+            };
             judge(evidence, answer.err().message().unwrap_or_default())
         }
         SdkError::ConstructionFailure(_) => judge(Evidence::Silence(Silence::NotBuilt), &innermost(error)),
@@ -132,9 +136,10 @@ pub(crate) fn judge(evidence: Evidence<'_>, message: &str) -> Verdict {
         Evidence::Key { code } => (code.to_owned(), meaning(code), true),
         Evidence::Answer { status, code: Some(code) } => {
             let found = meaning(code);
-            // Throttling is decided before the work; any other 5xx may have come after it.
+            // Throttling is decided before the work. Any other 5xx may have come after it, and so may an error in an
+            // answer that began as a success.
             let refused = found == Some(Meaning::Failure(FailureClass::Throttled));
-            (code.to_owned(), found, status < 500 || refused)
+            (code.to_owned(), found, (300..500).contains(&status) || refused)
         }
         Evidence::Answer { status, code: None } => (format!("Http{status}"), Some(meaning_of(status)), status < 500),
         Evidence::Silence(Silence::NotBuilt) => {
@@ -324,6 +329,7 @@ mod tests {
     fn the_outcome_of_a_server_error_is_unknown_unless_it_is_throttling() {
         assert!(!answer(500, Some("InternalError")).known);
         assert!(!answer(502, None).known);
+        assert!(!answer(200, Some("InternalError")).known, "an error after the status was sent");
         assert!(!answer(503, None).known, "a proxy's 503 may follow the work");
         assert!(answer(503, Some("SlowDown")).known);
         assert_eq!(answer(503, None).class(), FailureClass::Throttled);

@@ -52,9 +52,14 @@ impl MemoryStore {
 
     /// The same with an empty bucket.
     pub fn with_bucket(self, name: &str, versioning: Versioning) -> Self {
+        self.make_bucket(name, versioning);
+        self
+    }
+
+    /// Makes an empty bucket, in place of one of this name.
+    pub fn make_bucket(&self, name: &str, versioning: Versioning) {
         let bucket = Bucket { versioning, keys: BTreeMap::new(), written: 0 };
         self.lock().insert(name.to_owned(), bucket);
-        self
     }
 
     /// Writes an object; a new version of it where the bucket keeps versions. The bucket is made when it is missing.

@@ -138,7 +138,9 @@ impl S3Store {
 
     fn entries(&self, scope: Scope<'_>, answer: DeleteObjectsOutput) -> Vec<Entry> {
         let deleted = answer.deleted.unwrap_or_default().into_iter().filter_map(|entry| {
-            Some(Entry { key: entry.key?, version: entry.version_id, outcome: KeyOutcome::Deleted })
+            // SeaweedFS names a delete marker that it has deleted in the second field alone.
+            let version = entry.version_id.filter(|id| !id.is_empty()).or(entry.delete_marker_version_id);
+            Some(Entry { key: entry.key?, version, outcome: KeyOutcome::Deleted })
         });
         let failed = answer.errors.unwrap_or_default().into_iter().filter_map(|entry| {
             let code = entry.code.as_deref().unwrap_or("NoCode");

@@ -37,14 +37,14 @@ impl S3Store {
         for _ in 0..EMPTY_PAGES {
             let answer = place.send().await.map_err(|error| self.failed(scope, &error))?;
             let entries = current_entries(&scope, &answer)?;
-            let token = answer.next_continuation_token.filter(|token| !token.is_empty());
-            if !answer.is_truncated.unwrap_or(token.is_some()) {
+            if !scope.truncated(answer.is_truncated, &entries)? {
                 return Ok(Page { entries, next: None });
             }
             if let Some(last) = entries.last() {
                 let next = Cursor { key: last.object.key.clone(), version: None };
                 return scope.moved_on(after, Page { entries, next: Some(next) });
             }
+            let token = answer.next_continuation_token.filter(|token| !token.is_empty());
             let token = token.ok_or_else(|| scope.broken("an empty page promises more and does not say where"))?;
             place = request.clone().continuation_token(token);
         }
@@ -67,7 +67,7 @@ impl S3Store {
             let answer = request.clone().set_key_marker(key).set_version_id_marker(version.flatten()).send().await;
             let answer = answer.map_err(|error| self.failed(scope, &error))?;
             let entries = version_entries(&scope, &answer)?;
-            if !answer.is_truncated.unwrap_or(false) {
+            if !scope.truncated(answer.is_truncated, &entries)? {
                 return Ok(Page { entries, next: None });
             }
             let next = next_version(&scope, &answer, &entries)?;
@@ -83,6 +83,17 @@ impl S3Store {
 }
 
 impl Scope<'_> {
+    /// Whether more follows. An empty page ends a purge, so it has to say that it is the last; an answer with nothing
+    /// in it at all does not.
+    fn truncated(&self, sent: Option<bool>, entries: &[ObjectEntry]) -> Result<bool, ObjectsError> {
+        match sent {
+            Some(truncated) => Ok(truncated),
+            // A full page without the field may well have a successor; the next page tells.
+            None if !entries.is_empty() => Ok(true),
+            None => Err(self.broken("an empty page does not say that it is the last")),
+        }
+    }
+
     /// A store that ignores the cursor would be listed for ever; the last entry of its page shows it.
     fn moved_on(&self, after: Option<&Cursor>, page: Page) -> Result<Page, ObjectsError> {
         if after.is_some() && page.next.as_ref() == after {
@@ -203,6 +214,15 @@ mod tests {
             .map(|e| (e.object.key.as_str(), e.object.version.as_deref().unwrap_or("-"), e.size))
             .collect();
         assert_eq!(seen, [("a/1", "v3", 3), ("a/1", "v2", 0), ("a/1", "null", 0), ("a/2", "null", 0)]);
+    }
+
+    #[test]
+    fn only_a_page_that_says_so_is_the_last() {
+        let object = ObjectRef { key: "a/1".into(), version: None };
+        let entries = [ObjectEntry { object, size: 1 }];
+        assert!(SCOPE.truncated(None, &[]).is_err());
+        assert_eq!(SCOPE.truncated(None, &entries).ok(), Some(true));
+        assert_eq!(SCOPE.truncated(Some(false), &[]).ok(), Some(false));
     }
 
     #[test]

@@ -13,10 +13,6 @@ use aws_sdk_s3::config::{
 };
 use secrecy::{ExposeSecret, SecretString};
 
-/// Tries of one whole request within the SDK (standard mode: 1 s of back-off at most between them, and a retry budget
-/// for the client). Small: keys and slices are retried by their owners, who can stop in between.
-const ATTEMPTS: u32 = 3;
-
 /// An access key.
 #[derive(Debug, Clone)]
 pub struct S3Credentials {
@@ -58,6 +54,9 @@ pub struct S3Settings {
     pub attempt_timeout: Duration,
     /// The longest time for a request with its retries.
     pub operation_timeout: Duration,
+    /// Tries of one whole request within the SDK (standard mode: at most 3 s of back-off for three tries, and a retry
+    /// budget for the client). Small: keys and slices are retried by their owners, who can stop in between.
+    pub attempts: u32,
     /// Which versions to see.
     pub versions: VersionsPolicy,
 }
@@ -75,6 +74,7 @@ impl S3Settings {
             read_timeout: Duration::from_secs(30),
             attempt_timeout: Duration::from_secs(40),
             operation_timeout: Duration::from_secs(120),
+            attempts: 3,
             versions: VersionsPolicy::All,
         }
     }
@@ -99,7 +99,7 @@ impl S3Settings {
             .region(Region::new(self.region.clone()))
             .force_path_style(self.path_style)
             .timeout_config(self.timeouts())
-            .retry_config(RetryConfig::standard().with_max_attempts(ATTEMPTS))
+            .retry_config(RetryConfig::standard().with_max_attempts(self.attempts.max(1)))
             // The SDK's newer default sends and expects CRC32 everywhere, which other stores reject or do not send.
             .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
             .response_checksum_validation(ResponseChecksumValidation::WhenRequired);

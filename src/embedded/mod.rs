@@ -1,0 +1,3 @@
+//! What `reprieve demo` and `reprieve dev` run in place of servers, all of it private to one process and on loopback.
+
+pub mod s3;

@@ -4,10 +4,20 @@
 //! never; nothing here is needed for correctness, only for promptness. Nothing is reported as published before the
 //! broker has taken responsibility for it.
 
+pub mod local;
+pub mod rabbitmq;
+pub mod supervise;
+
 use std::collections::BTreeMap;
 
 use async_trait::async_trait;
 use uuid::Uuid;
+
+/// The header of a dead letter that says why it is one.
+pub const REASON_HEADER: &str = "x-reprieve-reason";
+
+/// Bytes of a reason that are kept: all headers of a message share one frame of 128 KiB.
+pub const REASON_LIMIT: usize = 4096;
 
 /// A queue that a role consumes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -68,6 +78,12 @@ pub struct QueueError {
     pub doing: String,
     /// The cause and, where it is known, what to do about it.
     pub reason: String,
+}
+
+impl QueueError {
+    fn new(doing: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self { doing: doing.into(), reason: reason.into() }
+    }
 }
 
 /// A message that came. Dropped without an answer, it goes back to the queue when its consumer ends.

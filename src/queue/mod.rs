@@ -110,10 +110,12 @@ pub struct Delivery {
 pub trait Answer: Send + Sync + std::fmt::Debug {
     /// Done with it. `Ok(false)`: the consumer is stale and the broker will hand the message out again.
     async fn ack(self: Box<Self>) -> Result<bool, QueueError>;
-    /// Not now: back to the queue.
+    /// Not now: back to the queue, at once. Counts as a redelivery, and too many of those make a dead letter: what
+    /// has to wait for a time belongs into the outbox instead.
     async fn requeue(self: Box<Self>) -> Result<bool, QueueError>;
     /// Never: publishes body and properties to the dead-letter queue with `reason` in the header
-    /// `x-reprieve-reason`, waits for the confirm, then acks. A crash between the two leaves the message in both.
+    /// `x-reprieve-reason`, waits for the confirm, then acks. A crash between the two leaves the message in both. After an error it stays
+    /// unanswered, and comes again when the consumer ends.
     async fn dead_letter(self: Box<Self>, reason: &str) -> Result<bool, QueueError>;
 }
 
@@ -122,7 +124,8 @@ pub trait Answer: Send + Sync + std::fmt::Debug {
 pub trait Publisher: Send + std::fmt::Debug {
     /// Publishes all of `window`, several in flight, and waits for every confirm (with a time-out). One outcome for
     /// each message, in order. An error means that the connection is gone and none is known to have arrived: the
-    /// caller drops this publisher and connects anew.
+    /// caller drops this publisher and connects anew. Not safe to cancel: a call that was dropped half-way leaves a
+    /// publisher that only returns errors. An empty window tells whether the connection is still up.
     async fn publish(&mut self, window: &[Outgoing]) -> Result<Vec<PublishOutcome>, QueueError>;
 }
 

@@ -5,11 +5,12 @@
 //! resolved next, so a plain ack proves nothing about the message it belongs to: returns are collected from the whole
 //! window and matched by `message_id`.
 //!
-//! A publisher whose window stayed unanswered is broken for good: late returns would be taken for those of the next.
+//! A publisher whose window stayed unanswered, or was dropped while in flight, is broken for good: late returns would
+//! be taken for those of the next.
 
 use std::{
     sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use async_trait::async_trait;
@@ -134,9 +135,11 @@ pub(super) struct Wire<'a> {
 #[derive(Debug)]
 pub(super) struct ConfirmChannel {
     session: Session,
-    confirm_timeout: std::time::Duration,
+    confirm_timeout: Duration,
     /// Why nothing more goes out here.
     broken: Option<String>,
+    /// A confirm did not come in time.
+    unanswered: bool,
 }
 
 /// Why a window failed as a whole.
@@ -150,7 +153,7 @@ enum Failed {
 impl ConfirmChannel {
     pub(super) async fn open(settings: &RabbitSettings, purpose: &str) -> Result<Self, QueueError> {
         let session = Session::open(settings, purpose).await?;
-        let opened = Self { session, confirm_timeout: settings.confirm_timeout, broken: None };
+        let opened = Self { session, confirm_timeout: settings.confirm_timeout, broken: None, unanswered: false };
         opened.select().await?;
         Ok(opened)
     }
@@ -174,31 +177,40 @@ impl ConfirmChannel {
     /// One outcome for each message, in order. At most [`WINDOW`] messages.
     pub(super) async fn publish(&mut self, window: &[Wire<'_>]) -> Result<Vec<PublishOutcome>, QueueError> {
         self.usable()?;
-        let result = match self.attempt(window).await {
-            Err(Failed::Channel(_)) => self.one_by_one(window).await,
+        // Stands if the caller drops us at one of the waits below.
+        self.broken = Some("an earlier window was abandoned in flight".to_owned());
+        let deadline = Instant::now() + self.confirm_timeout;
+        let result = match self.attempt(window, deadline).await {
+            Err(Failed::Channel(_)) => self.one_by_one(window, deadline).await,
             Err(Failed::Connection(error)) => Err(error),
             Ok(outcomes) => Ok(outcomes),
         };
-        if let Err(error) = &result {
-            self.broken = Some(error.reason.clone());
-        }
+        self.broken = match &result {
+            Err(error) => Some(error.reason.clone()),
+            Ok(_) if self.unanswered => Some("an earlier window was not confirmed in time".to_owned()),
+            Ok(_) => None,
+        };
         result
     }
 
     /// A message that the broker refuses by closing the channel (a reply to where we may not write, an exchange that
     /// is gone) must not take its neighbours along, now or at the next attempt: each on its own. Those that had
     /// arrived before the channel was closed go out twice.
-    async fn one_by_one(&mut self, window: &[Wire<'_>]) -> Result<Vec<PublishOutcome>, QueueError> {
+    async fn one_by_one(&mut self, window: &[Wire<'_>], deadline: Instant) -> Result<Vec<PublishOutcome>, QueueError> {
         self.renew().await?;
         let mut outcomes = Vec::with_capacity(window.len());
         for wire in window {
-            match self.attempt(std::slice::from_ref(wire)).await {
+            match self.attempt(std::slice::from_ref(wire), deadline).await {
                 Ok(outcome) => outcomes.extend(outcome),
                 Err(Failed::Channel(error)) => {
                     outcomes.push(PublishOutcome::Unconfirmed(error.reason));
                     self.renew().await?;
                 }
                 Err(Failed::Connection(error)) => return Err(error),
+            }
+            if self.unanswered {
+                outcomes.resize(window.len(), PublishOutcome::Unconfirmed("not sent: no time left".to_owned()));
+                break;
             }
         }
         Ok(outcomes)
@@ -218,8 +230,7 @@ impl ConfirmChannel {
         }
     }
 
-    async fn attempt(&mut self, window: &[Wire<'_>]) -> Result<Vec<PublishOutcome>, Failed> {
-        let deadline = Instant::now() + self.confirm_timeout;
+    async fn attempt(&mut self, window: &[Wire<'_>], deadline: Instant) -> Result<Vec<PublishOutcome>, Failed> {
         let channel = &self.session.channel;
         let send = async {
             let mut confirms = Vec::with_capacity(window.len());
@@ -244,9 +255,8 @@ impl ConfirmChannel {
                 Err(_) => window_confirms.answers.push(Answered::Not),
             }
         }
-        if window_confirms.answers.contains(&Answered::Not) {
-            self.broken = Some("an earlier window was not confirmed in time".to_owned());
-        } else {
+        self.unanswered = window_confirms.answers.contains(&Answered::Not);
+        if !self.unanswered {
             let leftovers = until(deadline, PUBLISH, channel.wait_for_confirms()).await.map_err(Failed::Connection)?;
             leftovers.iter().for_each(|message| window_confirms.returned(message));
         }

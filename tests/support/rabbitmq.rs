@@ -1,0 +1,157 @@
+//! A private RabbitMQ: a node of its own, with an epmd, a cookie, a home and ports of its own, so that it neither
+//! finds nor disturbs a broker that runs on this machine. No plugins, hence no management API and no virtual hosts to
+//! make: tests keep apart by [`unique`](super::unique) names of queues and exchanges.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use reprieve::embedded::keeper::{Charge, Keeper, Signal, free_port};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::OnceCell;
+
+/// Four seconds on an idle machine, most of it loading code.
+const STARTING: Duration = Duration::from_secs(120);
+
+/// Debian's own script first: the one on its PATH is a wrapper that changes the user and drops our environment.
+const SERVERS: &[&str] = &["/usr/lib/rabbitmq/bin/rabbitmq-server"];
+const EPMDS: &[&str] = &["/usr/bin/epmd", "/usr/lib/erlang/bin/epmd"];
+
+/// A private broker. Dropping it ends it and removes its data.
+pub struct RabbitMq {
+    // Dropped in this order: the node before the name server that it is registered with.
+    node: Keeper,
+    epmd: Keeper,
+    dir: PathBuf,
+    port: u16,
+}
+
+/// This binary's broker, for tests that leave it running.
+pub async fn shared() -> &'static RabbitMq {
+    static SERVER: OnceCell<RabbitMq> = OnceCell::const_new();
+    SERVER.get_or_init(RabbitMq::start).await
+}
+
+impl RabbitMq {
+    /// Starts a broker of its own, for a test that kills or stops it.
+    pub async fn start() -> RabbitMq {
+        let server = find("rabbitmq-server", SERVERS);
+        let epmd_program = find("epmd", EPMDS);
+        let dir = super::server_directory("rabbitmq");
+        let [port, dist_port, epmd_port] = [(); 3].map(|()| free_port().expect("a port is free"));
+        write(&dir, ".erlang.cookie", &super::unique("cookie"));
+        let secret = std::os::unix::fs::PermissionsExt::from_mode(0o400);
+        std::fs::set_permissions(dir.join(".erlang.cookie"), secret).expect("our own file");
+        write(&dir, "enabled_plugins", "[].");
+        // The default of 50 MB would block every publisher on a machine with a full disk, and the tests would hang.
+        write(&dir, "rabbitmq.conf", "disk_free_limit.absolute = 1MB\nlog.console = false\n");
+
+        let path = |name: &str| dir.join(name).into_os_string();
+        let env = vec![
+            ("HOME".into(), dir.clone().into_os_string()),
+            ("RABBITMQ_NODENAME".into(), format!("reprieve-{port}@localhost").into()),
+            ("RABBITMQ_NODE_IP_ADDRESS".into(), "127.0.0.1".into()),
+            ("RABBITMQ_NODE_PORT".into(), port.to_string().into()),
+            ("RABBITMQ_DIST_PORT".into(), dist_port.to_string().into()),
+            ("ERL_EPMD_PORT".into(), epmd_port.to_string().into()),
+            ("ERL_EPMD_ADDRESS".into(), "127.0.0.1".into()),
+            ("RABBITMQ_MNESIA_BASE".into(), path("data")),
+            ("RABBITMQ_LOG_BASE".into(), path("logs")),
+            ("RABBITMQ_ENABLED_PLUGINS_FILE".into(), path("enabled_plugins")),
+            ("RABBITMQ_CONFIG_FILE".into(), path("rabbitmq.conf")),
+            ("RABBITMQ_CONF_ENV_FILE".into(), "/dev/null".into()),
+            ("RABBITMQ_PID_FILE".into(), path("pid")),
+            // Makes the script become the server (exec), so that a signal meets it.
+            ("RUNNING_UNDER_SYSTEMD".into(), "true".into()),
+            // One scheduler, none of them spinning while idle: 4 s to start rather than 6 on two cores, and the tests
+            // keep the cores.
+            ("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS".into(), "+S 1:1 +sbwt none +sbwtdcpu none +sbwtdio none".into()),
+        ];
+        let epmd_dir = super::server_directory("epmd");
+        // In the foreground: left alone, the node would start a daemon that nobody ends.
+        let mut epmd = Keeper::hire(&Charge {
+            program: epmd_program,
+            args: ["-port", &epmd_port.to_string(), "-address", "127.0.0.1"].map(Into::into).to_vec(),
+            env: Vec::new(),
+            account: None,
+            log: epmd_dir.join("log"),
+            dir: epmd_dir,
+            ending: Signal::Kill,
+            grace: Duration::from_secs(1),
+        })
+        .expect("/bin/sh starts");
+        epmd.start().expect("the keeper answers");
+        let node = Keeper::hire(&Charge {
+            program: server,
+            args: Vec::new(),
+            env,
+            account: None,
+            log: dir.join("out"),
+            dir: dir.clone(),
+            ending: Signal::Kill,
+            grace: Duration::from_secs(20),
+        })
+        .expect("/bin/sh starts");
+
+        let mut broker = RabbitMq { node, epmd, dir, port };
+        broker.start_again().await;
+        broker
+    }
+
+    /// Its address, with the default user, who may do anything from loopback.
+    pub fn amqp_url(&self) -> String {
+        format!("amqp://guest:guest@127.0.0.1:{}/%2f", self.port)
+    }
+
+    /// The broker crashes; its data stays. Blocks for a moment.
+    pub fn kill9(&mut self) {
+        self.node.end(Signal::Kill).expect("the keeper answers");
+    }
+
+    /// Stops it in good order (about a second, blocking); its data stays.
+    pub fn stop(&mut self) {
+        self.node.end(Signal::Term).expect("the keeper answers");
+    }
+
+    /// Starts it again, on the same port and data; returns when it speaks AMQP.
+    pub async fn start_again(&mut self) {
+        self.node.start().expect("the keeper answers");
+        super::wait_until("RabbitMQ answers", STARTING, async || {
+            assert!(self.node.is_running(), "RabbitMQ ended while starting:\n{}", self.log());
+            greets(self.port).await.is_some()
+        })
+        .await;
+    }
+
+    /// Loses everything that it holds, queues and messages, and runs again: the same port, an empty broker.
+    pub async fn wipe(&mut self) {
+        self.kill9();
+        std::fs::remove_dir_all(self.dir.join("data")).expect("a crashed broker writes no more");
+        self.start_again().await;
+    }
+
+    fn log(&self) -> String {
+        let read = |path: PathBuf| std::fs::read_to_string(path).unwrap_or_default();
+        let logs = std::fs::read_dir(self.dir.join("logs")).into_iter().flatten().flatten();
+        logs.fold(read(self.dir.join("out")), |all, entry| all + &read(entry.path()))
+    }
+}
+
+/// Sends the protocol header and waits for the answer, which a broker that still boots does not give.
+async fn greets(port: u16) -> Option<()> {
+    let mut stream = super::connect(port).await?;
+    stream.write_all(b"AMQP\x00\x00\x09\x01").await.ok()?;
+    const METHOD_FRAME: u8 = 1;
+    (stream.read_u8().await.ok()? == METHOD_FRAME).then_some(())
+}
+
+fn write(dir: &Path, name: &str, text: &str) {
+    std::fs::write(dir.join(name), text).expect("our own directory");
+}
+
+fn find(program: &str, places: &[&str]) -> PathBuf {
+    let on_path = std::env::var_os("PATH").unwrap_or_default();
+    let on_path = std::env::split_paths(&on_path).map(|dir| dir.join(program));
+    places.iter().map(PathBuf::from).chain(on_path).find(|path| path.is_file()).unwrap_or_else(|| {
+        panic!("{program} of RabbitMQ was not found in {places:?} or on PATH; `scripts/setup test` installs it")
+    })
+}

@@ -7,6 +7,7 @@ pub(crate) mod error;
 pub mod faulty;
 pub mod memory;
 pub mod s3;
+pub mod stores;
 
 use async_trait::async_trait;
 

@@ -82,7 +82,7 @@ pub struct QueueError {
 }
 
 impl QueueError {
-    fn new(doing: impl Into<String>, reason: impl Into<String>) -> Self {
+    pub(crate) fn new(doing: impl Into<String>, reason: impl Into<String>) -> Self {
         Self { doing: doing.into(), reason: reason.into() }
     }
 }

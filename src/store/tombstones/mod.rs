@@ -205,6 +205,36 @@ pub async fn defer(conn: &mut PgConnection, id: TombstoneId, reason: &str, wait:
     Ok(done.rows_affected() == 1)
 }
 
+/// How long its restore window is still open, by the database's clock; zero when it is due.
+///
+/// # Errors
+/// The statement failed.
+pub async fn until_due(conn: &mut PgConnection, id: TombstoneId) -> Result<Duration, StoreError> {
+    let seconds: Option<f64> = sqlx::query_scalar(
+        "select greatest(extract(epoch from purge_after - now()), 0)::float8 from reprieve.tombstones where id = $1",
+    )
+    .bind(id.0)
+    .fetch_optional(conn)
+    .await?;
+    Ok(Duration::from_secs_f64(seconds.unwrap_or(0.0)))
+}
+
+/// How long its lease and its back-off still run; never zero, for it was not free a moment ago.
+///
+/// # Errors
+/// The statement failed.
+pub async fn until_free(conn: &mut PgConnection, id: TombstoneId) -> Result<Duration, StoreError> {
+    const LEAST: f64 = 0.2;
+    let seconds: Option<f64> = sqlx::query_scalar(
+        "select extract(epoch from greatest(lease_until, next_attempt_at) - now())::float8
+         from reprieve.tombstones where id = $1",
+    )
+    .bind(id.0)
+    .fetch_optional(conn)
+    .await?;
+    Ok(Duration::from_secs_f64(seconds.unwrap_or(LEAST).max(LEAST)))
+}
+
 /// How often a due resource was looked at in vain; spaces the next look.
 ///
 /// # Errors

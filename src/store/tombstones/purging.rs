@@ -141,14 +141,15 @@ pub async fn checkpoint(
     Ok(paused.map_or(Fenced::Lost, |paused| Fenced::Ours { paused }))
 }
 
-/// Extends the lease while a long request runs.
+/// Extends the lease while a long request runs. A purge that has just finished is not a lost one.
 ///
 /// # Errors
 /// The statement failed.
 pub async fn renew(conn: &mut PgConnection, lease: &Lease) -> Result<Fenced, StoreError> {
     let done = sqlx::query(
-        "update reprieve.tombstones set lease_until = now() + $3 * interval '1 second'
-         where id = $1 and fence = $2 and state = 'purging'",
+        "update reprieve.tombstones
+         set lease_until = case when state = 'purging' then now() + $3 * interval '1 second' end
+         where id = $1 and fence = $2",
     )
     .bind(lease.id.0)
     .bind(lease.fence.0)
@@ -177,7 +178,8 @@ pub async fn count_rows(conn: &mut PgConnection, lease: &Lease, rows: u64) -> Re
     Ok(ours(done.rows_affected()))
 }
 
-/// Gives the lease back and looks again after `wait`. With `error` the delivery has failed and counts as an attempt.
+/// Gives the lease back and looks again after `wait`. With `error` the delivery has failed and counts as an attempt;
+/// one that has not failed makes the count begin anew.
 ///
 /// # Errors
 /// The statement failed.
@@ -190,7 +192,7 @@ pub async fn pass_on(
     let done = sqlx::query(
         "update reprieve.tombstones
          set lease_owner = null, lease_until = null, next_attempt_at = now() + $3 * interval '1 second',
-             attempts = case when $4::text is null then attempts else attempts + 1 end, last_error = $4
+             attempts = case when $4::text is null then 0 else attempts + 1 end, last_error = $4
          where id = $1 and fence = $2 and state = 'purging'",
     )
     .bind(lease.id.0)
@@ -199,20 +201,6 @@ pub async fn pass_on(
     .bind(error)
     .execute(conn)
     .await?;
-    Ok(ours(done.rows_affected()))
-}
-
-/// Attempts start to count anew: the purge has got further.
-///
-/// # Errors
-/// The statement failed.
-pub async fn reset_attempts(conn: &mut PgConnection, lease: &Lease) -> Result<Fenced, StoreError> {
-    let done =
-        sqlx::query("update reprieve.tombstones set attempts = 0 where id = $1 and fence = $2 and state = 'purging'")
-            .bind(lease.id.0)
-            .bind(lease.fence.0)
-            .execute(conn)
-            .await?;
     Ok(ours(done.rows_affected()))
 }
 

@@ -1,0 +1,217 @@
+//! The claim: the point of no return, or the reason why not.
+//!
+//! Invariant: tombstone and resource row are locked, in this order, and the references are asked under these locks.
+//! Either the one commit at the end raises the fence, or the resource stays restorable. A check that fails, a map that
+//! no longer knows the kind, a mark that somebody took away: each means "not now".
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::{Purger, checkpoint::Checkpoint};
+use crate::{
+    domain::{
+        ids::TombstoneId,
+        map::ResourceKind,
+        progress::Progress,
+        state::State,
+        tombstone::{Blocker, Tombstone},
+    },
+    history,
+    queue::message::PurgeTask,
+    store::{
+        StoreError, Tx,
+        audit::Happened,
+        commit, holds, outbox, pauses,
+        platform::{self, Locking},
+        tombstones::{self, purging, purging::Lease},
+    },
+};
+
+/// A purge that is ours to work on, past the point of no return.
+#[derive(Debug)]
+pub(super) struct Claimed {
+    pub(super) lease: Lease,
+    pub(super) tombstone: Tombstone,
+    pub(super) checkpoint: Checkpoint,
+    pub(super) progress: Progress,
+}
+
+/// What a claim found.
+#[derive(Debug)]
+pub(super) enum Claim {
+    /// Ours.
+    Ours(Box<Claimed>),
+    /// In use, by these; it is looked at again later.
+    Blocked(Vec<Blocker>),
+    /// Not now, for this reason; it is looked at again later.
+    Deferred(String),
+    /// Nothing to do: closed, stuck, or no such tombstone.
+    Nothing(&'static str),
+}
+
+impl Purger {
+    /// Claims a tombstone, or says why not. A crash before the commit changes nothing; after it, the lease runs out
+    /// and another worker takes over.
+    pub(super) async fn claim(&self, id: TombstoneId) -> Result<Claim, super::PurgeError> {
+        let mut tx = self.store.begin().await?;
+        let Some(tombstone) = tombstones::lock(&mut tx, id).await? else {
+            return Ok(Claim::Nothing("there is no such tombstone"));
+        };
+        match tombstone.state {
+            State::Restored | State::Purged => Ok(Claim::Nothing("it is closed")),
+            State::Stuck => Ok(Claim::Nothing("it is stuck and waits for a retry")),
+            State::Purging => self.resume(tx, tombstone).await,
+            State::Trashed | State::Blocked => self.begin(tx, tombstone).await,
+        }
+    }
+
+    async fn resume(&self, mut tx: Tx, tombstone: Tombstone) -> Result<Claim, super::PurgeError> {
+        if let Some(pause) = pauses::concerning(&mut tx, &tombstone).await? {
+            let wait = self.recheck.delay_for(1);
+            let reason = paused_by(&pause);
+            return self.later(tx, &tombstone, wait, reason).await;
+        }
+        let fence = purging::take_over(&mut tx, tombstone.id, &self.owner, self.config.lease).await?;
+        let Some(fence) = fence else {
+            // a duplicate task, or the former owner has died and its lease has not run out yet: look again then
+            let wait = tombstones::until_free(&mut tx, tombstone.id).await?;
+            return self.later(tx, &tombstone, wait, "another worker holds the lease, or it is not due".into()).await;
+        };
+        let lease = Lease { id: tombstone.id, fence, duration: self.config.lease };
+        let stored = purging::load_checkpoint(&mut tx, tombstone.id).await?;
+        let checkpoint = stored.map(serde_json::from_value).transpose()?.unwrap_or_default();
+        commit(tx).await?;
+        let progress = tombstone.progress;
+        Ok(Claim::Ours(Box::new(Claimed { lease, tombstone, checkpoint, progress })))
+    }
+
+    async fn begin(&self, mut tx: Tx, tombstone: Tombstone) -> Result<Claim, super::PurgeError> {
+        let rechecks = tombstones::rechecks(&mut tx, tombstone.id).await?;
+        let wait = self.recheck.delay_for(rechecks.saturating_add(1));
+        let remaining = tombstones::until_due(&mut tx, tombstone.id).await?;
+        if !remaining.is_zero() {
+            return self.later(tx, &tombstone, remaining, "its window is still open".into()).await;
+        }
+        if let Some(hold) = holds::find(&mut tx, &tombstone.resource).await? {
+            let why = hold.reason.map(|reason| format!(": {reason}")).unwrap_or_default();
+            return self.defer(tx, &tombstone, wait, format!("held by {}{why}", hold.actor)).await;
+        }
+        if let Some(pause) = pauses::concerning(&mut tx, &tombstone).await? {
+            return self.defer(tx, &tombstone, wait, paused_by(&pause)).await;
+        }
+        let Ok(kind) = self.map.kind(tombstone.resource.kind.as_str()) else {
+            let reason = format!("the resource map no longer has the kind {}", tombstone.resource.kind);
+            return self.defer(tx, &tombstone, wait, reason).await;
+        };
+        let looked = self.look(&mut tx, kind, &tombstone).await;
+        let (row_found, blockers) = match looked {
+            Ok(looked) => looked,
+            Err(error) if error.is_transient() => return Err(error.into()),
+            Err(error) => {
+                // the failed query has spoiled its transaction
+                drop(tx);
+                let tx = self.store.begin().await?;
+                return self.defer(tx, &tombstone, wait, error.to_string()).await;
+            }
+        };
+        if !blockers.is_empty() {
+            return self.block(tx, tombstone, blockers, wait).await;
+        }
+        let begun = purging::begin(&mut tx, tombstone.id, &self.owner, self.config.lease, row_found).await?;
+        let Some(fence) = begun else { return Ok(Claim::Nothing("it was closed meanwhile")) };
+        let details = json!({ "row_found": row_found, "locations": tombstone.locations });
+        history::record(&mut tx, Happened::PurgeBegun, &tombstone, &self.provenance(), details).await?;
+        outbox::remove_purge(&mut tx, tombstone.id).await?;
+        commit(tx).await?;
+        let lease = Lease { id: tombstone.id, fence, duration: self.config.lease };
+        let progress = tombstone.progress;
+        Ok(Claim::Ours(Box::new(Claimed { lease, tombstone, checkpoint: Checkpoint::default(), progress })))
+    }
+
+    /// Locks the resource's row and asks who uses it.
+    async fn look(
+        &self,
+        tx: &mut Tx,
+        kind: &ResourceKind,
+        tombstone: &Tombstone,
+    ) -> Result<(bool, Vec<Blocker>), StoreError> {
+        let resource = &tombstone.resource;
+        let row = platform::find(&mut *tx, kind, &resource.id, Locking::ForUpdate).await?;
+        let mut blockers = platform::blockers(&mut *tx, kind, &resource.id).await?;
+        let circumstance = |reference: &str, label: &str| Blocker {
+            resource: resource.to_string(),
+            reference: reference.into(),
+            id: tombstone.id.to_string(),
+            label: label.into(),
+        };
+        match &row {
+            Some(row) if !row.fits => {
+                blockers.push(circumstance("changed kind", "its row no longer matches the map's `where`"));
+            }
+            Some(row) if row.marked == Some(false) => {
+                blockers.push(circumstance("undeleted row", "somebody took the platform's deletion mark away"));
+            }
+            Some(_) | None => {}
+        }
+        for child in tombstones::children_of(&mut *tx, tombstone.id).await? {
+            if child.state.is_open() {
+                blockers.push(Blocker {
+                    resource: resource.to_string(),
+                    reference: "child in the trash".into(),
+                    id: child.id.to_string(),
+                    label: format!("{} ({})", child.resource, child.state),
+                });
+            }
+        }
+        Ok((row.is_some(), blockers))
+    }
+
+    async fn block(
+        &self,
+        mut tx: Tx,
+        tombstone: Tombstone,
+        blockers: Vec<Blocker>,
+        wait: Duration,
+    ) -> Result<Claim, super::PurgeError> {
+        tombstones::block(&mut tx, tombstone.id, &blockers, wait).await?;
+        if tombstone.state != State::Blocked || tombstone.blockers != blockers {
+            let details = json!({ "blockers": blockers });
+            history::record(&mut tx, Happened::Blocked, &tombstone, &self.provenance(), details).await?;
+        }
+        outbox::schedule_purge(&mut tx, tombstone.id, &PurgeTask { tombstone: tombstone.id }.encode(), wait).await?;
+        commit(tx).await?;
+        Ok(Claim::Blocked(blockers))
+    }
+
+    /// Not now: notes the reason and looks again after `wait`.
+    async fn defer(
+        &self,
+        mut tx: Tx,
+        tombstone: &Tombstone,
+        wait: Duration,
+        reason: String,
+    ) -> Result<Claim, super::PurgeError> {
+        tombstones::defer(&mut tx, tombstone.id, &reason, wait).await?;
+        self.later(tx, tombstone, wait, reason).await
+    }
+
+    /// Puts the task back into the outbox, to leave after `wait`.
+    async fn later(
+        &self,
+        mut tx: Tx,
+        tombstone: &Tombstone,
+        wait: Duration,
+        reason: String,
+    ) -> Result<Claim, super::PurgeError> {
+        outbox::schedule_purge(&mut tx, tombstone.id, &PurgeTask { tombstone: tombstone.id }.encode(), wait).await?;
+        commit(tx).await?;
+        Ok(Claim::Deferred(reason))
+    }
+}
+
+fn paused_by(pause: &pauses::Pause) -> String {
+    let name = if pause.name.is_empty() { String::new() } else { format!(" {}", pause.name) };
+    let why = pause.reason.as_deref().map(|reason| format!(": {reason}")).unwrap_or_default();
+    format!("{}{name} is paused by {}{why}", pause.scope, pause.actor)
+}

@@ -1,0 +1,240 @@
+//! Empties the locations of a tombstone: list, delete in batches, account for every key.
+//!
+//! Invariant: before a batch leaves, one fenced write has stored it, settled the batch before it, extended the lease
+//! and asked for pauses. A worker whose lease is lost sends nothing more. Keys that fail in passing are tried again
+//! alone; one that cannot be deleted holds up no other. `Unknown` becomes absent by a fresh listing and nothing else.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use super::{
+    Budget, PurgeError, Purger,
+    checkpoint::{Checkpoint, Entry},
+    claim::Claimed,
+};
+use crate::{
+    domain::{
+        location::Location,
+        outcome::{FailureClass, KeyOutcome, ObjectRef},
+        progress::Progress,
+    },
+    objects::{Cursor, stores::NamedStore},
+    store::tombstones::purging::{self, Fenced},
+};
+
+/// Every location was listed to its end, and nothing was left behind.
+#[derive(Debug)]
+pub(super) struct Emptied {
+    pub(super) claimed: Box<Claimed>,
+}
+
+/// Where emptying ended.
+#[derive(Debug)]
+#[must_use]
+pub(super) enum Emptying {
+    /// Done; to be verified.
+    Emptied(Emptied),
+    /// The slice is over; the checkpoint says where to go on.
+    OutOfTime(Box<Claimed>),
+    /// Somebody paused it.
+    Paused(Box<Claimed>),
+    /// The pass is over and objects are left, as the checkpoint says.
+    Leftovers(Box<Claimed>),
+}
+
+/// Whether the next batch may leave.
+enum Go {
+    On,
+    Paused,
+}
+
+impl Purger {
+    /// Goes on with the pass over the locations, or begins one.
+    pub(super) async fn empty(&self, mut claimed: Box<Claimed>, budget: &Budget) -> Result<Emptying, PurgeError> {
+        if claimed.checkpoint.is_fresh() {
+            claimed.progress.begin_pass();
+        }
+        while let Some(location) = claimed.tombstone.locations.get(claimed.checkpoint.location).cloned() {
+            let store = self.stores.get(&location.store)?.clone();
+            let in_hand = std::mem::take(&mut claimed.checkpoint.in_hand);
+            if !in_hand.is_empty() {
+                // sent by whoever worked on this before; nobody has counted it
+                if let Some(end) = self.delete_batch(&mut claimed, &store, &location, in_hand, budget).await? {
+                    return Ok(end.of(claimed));
+                }
+            }
+            let page = store
+                .objects
+                .list(&location.bucket, location.prefix.as_str(), claimed.checkpoint.after.as_ref())
+                .await?;
+            for chunk in page.entries.chunks(store.batch_size) {
+                let batch = chunk.iter().map(Entry::from).collect();
+                if let Some(end) = self.delete_batch(&mut claimed, &store, &location, batch, budget).await? {
+                    return Ok(end.of(claimed));
+                }
+            }
+            let checkpoint = &mut claimed.checkpoint;
+            match page.next {
+                Some(next) => checkpoint.after = Some(next),
+                None => {
+                    checkpoint.location += 1;
+                    checkpoint.after = None;
+                }
+            }
+        }
+        if let Go::Paused = self.write_checkpoint(&claimed).await? {
+            return Ok(Emptying::Paused(claimed));
+        }
+        if claimed.progress.has_leftovers() {
+            Ok(Emptying::Leftovers(claimed))
+        } else {
+            Ok(Emptying::Emptied(Emptied { claimed }))
+        }
+    }
+
+    /// Writes the batch down, deletes it, counts it. `Some`: the slice has to end here.
+    async fn delete_batch(
+        &self,
+        claimed: &mut Claimed,
+        store: &NamedStore,
+        location: &Location,
+        batch: Vec<Entry>,
+        budget: &Budget,
+    ) -> Result<Option<Early>, PurgeError> {
+        if budget.is_spent() {
+            claimed.checkpoint.in_hand = batch;
+            self.write_checkpoint(claimed).await?;
+            return Ok(Some(Early::OutOfTime));
+        }
+        claimed.checkpoint.in_hand = batch;
+        // a crash from here on leaves a batch that is written down and not counted: it will be sent again
+        if let Go::Paused = self.write_checkpoint(claimed).await? {
+            return Ok(Some(Early::Paused));
+        }
+        let batch = &claimed.checkpoint.in_hand;
+        let after = claimed.checkpoint.after.as_ref();
+        let outcomes = self.settle(store, location, batch, after, budget).await?;
+        let batch = std::mem::take(&mut claimed.checkpoint.in_hand);
+        let mut counted = Progress::default();
+        for entry in &batch {
+            let object = entry.object();
+            // each object of a listing is named once in it; one named twice counts once
+            let outcome = outcomes.get(&object).unwrap_or(&KeyOutcome::Unknown);
+            counted.count(outcome, entry.size);
+            claimed.progress.count(outcome, entry.size);
+            if let KeyOutcome::Failed(why) = outcome {
+                tracing::debug!(s3.key = object.key, code = why.code, "object stays behind");
+                claimed.checkpoint.leave(&object, why);
+            }
+        }
+        self.metrics.count_objects(&location.store, &counted);
+        claimed.checkpoint.after = batch.last().map(Entry::cursor);
+        Ok(None)
+    }
+
+    /// Deletes a batch until every key is settled: gone, absent, or failed for good in this pass.
+    async fn settle(
+        &self,
+        store: &NamedStore,
+        location: &Location,
+        batch: &[Entry],
+        after: Option<&Cursor>,
+        budget: &Budget,
+    ) -> Result<HashMap<ObjectRef, KeyOutcome>, PurgeError> {
+        let mut settled = HashMap::with_capacity(batch.len());
+        let mut pending: Vec<ObjectRef> = batch.iter().map(Entry::object).collect();
+        let mut passing: BTreeMap<ObjectRef, KeyOutcome> = BTreeMap::new();
+        for attempt in 1..=self.config.key_attempts {
+            passing.clear();
+            let answer = store.objects.delete(&location.bucket, &pending).await;
+            if let Some(why) = answer.lost_answer() {
+                tracing::warn!(s3.bucket = location.bucket, code = why.code, message = why.message, "answer lost");
+            }
+            for (object, outcome) in answer.into_outcomes() {
+                let again = match &outcome {
+                    KeyOutcome::Deleted | KeyOutcome::AlreadyAbsent => false,
+                    KeyOutcome::Failed(why) => why.class != FailureClass::Permanent,
+                    KeyOutcome::Unknown => true,
+                };
+                if again {
+                    passing.insert(object, outcome);
+                } else {
+                    settled.insert(object, outcome);
+                }
+            }
+            if passing.is_empty() {
+                return Ok(settled);
+            }
+            if attempt < self.config.key_attempts {
+                self.metrics.key_retries(&location.store, passing.len());
+                tokio::select! {
+                    () = tokio::time::sleep(self.key_backoff.delay_for(attempt)) => {}
+                    () = budget.stop.cancelled() => break,
+                }
+                pending = passing.keys().cloned().collect();
+            }
+        }
+        let present = still_there(store, location, after, &passing).await?;
+        for (object, outcome) in passing {
+            let outcome = match outcome {
+                _ if !present.contains(&object) => KeyOutcome::AlreadyAbsent,
+                outcome => outcome,
+            };
+            settled.insert(object, outcome);
+        }
+        Ok(settled)
+    }
+
+    /// Fences, settles, extends, and asks for pauses, in one write.
+    async fn write_checkpoint(&self, claimed: &Claimed) -> Result<Go, PurgeError> {
+        let mut conn = self.store.conn().await?;
+        let checkpoint = serde_json::to_value(&claimed.checkpoint)?;
+        match purging::checkpoint(&mut conn, &claimed.lease, &claimed.progress, &checkpoint).await? {
+            Fenced::Ours { paused: false } => Ok(Go::On),
+            Fenced::Ours { paused: true } => Ok(Go::Paused),
+            Fenced::Lost => Err(PurgeError::LeaseLost),
+        }
+    }
+
+    /// Forgets the pass, so that the next one lists everything anew.
+    pub(super) async fn begin_anew(&self, claimed: &mut Claimed) -> Result<(), PurgeError> {
+        claimed.checkpoint = Checkpoint::default();
+        self.write_checkpoint(claimed).await.map(|_| ())
+    }
+}
+
+/// Which of `asked` a fresh listing still shows. They were listed one after the other from `after` on, so it ends with
+/// the first page that shows none of them. Should one hide further on, the verification finds it.
+async fn still_there(
+    store: &NamedStore,
+    location: &Location,
+    after: Option<&Cursor>,
+    asked: &BTreeMap<ObjectRef, KeyOutcome>,
+) -> Result<BTreeSet<ObjectRef>, PurgeError> {
+    let mut present = BTreeSet::new();
+    let mut after = after.cloned();
+    loop {
+        let page = store.objects.list(&location.bucket, location.prefix.as_str(), after.as_ref()).await?;
+        let known = present.len();
+        let shown = page.entries.iter().map(|entry| &entry.object).filter(|object| asked.contains_key(object));
+        present.extend(shown.cloned());
+        after = match page.next {
+            Some(next) if present.len() > known && present.len() < asked.len() => Some(next),
+            _ => return Ok(present),
+        };
+    }
+}
+
+/// A slice that ends before the pass does.
+enum Early {
+    OutOfTime,
+    Paused,
+}
+
+impl Early {
+    fn of(self, claimed: Box<Claimed>) -> Emptying {
+        match self {
+            Self::OutOfTime => Emptying::OutOfTime(claimed),
+            Self::Paused => Emptying::Paused(claimed),
+        }
+    }
+}

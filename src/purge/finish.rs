@@ -1,0 +1,76 @@
+//! The end: the resource's own row, the tombstone, the receipt, in one transaction.
+//!
+//! Invariant: a receipt exists exactly when the row is gone and the tombstone closed. The row is deleted last of all.
+
+use serde_json::{Value, json};
+
+use super::{PurgeError, Purger, rows::RowsGone};
+use crate::{
+    domain::tombstone::Tombstone,
+    history,
+    queue::message::PurgeTask,
+    store::{
+        audit::Happened,
+        commit, outbox, platform,
+        tombstones::{self, purging},
+    },
+};
+
+/// A purge that is over.
+#[derive(Debug)]
+pub(super) struct Finished {
+    pub(super) tombstone: Tombstone,
+    /// Seconds from the point of no return to here.
+    pub(super) seconds: f64,
+}
+
+impl Purger {
+    pub(super) async fn finish(&self, gone: RowsGone) -> Result<Finished, PurgeError> {
+        let RowsGone { mut claimed } = gone;
+        let kind = self.kind_of(&claimed)?;
+        let mut tx = self.store.begin().await?;
+        let rows = platform::delete_row(&mut tx, kind, &claimed.tombstone.resource.id).await?;
+        let Some((began, ended)) = purging::finish(&mut tx, &claimed.lease, rows).await? else {
+            return Err(PurgeError::LeaseLost);
+        };
+        claimed.progress.rows_deleted += rows;
+        let mut tombstone = claimed.tombstone;
+        tombstone.progress = claimed.progress;
+        let seconds = (ended - began).as_seconds_f64();
+        let receipt = receipt(&tombstone, rows, seconds);
+        history::record(&mut tx, Happened::Purged, &tombstone, &self.provenance(), receipt).await?;
+        outbox::remove_purge(&mut tx, tombstone.id).await?;
+        if let Some(parent) = tombstone.parent {
+            // it may have waited for this child
+            let due = tombstones::wake(&mut tx, Some(&[parent.0])).await?;
+            for parent in due {
+                let task = PurgeTask { tombstone: parent }.encode();
+                outbox::schedule_purge(&mut tx, parent, &task, std::time::Duration::ZERO).await?;
+            }
+        }
+        commit(tx).await?;
+        Ok(Finished { tombstone, seconds })
+    }
+}
+
+/// What the purge did, as the audit log keeps it.
+fn receipt(tombstone: &Tombstone, row_deleted: u64, seconds: f64) -> Value {
+    let progress = &tombstone.progress;
+    json!({
+        "objects": {
+            "listed": progress.objects_listed,
+            "deleted": progress.objects_deleted,
+            "absent": progress.objects_absent,
+            "failed": progress.objects_failed,
+            "unknown": progress.objects_unknown,
+        },
+        "bytes_freed": progress.bytes_freed,
+        "rows_deleted": progress.rows_deleted,
+        "row_found": tombstone.row_found,
+        "row_deleted": row_deleted == 1,
+        "verified_empty": tombstone.locations,
+        "seconds": seconds,
+        "trashed_by": tombstone.actor,
+        "name": tombstone.name,
+    })
+}

@@ -1,0 +1,64 @@
+//! Deletes the child rows, a few thousand a transaction.
+//!
+//! Invariant: rows go after the objects that they alone list, which is why this takes [`Verified`]. Each chunk is
+//! deleted and counted in one fenced transaction.
+
+use super::{Budget, PurgeError, Purger, claim::Claimed, verify::Verified};
+use crate::{
+    domain::map::ResourceKind,
+    store::{
+        StoreError, commit, platform,
+        tombstones::purging::{self, Fenced},
+    },
+};
+
+/// No child row is left.
+#[derive(Debug)]
+pub(super) struct RowsGone {
+    pub(super) claimed: Box<Claimed>,
+}
+
+/// Where deleting rows ended.
+#[derive(Debug)]
+#[must_use]
+pub(super) enum Rows {
+    /// Done; to be finished.
+    Gone(RowsGone),
+    /// The slice is over; the next one verifies again and goes on.
+    OutOfTime(Box<Claimed>),
+}
+
+impl Purger {
+    pub(super) async fn delete_rows(&self, verified: Verified, budget: &Budget) -> Result<Rows, PurgeError> {
+        let Verified { mut claimed } = verified;
+        let kind = self.kind_of(&claimed)?;
+        for rows in &kind.rows {
+            loop {
+                if budget.is_spent() {
+                    return Ok(Rows::OutOfTime(claimed));
+                }
+                let mut tx = self.store.begin().await?;
+                let resource = &claimed.tombstone.resource;
+                let chunk = self.config.row_chunk;
+                let deleted = platform::delete_child_rows(&mut tx, kind, rows, &resource.id, chunk).await?;
+                if deleted == 0 {
+                    break;
+                }
+                if purging::count_rows(&mut tx, &claimed.lease, deleted).await? == Fenced::Lost {
+                    return Err(PurgeError::LeaseLost);
+                }
+                commit(tx).await?;
+                claimed.progress.rows_deleted += deleted;
+            }
+        }
+        Ok(Rows::Gone(RowsGone { claimed }))
+    }
+
+    /// The kind of a purge that has begun; it may have left the map since, and then nobody knows its rows.
+    pub(super) fn kind_of(&self, claimed: &Claimed) -> Result<&ResourceKind, StoreError> {
+        let name = claimed.tombstone.resource.kind.as_str();
+        self.map.kind(name).map_err(|_| {
+            StoreError::Unusable(format!("the resource map no longer has the kind {name}; add it again to finish"))
+        })
+    }
+}

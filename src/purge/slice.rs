@@ -1,0 +1,243 @@
+//! One delivery's share of a purge: claim it, go on where it stands, and write down what comes next.
+//!
+//! Invariant: a slice ends in exactly one way, and each way but the lost lease has written what happens next before it
+//! returns. While it runs a heartbeat extends the lease; when the heartbeat finds the lease lost, the slice is dropped
+//! where it stands, which is what a crash would have done.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::{
+    Budget, PurgeError, Purger,
+    claim::{Claim, Claimed},
+    empty::Emptying,
+    rows::Rows,
+    verify::Verification,
+};
+use crate::{
+    domain::{ids::TombstoneId, tombstone::Tombstone},
+    history,
+    queue::message::PurgeTask,
+    store::{
+        StoreError,
+        audit::Happened,
+        commit, outbox,
+        tombstones::purging::{self, Fenced, Lease},
+    },
+};
+
+/// How a slice ended.
+#[derive(Debug, Clone, PartialEq)]
+pub enum SliceEnd {
+    /// Purged, with its receipt in the audit log.
+    Purged,
+    /// Out of time; the rest is a new task.
+    Continues,
+    /// In use, by so many; looked at again later.
+    Blocked(usize),
+    /// Not now, for this reason.
+    Deferred(String),
+    /// Failed; tried again later.
+    Failed(String),
+    /// Set aside, for this reason.
+    Stuck(String),
+    /// Nothing to do.
+    Nothing(&'static str),
+    /// Another worker has taken over.
+    LeaseLost,
+}
+
+impl SliceEnd {
+    /// The label of the metric.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Purged => "purged",
+            Self::Continues => "continued",
+            Self::Blocked(_) => "blocked",
+            Self::Deferred(_) => "deferred",
+            Self::Failed(_) => "failed",
+            Self::Stuck(_) => "stuck",
+            Self::Nothing(_) => "nothing",
+            Self::LeaseLost => "lease_lost",
+        }
+    }
+}
+
+/// What the stages came to, before it is written down.
+enum Outcome {
+    Finished(Box<super::finish::Finished>),
+    OutOfTime(Lease),
+    Paused(Lease),
+    /// Objects are left; whether some of them for good.
+    Leftovers {
+        lease: Lease,
+        reason: String,
+        permanent: bool,
+    },
+}
+
+impl Purger {
+    /// Works on a tombstone for one slice.
+    ///
+    /// # Errors
+    /// The database cannot be reached; what was begun resumes when the lease has run out.
+    pub async fn run_slice(&self, id: TombstoneId, budget: &Budget) -> Result<SliceEnd, StoreError> {
+        let claimed = match self.claim(id).await {
+            Ok(Claim::Ours(claimed)) => claimed,
+            Ok(Claim::Blocked(blockers)) => return Ok(SliceEnd::Blocked(blockers.len())),
+            Ok(Claim::Deferred(reason)) => return Ok(SliceEnd::Deferred(reason)),
+            Ok(Claim::Nothing(why)) => return Ok(SliceEnd::Nothing(why)),
+            Err(PurgeError::Store(error)) => return Err(error),
+            Err(error) => return Err(StoreError::Unusable(error.to_string())),
+        };
+        let (lease, tombstone) = (claimed.lease, claimed.tombstone.clone());
+        tracing::info!(tombstone.id = %id, resource = %tombstone.resource, fence = lease.fence.0, "purging");
+        let worked = tokio::select! {
+            worked = self.stages(claimed, budget) => worked,
+            lost = self.keep_alive(&lease) => Err(lost),
+        };
+        self.conclude(&tombstone, &lease, worked).await
+    }
+
+    async fn stages(&self, claimed: Box<Claimed>, budget: &Budget) -> Result<Outcome, PurgeError> {
+        let emptied = match self.empty(claimed, budget).await? {
+            Emptying::Emptied(emptied) => emptied,
+            Emptying::OutOfTime(claimed) => return Ok(Outcome::OutOfTime(claimed.lease)),
+            Emptying::Paused(claimed) => return Ok(Outcome::Paused(claimed.lease)),
+            Emptying::Leftovers(mut claimed) => {
+                let reason = claimed.checkpoint.describe_leftovers();
+                let permanent = claimed.checkpoint.leftovers.iter().any(|left| left.permanent);
+                self.begin_anew(&mut claimed).await?;
+                return Ok(Outcome::Leftovers { lease: claimed.lease, reason, permanent });
+            }
+        };
+        let verified = match self.verify(emptied).await? {
+            Verification::Verified(verified) => verified,
+            Verification::Refilled(mut claimed, found) => {
+                self.begin_anew(&mut claimed).await?;
+                let reason = format!(
+                    "objects appeared after their prefix was emptied, such as {found}: is a writer still running?"
+                );
+                return Ok(Outcome::Leftovers { lease: claimed.lease, reason, permanent: false });
+            }
+        };
+        match self.delete_rows(verified, budget).await? {
+            Rows::Gone(gone) => Ok(Outcome::Finished(Box::new(self.finish(gone).await?))),
+            Rows::OutOfTime(mut claimed) => {
+                // whoever goes on has to list again before it deletes another row
+                self.begin_anew(&mut claimed).await?;
+                Ok(Outcome::OutOfTime(claimed.lease))
+            }
+        }
+    }
+
+    /// Extends the lease every third of it; returns only when it is lost.
+    async fn keep_alive(&self, lease: &Lease) -> PurgeError {
+        loop {
+            tokio::time::sleep(lease.duration / 3).await;
+            let renewed = match self.store.conn().await {
+                Ok(mut conn) => purging::renew(&mut conn, lease).await,
+                Err(error) => Err(error),
+            };
+            match renewed {
+                Ok(Fenced::Lost) => return PurgeError::LeaseLost,
+                Ok(Fenced::Ours { .. }) => {}
+                // the next write will find out whether it is still ours
+                Err(error) => tracing::warn!(tombstone.id = %lease.id, %error, "lease not extended"),
+            }
+        }
+    }
+
+    async fn conclude(
+        &self,
+        tombstone: &Tombstone,
+        lease: &Lease,
+        worked: Result<Outcome, PurgeError>,
+    ) -> Result<SliceEnd, StoreError> {
+        match worked {
+            Ok(Outcome::Finished(finished)) => {
+                let progress = &finished.tombstone.progress;
+                tracing::info!(
+                    tombstone.id = %tombstone.id, resource = %tombstone.resource,
+                    objects = progress.objects_gone(), bytes = progress.bytes_freed, rows = progress.rows_deleted,
+                    duration_s = finished.seconds, "purged"
+                );
+                self.metrics.purged(&tombstone.resource.kind, progress, finished.seconds);
+                Ok(SliceEnd::Purged)
+            }
+            Ok(Outcome::OutOfTime(lease)) => {
+                self.pass_on(tombstone, &lease, Duration::ZERO, None).await.map(|()| SliceEnd::Continues)
+            }
+            Ok(Outcome::Paused(lease)) => {
+                let wait = self.recheck.delay_for(1);
+                self.pass_on(tombstone, &lease, wait, None).await?;
+                Ok(SliceEnd::Deferred("paused".into()))
+            }
+            Ok(Outcome::Leftovers { lease, reason, permanent }) => {
+                let last = tombstone.attempts + 1 >= self.config.max_attempts;
+                self.fail(tombstone, &lease, reason, permanent || last).await
+            }
+            Err(PurgeError::LeaseLost) => {
+                tracing::warn!(tombstone.id = %tombstone.id, fence = lease.fence.0, "lease lost, stopping");
+                Ok(SliceEnd::LeaseLost)
+            }
+            Err(PurgeError::Store(error)) if error.is_transient() => Err(error),
+            Err(error) => {
+                let last = !error.is_outage() && tombstone.attempts + 1 >= self.config.max_attempts;
+                self.fail(tombstone, lease, error.to_string(), error.is_hopeless() || last).await
+            }
+        }
+    }
+
+    /// Writes a failure down: to be tried again after a back-off, or set aside.
+    async fn fail(
+        &self,
+        tombstone: &Tombstone,
+        lease: &Lease,
+        reason: String,
+        give_up: bool,
+    ) -> Result<SliceEnd, StoreError> {
+        let by = self.provenance();
+        if give_up {
+            let mut tx = self.store.begin().await?;
+            if purging::give_up(&mut tx, lease, &reason).await? == Fenced::Lost {
+                return Ok(SliceEnd::LeaseLost);
+            }
+            let details = json!({ "reason": reason, "attempts": tombstone.attempts + 1 });
+            history::record(&mut tx, Happened::Stuck, tombstone, &by, details).await?;
+            outbox::remove_purge(&mut tx, tombstone.id).await?;
+            commit(tx).await?;
+            tracing::error!(tombstone.id = %tombstone.id, resource = %tombstone.resource, reason, "stuck");
+            return Ok(SliceEnd::Stuck(reason));
+        }
+        let wait = self.backoff.delay_for(tombstone.attempts.saturating_add(1));
+        tracing::warn!(
+            tombstone.id = %tombstone.id, resource = %tombstone.resource, reason,
+            attempt = tombstone.attempts + 1, wait_ms = wait.as_millis(), "purge failed, will try again"
+        );
+        self.pass_on(tombstone, lease, wait, Some(&reason)).await?;
+        Ok(SliceEnd::Failed(reason))
+    }
+
+    /// Gives the lease back and writes the next task. With a reason it counts as a failed attempt.
+    async fn pass_on(
+        &self,
+        tombstone: &Tombstone,
+        lease: &Lease,
+        wait: Duration,
+        reason: Option<&str>,
+    ) -> Result<(), StoreError> {
+        let mut tx = self.store.begin().await?;
+        if purging::pass_on(&mut tx, lease, wait, reason).await? == Fenced::Lost {
+            return Ok(());
+        }
+        if let Some(reason) = reason {
+            let details = json!({ "reason": reason, "attempt": tombstone.attempts + 1 });
+            history::record(&mut tx, Happened::PurgeFailed, tombstone, &self.provenance(), details).await?;
+        }
+        let task = PurgeTask { tombstone: tombstone.id }.encode();
+        outbox::schedule_purge(&mut tx, tombstone.id, &task, wait).await?;
+        commit(tx).await
+    }
+}

@@ -1,0 +1,44 @@
+//! Looks once more: a fresh listing of every location, from the beginning.
+//!
+//! Invariant: [`Verified`] is made here and nowhere else, and only after a listing of each location has come to its end
+//! without showing one object, version or delete marker.
+
+use super::{PurgeError, Purger, claim::Claimed, empty::Emptied};
+
+/// Nothing is left below any of the tombstone's prefixes.
+#[derive(Debug)]
+pub(super) struct Verified {
+    pub(super) claimed: Box<Claimed>,
+}
+
+/// What the fresh listing showed.
+#[derive(Debug)]
+#[must_use]
+pub(super) enum Verification {
+    /// Nothing.
+    Verified(Verified),
+    /// Objects that came after they were listed: a late writer. The first of them.
+    Refilled(Box<Claimed>, String),
+}
+
+impl Purger {
+    pub(super) async fn verify(&self, emptied: Emptied) -> Result<Verification, PurgeError> {
+        let Emptied { claimed } = emptied;
+        for location in &claimed.tombstone.locations {
+            let store = self.stores.get(&location.store)?;
+            let mut after = None;
+            loop {
+                let page = store.objects.list(&location.bucket, location.prefix.as_str(), after.as_ref()).await?;
+                if let Some(entry) = page.entries.first() {
+                    let found = format!("s3://{}/{}", location.bucket, entry.object.key);
+                    return Ok(Verification::Refilled(claimed, found));
+                }
+                match page.next {
+                    Some(next) => after = Some(next),
+                    None => break,
+                }
+            }
+        }
+        Ok(Verification::Verified(Verified { claimed }))
+    }
+}

@@ -1,0 +1,131 @@
+//! The worker: deliveries in, slices, acknowledgements.
+//!
+//! Invariant: a delivery is acknowledged after what comes next is in the database, whatever that is. Only when the
+//! database itself is away does a worker stop consuming, and then what it holds goes back to the queue. A message that
+//! cannot be read goes to the dead letters alone. A panic in one slice ends that slice.
+
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::{Budget, Purger, SliceEnd};
+use crate::{
+    queue::{Delivery, QueueError, Source, TaskQueue, message::PurgeTask},
+    store::StoreError,
+};
+
+/// How long to wait between looks at a database that is away.
+const DATABASE_AWAY: Duration = Duration::from_secs(1);
+
+impl Purger {
+    /// Consumes purge tasks until the queue ends or `stop` is cancelled; then takes no more, lets every slice come to
+    /// its next batch, and returns. `supervise` calls it again.
+    ///
+    /// # Errors
+    /// The queue's connection ended.
+    pub async fn work(&self, queue: &dyn TaskQueue, stop: &CancellationToken) -> Result<(), QueueError> {
+        if self.wait_for_database(stop).await.is_break() {
+            return Ok(());
+        }
+        let mut consumer = queue.consumer(Source::Purge, self.config.concurrency).await?;
+        tracing::info!(concurrency = self.config.concurrency, "worker consumes");
+        let mut slices: JoinSet<Result<(), StoreError>> = JoinSet::new();
+        let ended = loop {
+            tokio::select! {
+                () = stop.cancelled() => break consumer.cancel().await,
+                delivery = consumer.next() => match delivery {
+                    Ok(Some(delivery)) => {
+                        let (purger, stop) = (self.clone(), stop.clone());
+                        slices.spawn(async move { purger.handle(delivery, stop).await });
+                    }
+                    Ok(None) => break Err(QueueError::new("consume purge tasks", "the broker ended the consumer")),
+                    Err(error) => break Err(error),
+                },
+                Some(done) = slices.join_next() => if let Some(error) = database_error(done) {
+                    tracing::error!(%error, "database is away, worker stops consuming");
+                    break consumer.cancel().await;
+                },
+            }
+        };
+        // what was begun comes to its next batch; deliveries of a lost connection come again, and find the lease
+        while let Some(done) = slices.join_next().await {
+            if let Some(error) = database_error(done) {
+                tracing::warn!(%error, "slice cut off, it resumes when its lease has run out");
+            }
+        }
+        ended
+    }
+
+    async fn wait_for_database(&self, stop: &CancellationToken) -> std::ops::ControlFlow<()> {
+        while let Err(error) = self.store.ping().await {
+            tracing::debug!(%error, "worker waits for the database");
+            tokio::select! {
+                () = stop.cancelled() => return std::ops::ControlFlow::Break(()),
+                () = tokio::time::sleep(DATABASE_AWAY) => {}
+            }
+        }
+        std::ops::ControlFlow::Continue(())
+    }
+
+    async fn handle(&self, delivery: Delivery, stop: CancellationToken) -> Result<(), StoreError> {
+        let task = match PurgeTask::decode(&delivery.body) {
+            Ok(task) => task,
+            Err(error) => {
+                tracing::error!(%error, message_id = delivery.message_id, "not a purge task, set aside");
+                self.metrics.dead_letter("purge");
+                log_answer(delivery.answer.dead_letter(&error.to_string()).await);
+                return Ok(());
+            }
+        };
+        let (purger, budget) = (self.clone(), Budget::new(self.config.slice, stop));
+        // a task of its own, so that a panic is an outcome
+        let slice = tokio::spawn(async move { purger.run_slice(task.tombstone, &budget).await }).await;
+        match slice {
+            Ok(Ok(end)) => {
+                self.metrics.slice(end.as_str());
+                if !matches!(end, SliceEnd::Purged | SliceEnd::Continues) {
+                    tracing::debug!(tombstone.id = %task.tombstone, ?end, "slice ended");
+                }
+                log_answer(delivery.answer.ack().await);
+                Ok(())
+            }
+            Ok(Err(error)) if matches!(error, StoreError::Unavailable(_)) => {
+                log_answer(delivery.answer.requeue().await);
+                Err(error)
+            }
+            Ok(Err(error)) => {
+                // busy, or a map that does not fit: the sweeper brings the task again when its lease has run out
+                self.metrics.slice("error");
+                tracing::warn!(tombstone.id = %task.tombstone, %error, "slice failed");
+                log_answer(delivery.answer.ack().await);
+                Ok(())
+            }
+            Err(panic) => {
+                self.metrics.slice("panic");
+                tracing::error!(tombstone.id = %task.tombstone, %panic, "slice panicked");
+                log_answer(delivery.answer.dead_letter("the worker panicked; see its log").await);
+                Ok(())
+            }
+        }
+    }
+}
+
+fn database_error(done: Result<Result<(), StoreError>, tokio::task::JoinError>) -> Option<StoreError> {
+    match done {
+        Ok(result) => result.err(),
+        Err(panic) => {
+            tracing::error!(%panic, "delivery handler panicked, the broker hands the message out again");
+            None
+        }
+    }
+}
+
+/// An answer that fails is no loss: the message comes again and finds nothing left to do.
+fn log_answer(answered: Result<bool, QueueError>) {
+    match answered {
+        Ok(true) => {}
+        Ok(false) => tracing::debug!("stale delivery, the broker hands it out again"),
+        Err(error) => tracing::warn!(%error, "delivery not answered, the broker hands it out again"),
+    }
+}

@@ -1,0 +1,211 @@
+//! The intake: other services' requests to trash, restore and purge.
+//!
+//! Invariant: a request, its reply and the memory of both are one transaction, so a request that is delivered twice is
+//! carried out once and answered the same. What can never be carried out goes to the dead letters with the reason;
+//! what is refused now (in use, held) is answered and kept in the audit log.
+
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    domain::{
+        ids::{Actor, ResourceRef},
+        retention::Retention,
+        tombstone::Provenance,
+    },
+    queue::{
+        Delivery, QueueError, Source, TaskQueue,
+        message::{self, Op, Request},
+    },
+    store::{
+        StoreError,
+        audit::{self, Happened, NewEntry},
+        commit, outbox, requests,
+    },
+    telemetry::Metrics,
+    trash::{IfChildrenLost, TrashBin, TrashError, TrashRequest},
+};
+
+/// Requests taken from the broker ahead of time. They are carried out one after another.
+const PREFETCH: u16 = 16;
+
+/// The longest message id that is remembered.
+const MOST_ID: usize = 255;
+
+/// Takes requests in.
+#[derive(Debug, Clone)]
+pub struct Intake {
+    trash: TrashBin,
+    metrics: Metrics,
+}
+
+/// What a request came to.
+enum Verdict {
+    /// Answered; refusals too.
+    Answered(Value),
+    /// It can never be carried out.
+    Malformed { reply: Value, reason: String },
+}
+
+impl Intake {
+    /// An intake for this trash bin.
+    pub fn new(trash: TrashBin, metrics: Metrics) -> Self {
+        Self { trash, metrics }
+    }
+
+    /// Consumes requests until the queue ends or `stop` is cancelled. `supervise` calls it again.
+    ///
+    /// # Errors
+    /// The queue's connection ended, or the database is away (the request goes back to the queue).
+    pub async fn run(&self, queue: &dyn TaskQueue, stop: &CancellationToken) -> Result<(), QueueError> {
+        let away = |error: StoreError| QueueError::new("carry a request out", error.to_string());
+        self.trash.store().ping().await.map_err(away)?;
+        let mut consumer = queue.consumer(Source::Requests, PREFETCH).await?;
+        tracing::info!("intake consumes");
+        loop {
+            let delivery = tokio::select! {
+                () = stop.cancelled() => return consumer.cancel().await,
+                delivery = consumer.next() => delivery?,
+            };
+            let Some(delivery) = delivery else {
+                return Err(QueueError::new("consume requests", "the broker ended the consumer"));
+            };
+            if let Err((delivery, error)) = self.handle(delivery).await {
+                delivery.answer.requeue().await?;
+                return Err(away(error));
+            }
+        }
+    }
+
+    /// Carries one request out. The delivery comes back when the database could not.
+    async fn handle(&self, delivery: Delivery) -> Result<(), (Delivery, StoreError)> {
+        let verdict = match self.carry_out(&delivery).await {
+            Ok(verdict) => verdict,
+            Err(error) => return Err((delivery, error)),
+        };
+        let answered = match verdict {
+            Verdict::Answered(_) => delivery.answer.ack().await,
+            Verdict::Malformed { reason, .. } => {
+                tracing::warn!(reason, message_id = delivery.message_id, "request set aside");
+                self.metrics.dead_letter("requests");
+                delivery.answer.dead_letter(&reason).await
+            }
+        };
+        match answered {
+            Ok(true) => {}
+            // it comes again, and is answered from memory or found done
+            Ok(false) => tracing::debug!("stale request, the broker hands it out again"),
+            Err(error) => tracing::warn!(%error, "request not answered, the broker hands it out again"),
+        }
+        Ok(())
+    }
+
+    async fn carry_out(&self, delivery: &Delivery) -> Result<Verdict, StoreError> {
+        let mut tx = self.trash.store().begin().await?;
+        let message_id = delivery.message_id.as_deref().filter(|id| !id.is_empty() && id.len() <= MOST_ID);
+        if let Some(id) = message_id
+            && let Some(answer) = requests::claim(&mut tx, id).await?
+        {
+            tracing::info!(message_id = id, "request was answered before");
+            reply(&mut tx, delivery, &answer).await?;
+            commit(tx).await?;
+            return Ok(Verdict::Answered(answer));
+        }
+        let verdict = match Request::decode(&delivery.body) {
+            Ok(request) => {
+                use sqlx::Acquire;
+                // a refusal may come half-way through: what it wrote until then goes, the answer stays
+                let mut part = tx.begin().await?;
+                match self.dispatch(&mut part, &request).await {
+                    Ok(answer) => {
+                        part.commit().await?;
+                        self.metrics.request(request.op.as_str(), "ok");
+                        Verdict::Answered(answer)
+                    }
+                    Err(TrashError::Store(error)) if error.is_transient() => return Err(error),
+                    Err(error) => {
+                        part.rollback().await?;
+                        self.refuse(&mut tx, &request, &error).await?
+                    }
+                }
+            }
+            Err(malformed) => {
+                self.metrics.request("unknown", "malformed");
+                let reason = malformed.to_string();
+                Verdict::Malformed { reply: message::reply_refused(None, "malformed", &reason, Value::Null), reason }
+            }
+        };
+        let (Verdict::Answered(answer) | Verdict::Malformed { reply: answer, .. }) = &verdict;
+        if let Some(id) = message_id {
+            requests::answer(&mut tx, id, answer).await?;
+        }
+        reply(&mut tx, delivery, answer).await?;
+        commit(tx).await?;
+        Ok(verdict)
+    }
+
+    async fn dispatch(&self, conn: &mut sqlx::PgConnection, request: &Request) -> Result<Value, TrashError> {
+        let resource = self.trash.resource(&request.kind, &request.id)?;
+        let by = provenance(request)?;
+        let trash_request = |resource: ResourceRef, by| -> Result<TrashRequest, TrashError> {
+            Ok(TrashRequest {
+                resource,
+                with: self.trash.kinds(request.with.iter().map(String::as_str))?,
+                retention: request.retention.as_deref().map(Retention::parse).transpose()?,
+                by,
+            })
+        };
+        let (status, result) = match request.op {
+            Op::Trash => {
+                let trashed = self.trash.trash_in(conn, &trash_request(resource, by)?).await?;
+                (if trashed.already { "already_trashed" } else { "trashed" }, json!(trashed))
+            }
+            Op::Restore => {
+                let if_lost = if request.partial { IfChildrenLost::RestoreTheRest } else { IfChildrenLost::Refuse };
+                let restored = self.trash.restore_in(conn, &resource, if_lost, &by).await?;
+                (if restored.already { "already_restored" } else { "restored" }, json!(restored))
+            }
+            Op::Purge => {
+                let answer = self.trash.request_purge_in(conn, &trash_request(resource, by)?).await?;
+                (answer.status, json!(answer))
+            }
+        };
+        tracing::info!(op = request.op.as_str(), kind = request.kind, id = request.id, status, "request carried out");
+        Ok(message::reply_ok(request.op, status, result))
+    }
+
+    /// Answers a refusal and keeps it, so that a request without `reply_to` is not refused in silence.
+    async fn refuse(
+        &self,
+        conn: &mut sqlx::PgConnection,
+        request: &Request,
+        error: &TrashError,
+    ) -> Result<Verdict, StoreError> {
+        let (code, text) = (error.code(), error.to_string());
+        tracing::warn!(op = request.op.as_str(), kind = request.kind, id = request.id, code, "request refused");
+        self.metrics.request(request.op.as_str(), code);
+        let reply = message::reply_refused(Some(request.op), code, &text, error.details());
+        if error.is_malformed() {
+            return Ok(Verdict::Malformed { reply, reason: text });
+        }
+        let resource = self.trash.resource(&request.kind, &request.id).ok();
+        if let Ok(by) = provenance(request) {
+            let details = json!({ "op": request.op, "code": code, "message": text });
+            let entry =
+                NewEntry { event: Happened::Refused, tombstone: None, resource: resource.as_ref(), by: &by, details };
+            audit::write(conn, entry).await?;
+        }
+        Ok(Verdict::Answered(reply))
+    }
+}
+
+fn provenance(request: &Request) -> Result<Provenance, TrashError> {
+    Ok(Provenance { actor: Actor::parse(&request.actor)?, origin: "message".into(), reason: request.reason.clone() })
+}
+
+async fn reply(conn: &mut sqlx::PgConnection, delivery: &Delivery, answer: &Value) -> Result<(), StoreError> {
+    match delivery.reply_to.as_deref().filter(|queue| !queue.is_empty()) {
+        Some(queue) => outbox::reply(conn, queue, delivery.correlation_id.as_deref(), answer).await,
+        None => Ok(()),
+    }
+}

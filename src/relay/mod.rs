@@ -1,0 +1,163 @@
+//! Between the outbox and the broker: the relay publishes what is due, the sweeper makes up for what was lost, the
+//! intake takes other services' requests in.
+//!
+//! Invariant: a message leaves the outbox after the broker has confirmed it, and no tombstone that is due waits for a
+//! message that no longer exists for longer than `sweeper.redeliver_after`.
+
+mod intake;
+mod sweeper;
+
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+pub use self::{intake::Intake, sweeper::Sweeper};
+use crate::{
+    config::RelayConfig,
+    queue::{Outgoing, PublishOutcome, Publisher, QueueError, Target, TaskQueue},
+    retry::{Backoff, InvalidBackoff},
+    store::{
+        Store, StoreError, commit,
+        outbox::{self, Leased, Topic},
+        tombstones,
+    },
+    telemetry::Metrics,
+};
+
+/// How long a relay keeps rows to itself. Longer than any publish may take; if it dies, another sends them after this.
+const LEASE: Duration = Duration::from_secs(120);
+
+/// Replies and events that nobody takes are dropped after so many tries; purge tasks never.
+const MOST_ATTEMPTS: u32 = 10;
+
+/// Publishes the outbox.
+#[derive(Debug, Clone)]
+pub struct Relay {
+    store: Store,
+    config: RelayConfig,
+    backoff: Backoff,
+    metrics: Metrics,
+}
+
+impl Relay {
+    /// A relay.
+    ///
+    /// # Errors
+    /// None with the constants that stand here.
+    pub fn new(store: Store, config: RelayConfig, metrics: Metrics) -> Result<Self, InvalidBackoff> {
+        let backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(60))?;
+        Ok(Self { store, config, backoff, metrics })
+    }
+
+    /// Publishes what is due until the broker is lost or `stop` is cancelled. `supervise` calls it again.
+    ///
+    /// # Errors
+    /// The broker was lost.
+    pub async fn run(&self, queue: &dyn TaskQueue, stop: &CancellationToken) -> Result<(), QueueError> {
+        queue.prepare().await?;
+        let mut publisher = queue.publisher().await?;
+        tracing::info!("relay publishes");
+        let mut away = false;
+        while !stop.is_cancelled() {
+            let pause = match self.pump(publisher.as_mut()).await {
+                // more may be waiting
+                Ok(sent) if sent >= usize::from(self.config.window) => continue,
+                Ok(_) => {
+                    away = false;
+                    self.config.poll
+                }
+                Err(PumpError::Queue(error)) => return Err(error),
+                Err(PumpError::Store(error)) => {
+                    if !away {
+                        tracing::error!(%error, "relay waits for the database");
+                    }
+                    away = true;
+                    self.config.poll.max(Duration::from_secs(1))
+                }
+            };
+            tokio::select! {
+                () = stop.cancelled() => break,
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// One window: lease, publish, settle. A crash in between sends messages twice, which does no harm.
+    async fn pump(&self, publisher: &mut dyn Publisher) -> Result<usize, PumpError> {
+        let leased = {
+            let mut conn = self.store.conn().await?;
+            outbox::lease(&mut conn, self.config.window, LEASE).await?
+        };
+        if leased.is_empty() {
+            return Ok(0);
+        }
+        let window: Vec<Outgoing> = leased.iter().map(outgoing).collect();
+        let outcomes = match publisher.publish(&window).await {
+            Ok(outcomes) => outcomes,
+            Err(error) => {
+                // nobody knows what has arrived: all of it goes again
+                let reason = error.to_string();
+                let outcomes = vec![PublishOutcome::Unconfirmed(reason); leased.len()];
+                self.settle(&leased, &outcomes).await?;
+                return Err(PumpError::Queue(error));
+            }
+        };
+        self.settle(&leased, &outcomes).await?;
+        Ok(leased.len())
+    }
+
+    async fn settle(&self, leased: &[Leased], outcomes: &[PublishOutcome]) -> Result<(), StoreError> {
+        let (mut gone, mut queued) = (Vec::new(), Vec::new());
+        let mut tx = self.store.begin().await?;
+        for (row, outcome) in leased.iter().zip(outcomes) {
+            match outcome {
+                PublishOutcome::Confirmed => {
+                    gone.push(row.id);
+                    if row.topic == Topic::Purge {
+                        queued.extend(row.tombstone.map(|id| id.0));
+                    }
+                }
+                PublishOutcome::Returned(reason) | PublishOutcome::Unconfirmed(reason) => {
+                    let droppable = row.topic != Topic::Purge && row.attempts + 1 >= MOST_ATTEMPTS;
+                    if droppable {
+                        tracing::warn!(destination = row.destination, reason, "message dropped, nobody takes it");
+                        gone.push(row.id);
+                    } else {
+                        tracing::warn!(topic = ?row.topic, reason, "message not taken, will try again");
+                        let wait = self.backoff.delay_for(row.attempts.saturating_add(1));
+                        outbox::put_back(&mut tx, row.id, reason, wait).await?;
+                    }
+                    self.metrics.unpublished();
+                }
+            }
+        }
+        outbox::confirm(&mut tx, &gone).await?;
+        tombstones::mark_queued(&mut tx, &queued).await?;
+        commit(tx).await?;
+        self.metrics.published(gone.len());
+        Ok(())
+    }
+}
+
+fn outgoing(row: &Leased) -> Outgoing {
+    Outgoing {
+        id: row.id,
+        target: match row.topic {
+            Topic::Purge => Target::Purge,
+            Topic::Event => Target::Events(row.destination.clone()),
+            Topic::Reply => Target::Reply(row.destination.clone()),
+        },
+        body: row.payload.to_string().into_bytes(),
+        correlation_id: row.correlation_id.clone(),
+    }
+}
+
+/// Which side failed.
+#[derive(Debug, thiserror::Error)]
+enum PumpError {
+    #[error(transparent)]
+    Queue(#[from] QueueError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}

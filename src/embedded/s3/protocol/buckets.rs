@@ -20,7 +20,7 @@ impl Handlers {
             Some(false) | None => ObjectLock::Absent,
         };
         self.store.create(&asked.bucket, object_lock)?;
-        Ok(CreateBucketOutput { location: Some(format!("/{}", asked.bucket)), ..Default::default() })
+        Ok(CreateBucketOutput { location: Some(format!("/{}", asked.bucket)) })
     }
 
     pub(super) fn head(&self, bucket: &str) -> S3Result<HeadBucketOutput> {

@@ -55,7 +55,7 @@ macro_rules! s3_store {
     })* };
 }
 
-object_store! { in_memory: memory embedded: embedded on_seaweedfs: seaweedfs }
+object_store! { in_memory: memory without_faults: faulty embedded: embedded on_seaweedfs: seaweedfs }
 
 s3_store! { s3_embedded: embedded s3_on_seaweedfs: seaweedfs }
 

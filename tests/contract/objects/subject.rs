@@ -7,6 +7,7 @@ use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{BucketVersioningStatus, VersioningConfiguration};
 use futures_util::{StreamExt, stream};
 use reprieve::embedded::s3::{EmbeddedS3, Options, REGION};
+use reprieve::objects::faulty::FaultyStore;
 use reprieve::objects::memory::MemoryStore;
 use reprieve::objects::s3::{S3Credentials, S3Settings, S3Store};
 use reprieve::objects::{ObjectStore, Versioning};
@@ -40,6 +41,13 @@ enum Filler {
 pub(crate) async fn memory() -> Subject {
     let store = Arc::new(MemoryStore::new());
     Subject { store: store.clone(), filler: Filler::Memory(store), keys: Keys::AreNames, server: None }
+}
+
+/// The store with faults, when nobody has asked for any.
+pub(crate) async fn faulty() -> Subject {
+    let store = Arc::new(MemoryStore::new());
+    let faulty = Arc::new(FaultyStore::new(store.clone()));
+    Subject { store: faulty, filler: Filler::Memory(store), keys: Keys::AreNames, server: None }
 }
 
 /// A real SeaweedFS, shared by all tests of this binary.

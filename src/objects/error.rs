@@ -139,9 +139,11 @@ pub(crate) fn judge(evidence: Evidence<'_>, message: &str) -> Verdict {
             // Throttling is decided before the work. Any other 5xx may have come after it, and so may an error in an
             // answer that began as a success.
             let refused = found == Some(Meaning::Failure(FailureClass::Throttled));
-            (code.to_owned(), found, (300..500).contains(&status) || refused)
+            (code.to_owned(), found, nothing_done(status) || refused)
         }
-        Evidence::Answer { status, code: None } => (format!("Http{status}"), Some(meaning_of(status)), status < 500),
+        Evidence::Answer { status, code: None } => {
+            (format!("Http{status}"), Some(meaning_of(status)), nothing_done(status))
+        }
         Evidence::Silence(Silence::NotBuilt) => {
             ("InvalidCall".to_owned(), Some(Meaning::Failure(FailureClass::Permanent)), true)
         }
@@ -223,10 +225,16 @@ pub(crate) fn meaning(code: &str) -> Option<Meaning> {
     Some(Meaning::Failure(class))
 }
 
+/// Whether a status says by itself that nothing was done: it refuses, or has no such operation.
+fn nothing_done(status: u16) -> bool {
+    matches!(status, 300..=499 | 501)
+}
+
 /// Of a bare status, as proxies and HEAD requests send it.
 fn meaning_of(status: u16) -> Meaning {
     Meaning::Failure(match status {
         429 | 503 => FailureClass::Throttled,
+        501 => FailureClass::Permanent,
         408 | 500..=599 => FailureClass::Transient,
         _ => FailureClass::Permanent,
     })
@@ -341,6 +349,8 @@ mod tests {
         for (status, code) in [(400, "MalformedXML"), (403, "AccessDenied"), (404, "NoSuchBucket")] {
             assert!(answer(status, Some(code)).known, "{code}");
         }
+        assert!(answer(501, Some("NotImplemented")).known);
+        assert_eq!((answer(501, None).known, answer(501, None).class()), (true, FailureClass::Permanent));
         assert!(answer(429, None).known);
         assert_eq!(answer(429, None).class(), FailureClass::Throttled);
         assert_eq!(answer(403, None).class(), FailureClass::Permanent);

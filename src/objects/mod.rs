@@ -9,6 +9,8 @@ pub mod memory;
 pub mod s3;
 pub mod stores;
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 
 use crate::domain::outcome::{BatchOutcome, FailureClass, ObjectRef};
@@ -98,4 +100,19 @@ pub trait ObjectStore: Send + Sync + std::fmt::Debug {
 
     /// Looks at the bucket: fails when it does not exist or may not be read.
     async fn facts(&self, bucket: &str) -> Result<BucketFacts, ObjectsError>;
+}
+
+#[async_trait]
+impl<S: ObjectStore + ?Sized> ObjectStore for Arc<S> {
+    async fn list(&self, bucket: &str, prefix: &str, after: Option<&Cursor>) -> Result<Page, ObjectsError> {
+        (**self).list(bucket, prefix, after).await
+    }
+
+    async fn delete(&self, bucket: &str, objects: &[ObjectRef]) -> BatchOutcome {
+        (**self).delete(bucket, objects).await
+    }
+
+    async fn facts(&self, bucket: &str) -> Result<BucketFacts, ObjectsError> {
+        (**self).facts(bucket).await
+    }
 }

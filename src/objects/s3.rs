@@ -94,7 +94,7 @@ impl S3Store {
         }
     }
 
-    /// How many errors had a code that is not in the table of [`super::error`], for a metric.
+    /// How many errors had a code that is not in our table and so counted as permanent, for a metric.
     pub fn unlisted_codes(&self) -> u64 {
         self.unlisted.load(Ordering::Relaxed)
     }

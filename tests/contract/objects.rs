@@ -55,9 +55,9 @@ macro_rules! s3_store {
     })* };
 }
 
-object_store! { in_memory: memory on_seaweedfs: seaweedfs }
+object_store! { in_memory: memory without_faults: faulty embedded: embedded on_seaweedfs: seaweedfs }
 
-s3_store! { s3_on_seaweedfs: seaweedfs }
+s3_store! { s3_embedded: embedded s3_on_seaweedfs: seaweedfs }
 
 async fn keys_come_in_order_and_each_once(subject: &Subject) {
     let bucket = subject.bucket(Versioning::Off).await;

@@ -3,6 +3,7 @@
 //! Invariant: every wait of the client has a limit (the SDK's defaults have none), secrets do not show in `Debug`, and
 //! explicit credentials mean that no file, environment variable or metadata service is asked for any.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use aws_sdk_s3::Client;
@@ -104,6 +105,10 @@ impl S3Settings {
             .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
             .response_checksum_validation(ResponseChecksumValidation::WhenRequired);
         let builder = match &self.endpoint {
+            // The SDK's own client takes HTTP_PROXY for every address, and no proxy reaches our loopback.
+            Some(endpoint) if on_loopback(endpoint) => {
+                builder.endpoint_url(endpoint).http_client(aws_smithy_http_client::Builder::new().build_http())
+            }
             Some(endpoint) => builder.endpoint_url(endpoint),
             None => builder,
         };
@@ -132,9 +137,38 @@ impl S3Credentials {
     }
 }
 
+/// Whether the endpoint is on this machine, over plain HTTP.
+fn on_loopback(endpoint: &str) -> bool {
+    let Some(rest) = endpoint.strip_prefix("http://") else { return false };
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    let host = match authority.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|digit| digit.is_ascii_digit()) => host,
+        _ => authority,
+    };
+    let address = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || address.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn loopback_is_told_from_other_hosts() {
+        for endpoint in ["http://127.0.0.1:9000", "http://localhost", "http://[::1]:9000/", "http://127.1.2.3/x"] {
+            assert!(on_loopback(endpoint), "{endpoint}");
+        }
+        for endpoint in [
+            "https://127.0.0.1:9000",
+            "http://127.0.0.1.example.com",
+            "http://localhost.example.com",
+            "http://10.0.0.1:80",
+            "http://someone@example.com:80",
+            "127.0.0.1:9000",
+        ] {
+            assert!(!on_loopback(endpoint), "{endpoint}");
+        }
+    }
 
     #[test]
     fn secrets_do_not_show_in_debug_output() {

@@ -6,6 +6,8 @@ use aws_sdk_s3::Client;
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{BucketVersioningStatus, VersioningConfiguration};
 use futures_util::{StreamExt, stream};
+use reprieve::embedded::s3::{EmbeddedS3, Options, REGION};
+use reprieve::objects::faulty::FaultyStore;
 use reprieve::objects::memory::MemoryStore;
 use reprieve::objects::s3::{S3Credentials, S3Settings, S3Store};
 use reprieve::objects::{ObjectStore, Versioning};
@@ -20,6 +22,7 @@ pub(crate) struct Subject {
     store: Arc<dyn ObjectStore>,
     filler: Filler,
     keys: Keys,
+    server: Option<EmbeddedS3>,
 }
 
 /// What keys are to an implementation.
@@ -37,7 +40,14 @@ enum Filler {
 /// The store in memory.
 pub(crate) async fn memory() -> Subject {
     let store = Arc::new(MemoryStore::new());
-    Subject { store: store.clone(), filler: Filler::Memory(store), keys: Keys::AreNames }
+    Subject { store: store.clone(), filler: Filler::Memory(store), keys: Keys::AreNames, server: None }
+}
+
+/// The store with faults, when nobody has asked for any.
+pub(crate) async fn faulty() -> Subject {
+    let store = Arc::new(MemoryStore::new());
+    let faulty = Arc::new(FaultyStore::new(store.clone()));
+    Subject { store: faulty, filler: Filler::Memory(store), keys: Keys::AreNames, server: None }
 }
 
 /// A real SeaweedFS, shared by all tests of this binary.
@@ -52,14 +62,47 @@ pub(crate) async fn seaweedfs() -> Subject {
     over_s3(settings, server.client(), Keys::ArePaths).await
 }
 
+/// The S3 server of `reprieve dev`, one for each test.
+pub(crate) async fn embedded() -> Subject {
+    let options = Options::default();
+    let credentials = S3Credentials {
+        access_key_id: options.access_key.clone(),
+        secret_access_key: options.secret_key.clone(),
+        session_token: None,
+    };
+    let client = {
+        use secrecy::ExposeSecret;
+        let secret = options.secret_key.expose_secret().to_owned();
+        move |endpoint: &str| seaweedfs::client(endpoint, &Options::default().access_key, &secret)
+    };
+    let server = EmbeddedS3::start(options).await.expect("a port is free");
+    let settings = S3Settings::custom(server.endpoint(), REGION, credentials);
+    let mut subject = over_s3(settings, client(&server.endpoint()), Keys::AreNames).await;
+    subject.server = Some(server);
+    subject
+}
+
 async fn over_s3(settings: S3Settings, client: Client, keys: Keys) -> Subject {
     let store = Arc::new(S3Store::new(&settings).await);
-    Subject { store, filler: Filler::S3 { client, settings }, keys }
+    Subject { store, filler: Filler::S3 { client, settings }, keys, server: None }
 }
 
 impl Subject {
     pub(crate) fn store(&self) -> &dyn ObjectStore {
         &*self.store
+    }
+
+    /// The server in this process, to make it fail.
+    pub(crate) fn server(&self) -> &EmbeddedS3 {
+        self.server.as_ref().expect("is not embedded")
+    }
+
+    /// The same storage through a client with other settings.
+    pub(crate) async fn store_with(&self, change: impl FnOnce(&mut S3Settings)) -> S3Store {
+        let Filler::S3 { settings, .. } = &self.filler else { panic!("has no settings") };
+        let mut settings = settings.clone();
+        change(&mut settings);
+        S3Store::new(&settings).await
     }
 
     /// Whether keys are paths to it, so that one cannot be another's directory.
@@ -77,10 +120,9 @@ impl Subject {
 
     /// The same storage with other credentials.
     pub(crate) async fn store_as(&self, id: &str, secret: &str) -> S3Store {
-        let Filler::S3 { settings, .. } = &self.filler else { panic!("has no credentials") };
         let credentials =
             S3Credentials { access_key_id: id.into(), secret_access_key: secret.into(), session_token: None };
-        S3Store::new(&S3Settings { credentials: Some(credentials), ..settings.clone() }).await
+        self.store_with(|settings| settings.credentials = Some(credentials)).await
     }
 
     pub(crate) fn access_key(&self) -> &str {
@@ -116,6 +158,9 @@ impl Subject {
     pub(crate) async fn put_all(&self, bucket: &str, keys: &[String]) {
         match &self.filler {
             Filler::Memory(store) => keys.iter().for_each(|key| store.put(bucket, key, 1)),
+            Filler::S3 { .. } if self.server.is_some() => {
+                self.server().store().put_all(bucket, keys.iter().cloned(), "x").expect("the bucket is there");
+            }
             Filler::S3 { client, .. } => {
                 let puts = stream::iter(keys.to_vec()).map(|key| {
                     let put = client.put_object().bucket(bucket).key(&key).body(ByteStream::from_static(b"x"));

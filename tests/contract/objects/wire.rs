@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use reprieve::domain::outcome::{FailureClass, KeyOutcome};
 use reprieve::objects::ObjectStore;
-use reprieve::objects::s3::{S3Credentials, S3Settings, S3Store};
+use reprieve::objects::s3::{S3Credentials, S3Settings, S3Store, VersionsPolicy};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
@@ -14,6 +14,15 @@ use super::names;
 const SHORT: Duration = Duration::from_millis(300);
 
 async fn store_at(address: std::net::SocketAddr) -> S3Store {
+    S3Store::new(&settings(address)).await
+}
+
+/// Of a store that is not asked about versions first.
+async fn plain_store_at(address: std::net::SocketAddr) -> S3Store {
+    S3Store::new(&S3Settings { versions: VersionsPolicy::Current, ..settings(address) }).await
+}
+
+fn settings(address: std::net::SocketAddr) -> S3Settings {
     let credentials =
         S3Credentials { access_key_id: "someone".into(), secret_access_key: "something".into(), session_token: None };
     let mut settings = S3Settings::custom(format!("http://{address}"), "us-east-1", credentials);
@@ -22,25 +31,39 @@ async fn store_at(address: std::net::SocketAddr) -> S3Store {
     settings.attempt_timeout = SHORT;
     settings.operation_timeout = SHORT * 2;
     settings.attempts = 1;
-    S3Store::new(&settings).await
+    settings
 }
 
 /// A server that reads what comes and answers each connection with `answer`; without one it stays silent.
 async fn server(answer: Option<&'static str>) -> std::net::SocketAddr {
+    server_of(move |_| answer.map(str::to_owned)).await
+}
+
+/// A server that answers its n-th connection, counted from 0, with what `answer` gives.
+async fn server_of(answer: impl Fn(usize) -> Option<String> + Send + 'static) -> std::net::SocketAddr {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("loopback");
     let address = listener.local_addr().expect("bound");
     tokio::spawn(async move {
         let mut silent = Vec::new();
-        while let Ok((mut connection, _)) = listener.accept().await {
+        for n in 0.. {
+            let Ok((mut connection, _)) = listener.accept().await else { return };
             let mut request = [0; 4096];
             let _ = connection.read(&mut request).await;
-            match answer {
+            match answer(n) {
                 Some(answer) => drop(connection.write_all(answer.as_bytes()).await),
                 None => silent.push(connection),
             }
         }
     });
     address
+}
+
+/// A page of ListObjectsV2: its contents, and the token of the next.
+fn page(contents: &str, next: Option<&str>) -> String {
+    let more = next.is_some();
+    let token = next.map(|next| format!("<NextContinuationToken>{next}</NextContinuationToken>")).unwrap_or_default();
+    let body = format!("<ListBucketResult><IsTruncated>{more}</IsTruncated>{token}{contents}</ListBucketResult>");
+    format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}", body.len())
 }
 
 /// What a delete of two keys, one of them alone by its nature, comes to; and the code of the lost answer.
@@ -88,6 +111,31 @@ async fn an_answer_with_nothing_in_it_is_not_an_empty_prefix() {
         let listed = store.list("bucket", "a/", None).await;
         assert!(listed.is_err(), "{body:?}: {listed:?}");
     }
+}
+
+#[tokio::test]
+async fn empty_pages_that_promise_more_are_followed_to_the_first_entry() {
+    let entry = "<Contents><Key>a/1</Key><Size>7</Size></Contents>";
+    let answers = move |n| Some(if n < 3 { page("", Some("on")) } else { page(entry, Some("further")) });
+    let listed = plain_store_at(server_of(answers).await).await.list("bucket", "a/", None).await.expect("list");
+    assert_eq!((listed.entries.len(), listed.entries[0].size), (1, 7));
+    assert_eq!(listed.next.map(|cursor| cursor.key).as_deref(), Some("a/1"), "not the token");
+}
+
+#[tokio::test]
+async fn empty_pages_without_an_end_are_an_error() {
+    let store = plain_store_at(server_of(|_| Some(page("", Some("on")))).await).await;
+    assert_eq!(store.list("bucket", "a/", None).await.expect_err("no end").code, "EmptyPages");
+    let store = plain_store_at(server_of(|_| Some(page("", Some("")))).await).await;
+    assert_eq!(store.list("bucket", "a/", None).await.expect_err("no token").code, "BrokenListing");
+}
+
+#[tokio::test]
+async fn a_listing_that_shows_keys_elsewhere_is_an_error() {
+    let sibling = "<Contents><Key>a10/1</Key><Size>7</Size></Contents>";
+    let store = plain_store_at(server_of(move |_| Some(page(sibling, None))).await).await;
+    let error = store.list("bucket", "a/", None).await.expect_err("not below a/");
+    assert_eq!((error.code.as_str(), error.class), ("BrokenListing", FailureClass::Permanent));
 }
 
 #[tokio::test]

@@ -4,10 +4,21 @@
 //! never; nothing here is needed for correctness, only for promptness. Nothing is reported as published before the
 //! broker has taken responsibility for it.
 
+pub mod local;
+pub mod message;
+pub mod rabbitmq;
+pub mod supervise;
+
 use std::collections::BTreeMap;
 
 use async_trait::async_trait;
 use uuid::Uuid;
+
+/// The header of a dead letter that says why it is one.
+pub const REASON_HEADER: &str = "x-reprieve-reason";
+
+/// Bytes of a reason that are kept: all headers of a message share one frame of 128 KiB.
+pub const REASON_LIMIT: usize = 4096;
 
 /// A queue that a role consumes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -70,6 +81,12 @@ pub struct QueueError {
     pub reason: String,
 }
 
+impl QueueError {
+    fn new(doing: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self { doing: doing.into(), reason: reason.into() }
+    }
+}
+
 /// A message that came. Dropped without an answer, it goes back to the queue when its consumer ends.
 #[derive(Debug)]
 pub struct Delivery {
@@ -94,10 +111,12 @@ pub struct Delivery {
 pub trait Answer: Send + Sync + std::fmt::Debug {
     /// Done with it. `Ok(false)`: the consumer is stale and the broker will hand the message out again.
     async fn ack(self: Box<Self>) -> Result<bool, QueueError>;
-    /// Not now: back to the queue.
+    /// Not now: back to the queue, at once. Counts as a redelivery, and too many of those make a dead letter: what
+    /// has to wait for a time belongs into the outbox instead.
     async fn requeue(self: Box<Self>) -> Result<bool, QueueError>;
     /// Never: publishes body and properties to the dead-letter queue with `reason` in the header
-    /// `x-reprieve-reason`, waits for the confirm, then acks. A crash between the two leaves the message in both.
+    /// `x-reprieve-reason`, waits for the confirm, then acks. A crash between the two leaves the message in both. After an error it stays
+    /// unanswered, and comes again when the consumer ends.
     async fn dead_letter(self: Box<Self>, reason: &str) -> Result<bool, QueueError>;
 }
 
@@ -106,7 +125,8 @@ pub trait Answer: Send + Sync + std::fmt::Debug {
 pub trait Publisher: Send + std::fmt::Debug {
     /// Publishes all of `window`, several in flight, and waits for every confirm (with a time-out). One outcome for
     /// each message, in order. An error means that the connection is gone and none is known to have arrived: the
-    /// caller drops this publisher and connects anew.
+    /// caller drops this publisher and connects anew. Not safe to cancel: a call that was dropped half-way leaves a
+    /// publisher that only returns errors. An empty window tells whether the connection is still up.
     async fn publish(&mut self, window: &[Outgoing]) -> Result<Vec<PublishOutcome>, QueueError>;
 }
 

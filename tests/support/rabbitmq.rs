@@ -2,7 +2,9 @@
 //! finds nor disturbs a broker that runs on this machine. No plugins, hence no management API and no virtual hosts to
 //! make: tests keep apart by [`unique`](super::unique) names of queues and exchanges.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use reprieve::embedded::keeper::{Charge, Keeper, Signal, free_port};
@@ -14,6 +16,7 @@ const STARTING: Duration = Duration::from_secs(120);
 
 /// Debian's own script first: the one on its PATH is a wrapper that changes the user and drops our environment.
 const SERVERS: &[&str] = &["/usr/lib/rabbitmq/bin/rabbitmq-server"];
+const CTLS: &[&str] = &["/usr/lib/rabbitmq/bin/rabbitmqctl"];
 const EPMDS: &[&str] = &["/usr/bin/epmd", "/usr/lib/erlang/bin/epmd"];
 
 /// A private broker. Dropping it ends it and removes its data.
@@ -23,6 +26,7 @@ pub struct RabbitMq {
     epmd: Keeper,
     dir: PathBuf,
     port: u16,
+    env: Vec<(OsString, OsString)>,
 }
 
 /// This binary's broker, for tests that leave it running.
@@ -83,7 +87,7 @@ impl RabbitMq {
         let node = Keeper::hire(&Charge {
             program: server,
             args: Vec::new(),
-            env,
+            env: env.clone(),
             account: None,
             log: dir.join("out"),
             dir: dir.clone(),
@@ -92,7 +96,7 @@ impl RabbitMq {
         })
         .expect("/bin/sh starts");
 
-        let mut broker = RabbitMq { node, epmd, dir, port };
+        let mut broker = RabbitMq { node, epmd, dir, port, env };
         broker.start_again().await;
         broker
     }
@@ -140,6 +144,29 @@ impl RabbitMq {
         self.kill9();
         std::fs::remove_dir_all(self.dir.join("data")).expect("a crashed broker writes no more");
         self.start_again().await;
+    }
+
+    /// Stops its clock: connections stay open and nothing answers, as with a lost network. Until [`Self::thaw`].
+    pub fn freeze(&self) {
+        self.signal("STOP");
+    }
+
+    /// Lets it go on.
+    pub fn thaw(&self) {
+        self.signal("CONT");
+    }
+
+    fn signal(&self, name: &str) {
+        let pid = self.node.server().expect("it runs").to_string();
+        let kill = Command::new("/bin/sh").args(["-c", "kill -s \"$0\" \"$1\"", name, &pid]).status();
+        assert!(kill.expect("/bin/sh starts").success(), "a server of our own");
+    }
+
+    /// Runs `rabbitmqctl` on it (about a second, blocking).
+    pub fn ctl(&self, args: &[&str]) {
+        let program = find("rabbitmqctl", CTLS);
+        let output = Command::new(program).args(args).envs(self.env.iter().cloned()).output().expect("it starts");
+        assert!(output.status.success(), "rabbitmqctl {args:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
 
     fn log(&self) -> String {

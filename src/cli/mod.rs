@@ -4,6 +4,8 @@
 //! `--execute` is given, and says so. With `--json` standard output holds one JSON document and nothing else.
 
 mod check;
+mod demo;
+mod dev;
 mod error;
 mod hold;
 mod list;
@@ -29,7 +31,6 @@ use crate::{
         ids::{Actor, ResourceRef},
         tombstone::Provenance,
     },
-    embedded,
     telemetry,
 };
 
@@ -86,9 +87,9 @@ enum Verb {
     /// Resume purging
     Resume(pause::Resume),
     /// Play the whole story on sample data, with servers of its own
-    Demo(embedded::demo::Demo),
+    Demo(demo::Demo),
     /// Run everything on sample data with servers of its own, to try commands against
-    Dev(embedded::dev::Dev),
+    Dev(dev::Dev),
 }
 
 /// A resource on the command line.
@@ -146,7 +147,7 @@ pub fn main() -> ExitCode {
 
 async fn run(cli: Cli, output: Output) -> Result<(), CliError> {
     let files = cli.config;
-    let quiet = || telemetry::start_logging("reprieve=warn,error", Some(LogFormat::Pretty)).map_err(CliError::Usage);
+    let quiet = || telemetry::start_logging("reprieve=warn,lapin=off,s3s=off,error", Some(LogFormat::Pretty)).map_err(CliError::Usage);
     let app = || async {
         quiet()?;
         Ok::<App, CliError>(App::new(Config::load(&files)?).await?)

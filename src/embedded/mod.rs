@@ -1,3 +1,5 @@
-//! Private throwaway servers, so that the demo and the tests need nothing running: real where it matters.
+//! What `reprieve demo` and `reprieve dev` run in place of servers, all of it private to one process and on loopback.
+
 pub mod keeper;
 pub mod postgres;
+pub mod s3;

@@ -1,7 +1,12 @@
 //! Object storage as Reprieve sees it: list below a prefix, delete by name, look at a bucket.
 //!
-//! Invariant: nothing here deletes by prefix or by pattern. A delete names its objects one by one, at most
-//! [`MAX_BATCH`] a call, and answers with one outcome for each. What a prefix holds is known from a listing alone.
+//! Invariant: nothing here deletes by prefix or by pattern. A delete names its objects one by one and answers with one
+//! outcome for each. What a prefix holds is known from a listing alone.
+
+pub(crate) mod error;
+pub mod faulty;
+pub mod memory;
+pub mod s3;
 
 use async_trait::async_trait;
 
@@ -19,8 +24,8 @@ pub struct ObjectEntry {
     pub size: u64,
 }
 
-/// Where a listing goes on: the last entry that has been seen. Entries sort by key, bytewise; the versions of one key
-/// come newest first.
+/// Where a listing goes on: the last entry that has been seen, which may have been deleted since. Holds in another
+/// process and on another day.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Cursor {
     /// The last key seen.
@@ -33,7 +38,8 @@ pub struct Cursor {
 /// A page of a listing, at most [`MAX_BATCH`] entries.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Page {
-    /// The entries, in the store's order. May be empty although more follow.
+    /// The entries, in the store's order: most sort by key, bytewise (SeaweedFS by path, Express buckets not at all),
+    /// and show the versions of a key together. May be empty although more follow.
     pub entries: Vec<ObjectEntry>,
     /// Where to go on; `None` when the store says that this was the last page.
     pub next: Option<Cursor>,
@@ -82,9 +88,11 @@ pub trait ObjectStore: Send + Sync + std::fmt::Debug {
     /// On a bucket that keeps versions, all versions and delete markers; else the objects.
     async fn list(&self, bucket: &str, prefix: &str, after: Option<&Cursor>) -> Result<Page, ObjectsError>;
 
-    /// Deletes the named objects, at most [`MAX_BATCH`] (the caller splits), and says what became of each. A request
-    /// that failed as a whole shows as the same outcome for every key: `Failed` where the store surely did nothing,
-    /// `Unknown` where the answer was lost. Does not retry keys; that is the caller's, who can stop between.
+    /// Deletes the named objects and says what became of each: one outcome for each different object, in the order of
+    /// asking. A request that failed as a whole shows as the same outcome for every key: `Failed` where the store
+    /// surely did nothing, `Unknown` where the answer was lost, with the reason in [`BatchOutcome::lost_answer`]. Does
+    /// not retry keys; that is the caller's, who can stop between. More than [`MAX_BATCH`] objects take several requests,
+    /// one after another; a caller that wants to stop in between asks for no more than that.
     async fn delete(&self, bucket: &str, objects: &[ObjectRef]) -> BatchOutcome;
 
     /// Looks at the bucket: fails when it does not exist or may not be read.

@@ -5,6 +5,7 @@
 //! broker has taken responsibility for it.
 
 pub mod local;
+pub mod message;
 pub mod rabbitmq;
 pub mod supervise;
 

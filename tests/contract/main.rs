@@ -4,6 +4,7 @@
 mod support;
 
 mod bench;
+mod objects;
 mod queue;
 mod rabbitmq;
 mod rabbitmq_down;

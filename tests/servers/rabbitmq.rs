@@ -33,6 +33,7 @@ async fn it_keeps_a_confirmed_message_over_a_crash_and_loses_it_when_wiped() {
         assert!(confirm.await.expect("sent").await.expect("confirmed").is_ack());
     }
 
+    broker.queue_on_disk(&queue).await;
     broker.kill9();
     assert!(Connection::connect(&url, ConnectionProperties::default()).await.is_err(), "it is down");
     broker.start_again().await;

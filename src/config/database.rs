@@ -1,0 +1,45 @@
+//! `[database]`: the PostgreSQL that holds the platform's tables and, beside them, the schema `reprieve`.
+
+use std::time::Duration;
+
+use secrecy::SecretString;
+
+use super::reader::Reader;
+
+/// The database.
+#[derive(Debug, Clone)]
+pub struct DatabaseConfig {
+    /// `postgres://user:password@host/database`. Both the platform's and Reprieve's tables have to be there: the point
+    /// of no return is one commit over both.
+    pub url: SecretString,
+    /// Connections of one process.
+    pub max_connections: u32,
+    /// To get a connection.
+    pub acquire_timeout: Duration,
+    /// For one statement; row locks included.
+    pub statement_timeout: Duration,
+}
+
+/// Reads the section.
+pub fn read(section: Reader<'_>) -> Option<DatabaseConfig> {
+    let url = section.secret("url", "url_file");
+    let is_postgres = |url: &SecretString| {
+        use secrecy::ExposeSecret;
+        ["postgres://", "postgresql://"].iter().any(|scheme| url.expose_secret().starts_with(scheme))
+    };
+    match &url {
+        None if !section.has("url") && !section.has("url_file") => {
+            section.problem("url", "is missing: expected postgres://user:password@host:5432/database, or `url_file`");
+        }
+        Some(url) if !is_postgres(url) => {
+            section.problem("url", "must begin with postgres:// (its value is not shown)");
+        }
+        _ => {}
+    }
+    let second = Duration::from_secs(1);
+    let max_connections = section.count("max_connections", 10, 2..=1000);
+    let acquire_timeout = section.duration("acquire_timeout", 10 * second, second..=300 * second);
+    let statement_timeout = section.duration("statement_timeout", 60 * second, second..=3600 * second);
+    section.finish();
+    url.map(|url| DatabaseConfig { url, max_connections, acquire_timeout, statement_timeout })
+}

@@ -1,0 +1,225 @@
+//! The configuration: TOML files, overridden by the environment, checked as a whole before anything starts.
+//!
+//! Invariant: a [`Config`] is valid. Every mistake of every file is reported at once with its key and what would be
+//! right, and no secret is ever part of a message, a log line or a `Debug` output.
+//!
+//! `REPRIEVE__SECTION__KEY` overrides `section.key`; a later file overrides an earlier one. `maps = ["dataset.toml"]`
+//! names files that hold `[[resource]]` sections, by paths as seen from the file that names them.
+
+mod api;
+mod broker;
+mod database;
+mod purge;
+mod reader;
+mod relay;
+mod resources;
+mod service;
+mod stores;
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    path::{Path, PathBuf},
+};
+
+use config::{Environment, File, FileFormat};
+use serde_json::{Map, Value};
+
+use self::reader::{Problems, Reader};
+pub use self::{
+    api::ApiConfig,
+    broker::BrokerConfig,
+    database::DatabaseConfig,
+    purge::PurgeConfig,
+    reader::Problem,
+    relay::{RelayConfig, SweeperConfig},
+    service::{LogFormat, ServiceConfig},
+    stores::{Credentials, StoreConfig},
+};
+use crate::domain::{location::StoreName, map::ResourceMap, retention::Retention};
+
+/// Where `--config` is not given, the first of these that exists.
+pub const DEFAULT_FILES: [&str; 2] = ["reprieve.toml", "/etc/reprieve/reprieve.toml"];
+
+/// The whole configuration.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// `[database]`.
+    pub database: DatabaseConfig,
+    /// `[broker]`; commands that need no broker run without.
+    pub broker: Option<BrokerConfig>,
+    /// `[stores.NAME]`.
+    pub stores: BTreeMap<StoreName, StoreConfig>,
+    /// `[retention]`.
+    pub retention: RetentionConfig,
+    /// `[purge]`.
+    pub purge: PurgeConfig,
+    /// `[relay]`.
+    pub relay: RelayConfig,
+    /// `[sweeper]`.
+    pub sweeper: SweeperConfig,
+    /// `[api]`.
+    pub api: ApiConfig,
+    /// `[service]`.
+    pub service: ServiceConfig,
+    /// `[[resource]]`.
+    pub map: ResourceMap,
+}
+
+/// `[retention]`: restore windows.
+#[derive(Debug, Clone, Copy)]
+pub struct RetentionConfig {
+    /// For kinds that have none of their own.
+    pub default: Retention,
+    /// The shortest that a request may ask for; without it, no request can go below the kind's own.
+    pub minimum: Option<Retention>,
+}
+
+/// A configuration with mistakes, all of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InvalidConfig {
+    /// The mistakes, in the order of reading. Never empty.
+    pub problems: Vec<Problem>,
+}
+
+impl std::error::Error for InvalidConfig {}
+
+impl fmt::Display for InvalidConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let plural = if self.problems.len() == 1 { "" } else { "s" };
+        write!(f, "the configuration has {} mistake{plural}:", self.problems.len())?;
+        self.problems.iter().try_for_each(|problem| write!(f, "\n  {problem}"))
+    }
+}
+
+impl Config {
+    /// Reads `files` in order, or the first of [`DEFAULT_FILES`] if there are none, then the environment.
+    ///
+    /// # Errors
+    /// [`InvalidConfig`] with every mistake found.
+    pub fn load(files: &[PathBuf]) -> Result<Self, InvalidConfig> {
+        let problems = Problems::default();
+        let defaults = DEFAULT_FILES.iter().map(PathBuf::from).find(|path| path.exists());
+        let files: Vec<PathBuf> = if files.is_empty() { defaults.into_iter().collect() } else { files.to_vec() };
+        if files.is_empty() {
+            let looked = DEFAULT_FILES.join(" and ");
+            problems.add(
+                "--config",
+                format_args!("there is no configuration: looked for {looked}; name a file with --config"),
+            );
+        }
+        let mut resources = Vec::new();
+        let mut builder = config::Config::builder();
+        for file in &files {
+            let Some(table) = read_file(file, &problems) else { continue };
+            read_resources(file, &table, &mut resources, &problems);
+            builder = builder.add_source(File::from(file.as_path()).format(FileFormat::Toml));
+        }
+        builder = builder.add_source(Environment::with_prefix("REPRIEVE").prefix_separator("__").separator("__"));
+        let merged = builder.build().and_then(config::Config::try_deserialize::<Map<String, Value>>);
+        match merged {
+            Ok(root) => Self::read(&root, &resources, problems),
+            Err(error) => {
+                problems.add("environment", error);
+                Err(InvalidConfig { problems: problems.into_inner() })
+            }
+        }
+    }
+
+    fn read(root: &Map<String, Value>, maps: &[ResourceFile], problems: Problems) -> Result<Self, InvalidConfig> {
+        let root = Reader::new("", root, &problems);
+        let database = database::read(root.section("database"));
+        let broker = root.has("broker").then(|| broker::read(root.section("broker"))).flatten();
+        let stores = stores::read(&root);
+        let retention = read_retention(root.section("retention"));
+        let purge = purge::read(root.section("purge"));
+        let relay = relay::read_relay(root.section("relay"));
+        let sweeper = relay::read_sweeper(root.section("sweeper"));
+        let api = api::read(root.section("api"));
+        let service = service::read(root.section("service"));
+        // both were read file by file, so that no file's list replaces another's
+        let (_, _) = (root.value("resource"), root.value("maps"));
+        root.finish();
+        let mut tables = Vec::new();
+        for map in maps {
+            let reader = Reader::new(map.path.clone(), &map.table, &problems);
+            tables.extend(reader.list("resource"));
+            let _ = reader.value("maps");
+            if map.is_map {
+                reader.finish();
+            }
+        }
+        let described = !tables.is_empty();
+        let map = resources::read(tables, &stores, retention.default, &problems);
+        if !described && problems.is_empty() {
+            problems.add(
+                "resource",
+                "there is no [[resource]] in any file: describe at least one kind, or name files with `maps`",
+            );
+        }
+        match (database, problems.into_inner()) {
+            (Some(database), problems) if problems.is_empty() => {
+                Ok(Self { database, broker, stores, retention, purge, relay, sweeper, api, service, map })
+            }
+            (_, problems) => Err(InvalidConfig { problems }),
+        }
+    }
+}
+
+/// A file that may hold `[[resource]]` sections.
+struct ResourceFile {
+    path: String,
+    table: Map<String, Value>,
+    is_map: bool,
+}
+
+fn read_file(path: &Path, problems: &Problems) -> Option<Map<String, Value>> {
+    let name = path.display().to_string();
+    if !path.is_file() {
+        problems.add(name, "there is no such file");
+        return None;
+    }
+    config::Config::builder()
+        .add_source(File::from(path).format(FileFormat::Toml))
+        .build()
+        .and_then(config::Config::try_deserialize)
+        .map_err(|error| problems.add(name, format_args!("is not valid TOML: {}", without_values(&error.to_string()))))
+        .ok()
+}
+
+/// A syntax error quotes the line that it is in, which may hold a secret: keep the position and the reason.
+fn without_values(error: &str) -> String {
+    let quoted = |line: &&str| {
+        let line = line.trim_start();
+        !line.starts_with('|') && !line.split_once('|').is_some_and(|(number, _)| number.trim().parse::<u32>().is_ok())
+    };
+    error.lines().filter(quoted).map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(", ")
+}
+
+/// Keeps a file's own resources and reads the files that its `maps` names.
+fn read_resources(file: &Path, table: &Map<String, Value>, found: &mut Vec<ResourceFile>, problems: &Problems) {
+    let reader = Reader::new(file.display().to_string(), table, problems);
+    for named in reader.texts("maps") {
+        let path = reader::beside(file, &named);
+        if let Some(table) = read_file(&path, problems) {
+            found.push(ResourceFile { path: path.display().to_string(), table, is_map: true });
+        }
+    }
+    found.push(ResourceFile { path: String::new(), table: table.clone(), is_map: false });
+}
+
+fn read_retention(section: Reader<'_>) -> RetentionConfig {
+    const DEFAULT_DAYS: u64 = 14;
+    let default = section.parsed("default", Retention::parse).unwrap_or_else(|| {
+        Retention::new(std::time::Duration::from_secs(DEFAULT_DAYS * 24 * 3600)).expect("14 days are in range")
+    });
+    let minimum = section.parsed("minimum", Retention::parse);
+    if minimum.is_some_and(|minimum| minimum > default) {
+        section.problem("minimum", "must not be longer than `default`");
+    }
+    section.finish();
+    RetentionConfig { default, minimum }
+}
+
+#[cfg(test)]
+mod tests;

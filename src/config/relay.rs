@@ -1,0 +1,50 @@
+//! `[relay]` and `[sweeper]`: from the outbox to the broker, and what makes up for lost messages.
+
+use std::time::Duration;
+
+use super::reader::Reader;
+
+/// The relay's settings.
+#[derive(Debug, Clone)]
+pub struct RelayConfig {
+    /// How often the outbox is looked at while it is quiet.
+    pub poll: Duration,
+    /// Messages in flight at once.
+    pub window: u16,
+}
+
+/// The sweeper's settings.
+#[derive(Debug, Clone)]
+pub struct SweeperConfig {
+    /// How often it looks.
+    pub interval: Duration,
+    /// When a task that was handed to the broker and led to nothing counts as lost.
+    pub redeliver_after: Duration,
+    /// How long the answers to requests are remembered, against duplicates.
+    pub remember_requests: Duration,
+}
+
+const MILLI: Duration = Duration::from_millis(1);
+const MINUTE: Duration = Duration::from_secs(60);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// Reads `[relay]`.
+pub fn read_relay(section: Reader<'_>) -> RelayConfig {
+    let relay = RelayConfig {
+        poll: section.duration("poll", 500 * MILLI, 10 * MILLI..=MINUTE),
+        window: section.count("window", 256, 1..=4096),
+    };
+    section.finish();
+    relay
+}
+
+/// Reads `[sweeper]`.
+pub fn read_sweeper(section: Reader<'_>) -> SweeperConfig {
+    let sweeper = SweeperConfig {
+        interval: section.duration("interval", MINUTE / 2, 10 * MILLI..=60 * MINUTE),
+        redeliver_after: section.duration("redeliver_after", 15 * MINUTE, 100 * MILLI..=7 * DAY),
+        remember_requests: section.duration("remember_requests", 30 * DAY, MINUTE..=3650 * DAY),
+    };
+    section.finish();
+    sweeper
+}

@@ -1,0 +1,217 @@
+//! `[[resource]]`: the resource map (see `domain::map`).
+//!
+//! Invariant: a map that loads names only kinds, stores and buckets that exist, and no prefix that could reach beyond
+//! its resource.
+
+use std::collections::BTreeMap;
+
+use super::{
+    reader::{Problems, Reader},
+    stores::StoreConfig,
+};
+use crate::domain::{
+    ids::{IdType, Kind},
+    location::{PrefixTemplate, StoreName},
+    map::{
+        ChildRows, Children, Column, Guard, ObjectsAt, Protection, Reference, ResourceKind, ResourceMap, SoftDelete,
+        Sql, Table,
+    },
+    retention::Retention,
+};
+
+/// Reads every `[[resource]]` of every file. `retention` is the default window.
+pub fn read(
+    tables: Vec<Reader<'_>>,
+    stores: &BTreeMap<StoreName, StoreConfig>,
+    retention: Retention,
+    problems: &Problems,
+) -> ResourceMap {
+    let mut kinds: BTreeMap<Kind, ResourceKind> = BTreeMap::new();
+    let mut children = Vec::new();
+    for mut table in tables {
+        if let Some(name) = table.text("kind") {
+            table.name(&name);
+        }
+        let path = table.key("kind");
+        let Some(kind) = read_kind(table, stores, retention) else { continue };
+        children.extend(kind.children.iter().map(|child| (kind.kind.clone(), child.kind.clone())));
+        if let Some(earlier) = kinds.insert(kind.kind.clone(), kind) {
+            problems.add(
+                path,
+                format_args!(
+                    "there is another resource of the kind {:?}; each kind is described once",
+                    earlier.kind.as_str()
+                ),
+            );
+        }
+    }
+    for (parent, child) in children {
+        if !kinds.contains_key(&child) {
+            let known = kinds.keys().map(Kind::as_str).collect::<Vec<_>>().join(", ");
+            problems.add(
+                format!("resource ({parent}).children.kind"),
+                format_args!("there is no resource of the kind {:?}; the map has: {known}", child.as_str()),
+            );
+        }
+    }
+    ResourceMap::new(kinds.into_values())
+}
+
+fn read_kind(
+    table: Reader<'_>,
+    stores: &BTreeMap<StoreName, StoreConfig>,
+    retention: Retention,
+) -> Option<ResourceKind> {
+    let kind = table.required("kind", "the name of this kind, such as \"dataset\"", Kind::parse);
+    let rows_table = table.required("table", "the table of its rows, such as \"public.datasets\"", Table::parse);
+    let filter = table.parsed("where", Sql::condition);
+    let id = table.parsed("id", Column::parse);
+    let id_type = table.parsed("id_type", parse_id_type).unwrap_or(IdType::Uuid);
+    let name = table.parsed("name", Column::parse);
+    let soft_delete = read_soft_delete(&table);
+    let retention = table.parsed("retention", Retention::parse).unwrap_or(retention);
+    let protect = read_protection(&table);
+    let objects = table.list("objects").into_iter().filter_map(|at| read_objects(at, stores)).collect();
+    let rows = table.list("rows").into_iter().filter_map(read_child_rows).collect();
+    let references = table.list("references").into_iter().filter_map(read_reference).collect();
+    let children = table.list("children").into_iter().filter_map(read_children).collect();
+    let id = if table.has("id") { id } else { Column::parse("id").ok() };
+    table.finish();
+    Some(ResourceKind {
+        kind: kind?,
+        table: rows_table?,
+        filter,
+        id: id?,
+        id_type,
+        name,
+        soft_delete,
+        retention,
+        protect,
+        objects,
+        rows,
+        references,
+        children,
+    })
+}
+
+fn parse_id_type(raw: &str) -> Result<IdType, String> {
+    match raw {
+        "uuid" => Ok(IdType::Uuid),
+        "text" => Ok(IdType::Text),
+        "integer" => Ok(IdType::Integer),
+        other => Err(format!("{other:?} is not an id type: uuid, text or integer")),
+    }
+}
+
+/// A column name alone is a timestamp; a table says `timestamp`, `boolean`, or `column` with `live` and `trashed`.
+fn read_soft_delete(table: &Reader<'_>) -> Option<SoftDelete> {
+    if table.value("soft_delete")?.is_string() {
+        return table.parsed("soft_delete", Column::parse).map(SoftDelete::Timestamp);
+    }
+    let form = table.section("soft_delete");
+    let timestamp = form.parsed("timestamp", Column::parse);
+    let boolean = form.parsed("boolean", Column::parse);
+    let column = form.parsed("column", Column::parse);
+    let (live, trashed) = (form.text("live"), form.text("trashed"));
+    let mark = match (timestamp, boolean, column, live, trashed) {
+        (Some(column), None, None, None, None) => Some(SoftDelete::Timestamp(column)),
+        (None, Some(column), None, None, None) => Some(SoftDelete::Boolean(column)),
+        (None, None, Some(column), Some(live), Some(trashed)) if live != trashed => {
+            Some(SoftDelete::Pair { column, live, trashed })
+        }
+        _ => {
+            table.problem(
+                "soft_delete",
+                "expected a timestamp column's name, { timestamp = \"deleted_at\" }, { boolean = \"is_deleted\" } or \
+                 { column = \"lifecycle_stage\", live = \"active\", trashed = \"deleted\" } with two different values",
+            );
+            None
+        }
+    };
+    form.finish();
+    mark
+}
+
+fn read_protection(table: &Reader<'_>) -> Protection {
+    let protect = table.section("protect");
+    let protection = Protection { names: protect.texts("names"), ids: protect.texts("ids") };
+    if !protection.names.is_empty() && !table.has("name") {
+        protect.problem("names", "needs the resource's key `name`, the column that holds the names");
+    }
+    protect.finish();
+    protection
+}
+
+fn read_objects(at: Reader<'_>, stores: &BTreeMap<StoreName, StoreConfig>) -> Option<ObjectsAt> {
+    let store = at.required("store", "the NAME of a [stores.NAME] section", StoreName::parse);
+    let bucket = at.text("bucket");
+    let template = at.parsed("prefix", PrefixTemplate::parse);
+    let query = at.parsed("query", Sql::query);
+    if at.has("prefix") == at.has("query") {
+        at.problem("prefix", "give one of `prefix` (a template such as \"datasets/{id}/\") and `query`");
+    }
+    let store_config = store.as_ref().and_then(|store| {
+        let found = stores.get(store);
+        if found.is_none() {
+            let known = stores.keys().map(StoreName::as_str).collect::<Vec<_>>().join(", ");
+            at.problem("store", format_args!("there is no section [stores.{store}]; there are: {known}"));
+        }
+        found
+    });
+    let allowed = store_config.map(|store| store.buckets.clone()).unwrap_or_default();
+    let buckets = match bucket {
+        Some(bucket) if store_config.is_some() && !allowed.contains(&bucket) => {
+            at.problem("bucket", format_args!("the store does not list {bucket:?}; it has: {}", allowed.join(", ")));
+            Vec::new()
+        }
+        Some(bucket) => vec![bucket],
+        None => allowed,
+    };
+    let objects = match (store, template, query) {
+        (Some(store), Some(prefix), None) => match buckets.as_slice() {
+            [bucket] => Some(ObjectsAt::Template { store, bucket: bucket.clone(), prefix }),
+            [] => None,
+            several => {
+                at.problem("bucket", format_args!("say which: the store has {}", several.join(", ")));
+                None
+            }
+        },
+        (Some(store), None, Some(query)) => Some(ObjectsAt::Query { store, buckets, query }),
+        _ => None,
+    };
+    at.finish();
+    objects
+}
+
+fn read_child_rows(rows: Reader<'_>) -> Option<ChildRows> {
+    let table = rows.required("table", "the table of the child rows", Table::parse);
+    let column = rows.required("column", "its column with the resource's id", Column::parse);
+    rows.finish();
+    Some(ChildRows { table: table?, column: column? })
+}
+
+fn read_reference(reference: Reader<'_>) -> Option<Reference> {
+    let name = reference.required("name", "what people call such a use, such as \"active model\"", non_empty);
+    let query = reference.required("query", "SQL that returns id and label of the rows that use $1", Sql::query);
+    let guard = reference.has("guard").then(|| {
+        let guard = reference.section("guard");
+        let table = guard.required("table", "the table whose rows use the resource", Table::parse);
+        let column = guard.required("column", "its column with the resource's id", Column::parse);
+        let when = guard.parsed("when", Sql::condition);
+        guard.finish();
+        Some(Guard { table: table?, column: column?, when })
+    });
+    reference.finish();
+    Some(Reference { name: name?, query: query?, guard: guard.flatten() })
+}
+
+fn read_children(children: Reader<'_>) -> Option<Children> {
+    let kind = children.required("kind", "the kind of the children", Kind::parse);
+    let query = children.required("query", "SQL that returns the ids of the children of $1", Sql::query);
+    children.finish();
+    Some(Children { kind: kind?, query: query? })
+}
+
+fn non_empty(raw: &str) -> Result<String, &'static str> {
+    if raw.trim().is_empty() { Err("must not be empty") } else { Ok(raw.trim().to_owned()) }
+}

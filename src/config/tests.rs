@@ -1,0 +1,136 @@
+//! What a configuration with mistakes is told.
+
+use std::fs;
+
+use secrecy::ExposeSecret;
+
+use super::*;
+
+const GOOD: &str = r#"
+    [database]
+    url = "postgres://app:hunter2@db/platform"
+    [broker]
+    url = "amqp://app:hunter3@mq/%2f"
+    [stores.main]
+    endpoint = "http://127.0.0.1:9000"
+    access_key = "key"
+    secret_key = "hunter4"
+    buckets = ["data-sets"]
+    [[resource]]
+    kind = "dataset"
+    table = "heimdall.synthetic_datasets"
+    soft_delete = { column = "lifecycle_stage", live = "active", trashed = "deleted" }
+    [[resource.objects]]
+    store = "main"
+    prefix = "synthetic/{id}/"
+"#;
+
+fn load(files: &[(&str, &str)]) -> Result<Config, InvalidConfig> {
+    let dir = tempfile::tempdir().unwrap();
+    let mut paths = Vec::new();
+    for (name, text) in files {
+        fs::write(dir.path().join(name), text).unwrap();
+        paths.push(dir.path().join(name));
+    }
+    Config::load(&paths[..1])
+}
+
+fn problems(text: &str) -> Vec<String> {
+    load(&[("reprieve.toml", text)]).expect_err("has mistakes").problems.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn a_good_file_loads_with_defaults_that_are_safe() {
+    let config = load(&[("reprieve.toml", GOOD)]).unwrap();
+    assert_eq!(config.database.url.expose_secret(), "postgres://app:hunter2@db/platform");
+    assert_eq!(config.retention.default.to_string(), "14days");
+    assert!(config.api.listen.ip().is_loopback());
+    let dataset = config.map.kind("dataset").unwrap();
+    assert!(
+        matches!(&dataset.soft_delete, Some(crate::domain::map::SoftDelete::Pair { trashed, .. }) if trashed == "deleted")
+    );
+}
+
+#[test]
+fn every_mistake_is_reported_at_once_with_its_key() {
+    let text = GOOD
+        .replace("postgres://", "mysql://")
+        .replace("prefix = \"synthetic/{id}/\"", "prefix = \"synthetic/\"")
+        .replace("[broker]", "[purge]\nlease = \"soon\"\ncuncurrency = 4\n[retention]\ndefault = \"0d\"\n[broker]")
+        .replace("kind = \"dataset\"", "kind = \"Data Set\"");
+    let found = problems(&text).join("\n");
+    for key in [
+        "database.url",
+        "purge.lease",
+        "purge.cuncurrency",
+        "retention.default",
+        "(Data Set).kind",
+        "objects[0].prefix",
+    ] {
+        assert!(found.contains(key), "{key} in:\n{found}");
+    }
+}
+
+#[test]
+fn no_message_and_no_debug_output_shows_a_secret() {
+    let config = load(&[("reprieve.toml", GOOD)]).unwrap();
+    let shown = format!("{config:?}");
+    for text in [
+        GOOD.replace("postgres://", "mysql://"),
+        GOOD.replace("secret_key = \"hunter4\"", "secret_key = [\"hunter4\"]"),
+        GOOD.replace("url = \"amqp", "url = = \"amqp"),
+        GOOD.replace("url = \"postgres://app:hunter2@db/platform\"", "url = \"postgres://app:hunter2@db/platform"),
+    ] {
+        let found = problems(&text).join("\n");
+        assert!(!found.is_empty() && !found.contains("hunter"), "{found}");
+    }
+    assert!(!shown.contains("hunter"), "{shown}");
+}
+
+#[test]
+fn a_root_prefix_a_missing_store_and_a_foreign_bucket_are_refused_at_load() {
+    for (from, to, key) in [
+        ("synthetic/{id}/", "/", "prefix"),
+        ("synthetic/{id}/", "{id}", "prefix"),
+        ("store = \"main\"", "store = \"mian\"", "store"),
+        ("store = \"main\"", "store = \"main\"\nbucket = \"other\"", "bucket"),
+    ] {
+        let found = problems(&GOOD.replace(from, to)).join("\n");
+        assert!(found.contains(&format!("objects[0].{key}")), "{to} gave {found}");
+    }
+}
+
+#[test]
+fn resources_come_from_map_files_beside_the_file_too() {
+    let (base, resource) = GOOD.split_once("[[resource]]").unwrap();
+    let config = load(&[
+        ("reprieve.toml", &format!("maps = [\"map.toml\"]\n{base}")),
+        ("map.toml", &format!("[[resource]]{resource}")),
+    ]);
+    assert!(config.unwrap().map.kind("dataset").is_ok());
+    let missing = load(&[("reprieve.toml", &format!("maps = [\"gone.toml\"]\n{base}"))]).unwrap_err();
+    assert!(missing.to_string().contains("gone.toml: there is no such file"), "{missing}");
+}
+
+#[test]
+fn a_child_of_a_kind_that_does_not_exist_is_named() {
+    let text = format!("{GOOD}\n[[resource.children]]\nkind = \"sample\"\nquery = \"select id from s where d = $1\"\n");
+    assert!(problems(&text).join("\n").contains("no resource of the kind \"sample\""));
+}
+
+#[test]
+fn the_api_does_not_leave_loopback_without_a_token() {
+    let found =
+        problems(&format!("{}\n", GOOD.replace("[broker]", "[api]\nlisten = \"0.0.0.0:80\"\n[broker]"))).join("\n");
+    assert!(found.contains("api.token"), "{found}");
+}
+
+#[test]
+fn secrets_can_come_from_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let secret = dir.path().join("url");
+    fs::write(&secret, "postgres://from-file/db\n").unwrap();
+    let from_file = GOOD.replace("url = \"postgres://app:hunter2@db/platform\"", &format!("url_file = {secret:?}"));
+    let config = load(&[("reprieve.toml", &from_file)]).unwrap();
+    assert_eq!(config.database.url.expose_secret(), "postgres://from-file/db");
+}

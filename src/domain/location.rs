@@ -1,0 +1,262 @@
+//! Where a resource's objects lie: a bucket of a store and a prefix in it.
+//!
+//! Invariant: a [`Prefix`] is never empty, never begins with `/`, ends in `/`, and has no empty, `.` or `..` segment.
+//! So it is never a bucket's root, and `a/1/` never reaches `a/10/`.
+
+use serde::{Deserialize, Serialize};
+
+use super::ids::{ResourceId, is_safe_segment, text_newtype};
+
+text_newtype!(
+    /// A `[stores.NAME]` section's name.
+    StoreName
+);
+text_newtype!(
+    /// A prefix below which everything belongs to one resource.
+    Prefix
+);
+
+impl StoreName {
+    /// # Errors
+    /// Anything but 1 to 63 of `a-z 0-9 _ -`.
+    pub fn parse(raw: &str) -> Result<Self, super::ids::InvalidName> {
+        super::ids::Kind::parse(raw).map(|kind| Self(kind.to_string())).map_err(|mut error| {
+            error.what = "store name";
+            error
+        })
+    }
+}
+
+/// A prefix, an address or a template that cannot be trusted with a delete.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum UnsafePlace {
+    /// The prefix breaks the invariant.
+    #[error(
+        "unsafe prefix {0:?}: it must not be empty or start with `/`, must end in `/`, and have no empty, `.` or `..` part"
+    )]
+    Prefix(String),
+    /// Not `s3://bucket/prefix/`.
+    #[error("{0:?} is not an address of the form s3://bucket/prefix/")]
+    Address(String),
+    /// A template that would give several resources one prefix.
+    #[error("prefix template {0:?} must hold {{id}}, or two resources would share their objects")]
+    NoId(String),
+    /// Braces that do not match, or hold no column name.
+    #[error("prefix template {0:?} has a brace without a column name in it; write {{id}} or {{some_column}}")]
+    Braces(String),
+    /// A column of the row that a template needs is null or holds what cannot stand in a prefix.
+    #[error(
+        "column {column} holds {value}, which cannot stand in a prefix: expected 1 to 200 of A-Z, a-z, 0-9 and ._:@=+-"
+    )]
+    Value {
+        /// The column.
+        column: String,
+        /// Its value, quoted, or `null`.
+        value: String,
+    },
+}
+
+impl Prefix {
+    /// # Errors
+    /// [`UnsafePlace::Prefix`] where the invariant does not hold.
+    pub fn parse(raw: &str) -> Result<Self, UnsafePlace> {
+        let refuse = || UnsafePlace::Prefix(raw.chars().take(200).collect());
+        let body = raw.strip_suffix('/').ok_or_else(refuse)?;
+        let fine = raw.len() <= 1000
+            && !raw.chars().any(char::is_control)
+            && body.split('/').all(|part| !part.is_empty() && part != "." && part != "..");
+        if fine { Ok(Self(raw.to_owned())) } else { Err(refuse()) }
+    }
+}
+
+/// One place to empty.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Location {
+    /// The store.
+    pub store: StoreName,
+    /// The bucket.
+    pub bucket: String,
+    /// What to empty in it.
+    pub prefix: Prefix,
+}
+
+impl std::fmt::Display for Location {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "s3://{}/{} (store {})", self.bucket, self.prefix, self.store)
+    }
+}
+
+/// Reads `s3://bucket/prefix/`.
+///
+/// # Errors
+/// [`UnsafePlace::Address`] or [`UnsafePlace::Prefix`].
+pub fn parse_address(raw: &str) -> Result<(String, Prefix), UnsafePlace> {
+    let address = || UnsafePlace::Address(raw.chars().take(200).collect());
+    let (bucket, prefix) = raw.strip_prefix("s3://").and_then(|rest| rest.split_once('/')).ok_or_else(address)?;
+    if bucket.is_empty() {
+        return Err(address());
+    }
+    Ok((bucket.to_owned(), Prefix::parse(prefix)?))
+}
+
+/// A prefix with places for the id and for columns of the row: `synthetic/{id}/`, `{experiment_id}/{id}/`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PrefixTemplate {
+    raw: String,
+    parts: Vec<Part>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Part {
+    Text(String),
+    Id,
+    Column(String),
+}
+
+impl PrefixTemplate {
+    /// # Errors
+    /// [`UnsafePlace`]: braces that do not match, no `{id}`, or a fixed text that could not be part of a safe prefix.
+    pub fn parse(raw: &str) -> Result<Self, UnsafePlace> {
+        let braces = || UnsafePlace::Braces(raw.to_owned());
+        let mut parts = Vec::new();
+        let mut rest = raw;
+        while let Some((text, after)) = rest.split_once('{') {
+            let (name, after) = after.split_once('}').ok_or_else(braces)?;
+            let named = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+            if !named || text.contains('}') {
+                return Err(braces());
+            }
+            if !text.is_empty() {
+                parts.push(Part::Text(text.to_owned()));
+            }
+            parts.push(if name == "id" { Part::Id } else { Part::Column(name.to_owned()) });
+            rest = after;
+        }
+        if rest.contains('}') {
+            return Err(braces());
+        }
+        parts.push(Part::Text(rest.to_owned()));
+        if !parts.contains(&Part::Id) {
+            return Err(UnsafePlace::NoId(raw.to_owned()));
+        }
+        let template = Self { raw: raw.to_owned(), parts };
+        // any safe value in the places shows whether the fixed text around them is safe
+        template.fill("x", |_| Some("x".to_owned())).map_err(|_| UnsafePlace::Prefix(raw.to_owned()))?;
+        Ok(template)
+    }
+
+    /// The columns of the row that it needs besides the id.
+    pub fn columns(&self) -> impl Iterator<Item = &str> {
+        self.parts.iter().filter_map(|part| match part {
+            Part::Column(name) => Some(name.as_str()),
+            Part::Text(_) | Part::Id => None,
+        })
+    }
+
+    /// The prefix of one resource. `column` gives a column's value as text, `None` for null.
+    ///
+    /// # Errors
+    /// [`UnsafePlace::Value`] for a value that could change the prefix's shape.
+    pub fn render(&self, id: &ResourceId, column: impl Fn(&str) -> Option<String>) -> Result<Prefix, UnsafePlace> {
+        self.fill(id.as_str(), column)
+    }
+
+    fn fill(&self, id: &str, column: impl Fn(&str) -> Option<String>) -> Result<Prefix, UnsafePlace> {
+        let mut filled = String::new();
+        for part in &self.parts {
+            match part {
+                Part::Text(text) => filled.push_str(text),
+                Part::Id => filled.push_str(id),
+                Part::Column(name) => {
+                    let value = column(name);
+                    match value.as_deref() {
+                        Some(value) if is_safe_segment(value) => filled.push_str(value),
+                        other => {
+                            let value = other.map_or_else(|| "null".to_owned(), |value| format!("{value:?}"));
+                            return Err(UnsafePlace::Value { column: name.clone(), value });
+                        }
+                    }
+                }
+            }
+        }
+        Prefix::parse(&filled)
+    }
+}
+
+impl std::fmt::Display for PrefixTemplate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.raw)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::ids::IdType;
+    use super::*;
+
+    #[test]
+    fn prefixes_that_reach_too_far_are_refused() {
+        for raw in ["", "/", "a", "/a/", "a//b/", "../a/", "a/../b/", "a/./", "a\n/"] {
+            assert!(Prefix::parse(raw).is_err(), "{raw:?}");
+        }
+        assert!(Prefix::parse("synthetic/1/").is_ok());
+    }
+
+    #[test]
+    fn templates_that_reach_too_far_are_refused() {
+        for raw in [
+            "",
+            "/",
+            "synthetic/",
+            "{id}",
+            "synthetic/{id}",
+            "{}/{id}/",
+            "{id/",
+            "id}/",
+            "/{id}/",
+            "a/../{id}/",
+            "{a b}/{id}/",
+        ] {
+            assert!(PrefixTemplate::parse(raw).is_err(), "{raw:?}");
+        }
+    }
+
+    #[test]
+    fn a_template_is_filled_from_id_and_row() {
+        let template = PrefixTemplate::parse("{experiment_id}/run-{id}/").unwrap();
+        let id = IdType::Text.parse("r1").unwrap();
+        assert_eq!(template.columns().collect::<Vec<_>>(), ["experiment_id"]);
+        assert_eq!(template.render(&id, |_| Some("7".to_owned())).unwrap().as_str(), "7/run-r1/");
+    }
+
+    #[test]
+    fn a_null_or_a_slash_in_a_column_is_refused_and_named() {
+        let template = PrefixTemplate::parse("{owner}/{id}/").unwrap();
+        let id = IdType::Text.parse("r1").unwrap();
+        for value in [None, Some("a/b"), Some(""), Some("..")] {
+            let error = template.render(&id, |_| value.map(str::to_owned)).unwrap_err();
+            assert!(error.to_string().contains("owner"), "{error}");
+        }
+    }
+
+    #[test]
+    fn addresses_are_read_whole_or_refused() {
+        assert_eq!(parse_address("s3://b/x/y/").unwrap().1.as_str(), "x/y/");
+        for raw in ["b/x/", "s3://b", "s3://b/", "s3:///x/", "s3://b/x", "https://b/x/"] {
+            assert!(parse_address(raw).is_err(), "{raw:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn two_ids_never_share_or_nest_their_prefixes(a in "[A-Za-z0-9._:@=+-]{1,20}", b in "[A-Za-z0-9._:@=+-]{1,20}") {
+            let template = PrefixTemplate::parse("synthetic/dataset-{id}/").unwrap();
+            let (Ok(a), Ok(b)) = (IdType::Text.parse(&a), IdType::Text.parse(&b)) else { return Ok(()) };
+            prop_assume!(a != b);
+            let (a, b) = (template.render(&a, |_| None).unwrap(), template.render(&b, |_| None).unwrap());
+            prop_assert!(!a.as_str().starts_with(b.as_str()) && !b.as_str().starts_with(a.as_str()));
+        }
+    }
+}

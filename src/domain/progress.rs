@@ -1,0 +1,114 @@
+//! How far a purge has got, in objects, bytes and rows.
+//!
+//! Invariant: `listed = deleted + absent + failed + unknown`, always; the database checks it too. Every object that a
+//! listing showed is counted once, by what became of it: `deleted` and `absent` only grow, `failed` and `unknown` are
+//! what the running pass over the prefixes has left, and a new pass looks at those objects afresh.
+
+use serde::{Deserialize, Serialize};
+
+use super::outcome::KeyOutcome;
+
+/// The counters of one purge.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Progress {
+    /// Objects seen in listings.
+    pub objects_listed: u64,
+    /// Objects that the store said it deleted on our request.
+    pub objects_deleted: u64,
+    /// Objects found gone: the store said so, or the answer was lost and a fresh listing did not show them.
+    pub objects_absent: u64,
+    /// Objects still there, with a reason from the store.
+    pub objects_failed: u64,
+    /// Objects asked for and not yet accounted for.
+    pub objects_unknown: u64,
+    /// Bytes of the objects deleted or found gone.
+    pub bytes_freed: u64,
+    /// Child rows and resource rows deleted.
+    pub rows_deleted: u64,
+}
+
+impl Progress {
+    /// Counts one listed object of `size` bytes by its outcome.
+    pub fn count(&mut self, outcome: &KeyOutcome, size: u64) {
+        self.objects_listed += 1;
+        match outcome {
+            KeyOutcome::Deleted => {
+                self.objects_deleted += 1;
+                self.bytes_freed += size;
+            }
+            KeyOutcome::AlreadyAbsent => {
+                self.objects_absent += 1;
+                self.bytes_freed += size;
+            }
+            KeyOutcome::Failed(_) => self.objects_failed += 1,
+            KeyOutcome::Unknown => self.objects_unknown += 1,
+        }
+    }
+
+    /// Counts objects of an interrupted batch that a fresh listing no longer shows.
+    pub fn count_absent(&mut self, objects: u64, bytes: u64) {
+        self.objects_listed += objects;
+        self.objects_absent += objects;
+        self.bytes_freed += bytes;
+    }
+
+    /// A new pass lists anew: what failed or stayed unknown will be seen and counted again.
+    pub fn begin_pass(&mut self) {
+        self.objects_listed -= self.objects_failed + self.objects_unknown;
+        self.objects_failed = 0;
+        self.objects_unknown = 0;
+    }
+
+    /// Whether the last pass has left objects behind.
+    pub fn has_leftovers(&self) -> bool {
+        self.objects_failed + self.objects_unknown > 0
+    }
+
+    /// Objects known to be gone.
+    pub fn objects_gone(&self) -> u64 {
+        self.objects_deleted + self.objects_absent
+    }
+
+    /// Whether the law of the counters holds.
+    pub fn adds_up(&self) -> bool {
+        self.objects_listed == self.objects_deleted + self.objects_absent + self.objects_failed + self.objects_unknown
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::outcome::{FailureClass, KeyFailure};
+    use super::*;
+
+    fn outcome() -> impl Strategy<Value = KeyOutcome> {
+        prop_oneof![
+            Just(KeyOutcome::Deleted),
+            Just(KeyOutcome::AlreadyAbsent),
+            Just(KeyOutcome::Unknown),
+            Just(KeyOutcome::Failed(KeyFailure {
+                code: "InternalError".into(),
+                message: String::new(),
+                class: FailureClass::Transient
+            })),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn the_counters_add_up_through_any_passes(passes in prop::collection::vec(prop::collection::vec((outcome(), 0..10_000u64), 0..50), 0..5)) {
+            let mut progress = Progress::default();
+            for pass in passes {
+                let gone = progress.objects_gone();
+                progress.begin_pass();
+                prop_assert_eq!(progress.objects_gone(), gone);
+                for (outcome, size) in pass {
+                    progress.count(&outcome, size);
+                    prop_assert!(progress.adds_up());
+                }
+            }
+        }
+    }
+}

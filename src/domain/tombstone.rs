@@ -1,0 +1,101 @@
+//! A tombstone: one resource's stay in the trash, from trash to its end.
+//!
+//! Invariant: the places to empty are fixed when it is written. Whatever happens to the platform's rows or to the map
+//! afterwards, a purge empties these and nothing else.
+
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+
+use super::{
+    ids::{Actor, Fence, ResourceRef, TombstoneId},
+    location::Location,
+    progress::Progress,
+    state::State,
+};
+
+/// A row that still uses a resource, or a circumstance that keeps it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Blocker {
+    /// The resource in use, as `kind id`: with a cascade it can be a child.
+    pub resource: String,
+    /// The reference's name from the map, such as `active model`.
+    pub reference: String,
+    /// The id of the row that uses it.
+    pub id: String,
+    /// What people call that row.
+    pub label: String,
+}
+
+impl std::fmt::Display for Blocker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {:?} ({}) uses {}", self.reference, self.label, self.id, self.resource)
+    }
+}
+
+/// Where a request came from: recorded with each audit entry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Provenance {
+    /// Who asked.
+    pub actor: Actor,
+    /// By which way: `cli`, `api`, `message`, or a role's name.
+    pub origin: String,
+    /// Why, in the asker's words.
+    pub reason: Option<String>,
+}
+
+/// One resource's stay in the trash.
+#[derive(Debug, Clone, Serialize)]
+pub struct Tombstone {
+    /// Its id.
+    pub id: TombstoneId,
+    /// What was trashed.
+    #[serde(flatten)]
+    pub resource: ResourceRef,
+    /// Its name when it was trashed, where the kind has names.
+    pub name: Option<String>,
+    /// Where it stands.
+    pub state: State,
+    /// Who trashed it.
+    pub actor: String,
+    /// By which way.
+    pub origin: String,
+    /// Why.
+    pub reason: Option<String>,
+    /// When; the database's clock, as all times here.
+    #[serde(with = "time::serde::rfc3339")]
+    pub trashed_at: OffsetDateTime,
+    /// The end of the restore window.
+    #[serde(with = "time::serde::rfc3339")]
+    pub purge_after: OffsetDateTime,
+    /// The tombstone whose cascade wrote this one.
+    pub parent: Option<TombstoneId>,
+    /// What a purge empties.
+    pub locations: Vec<Location>,
+    /// Who used it at the last check.
+    pub blockers: Vec<Blocker>,
+    /// Failed attempts since it was trashed or last retried.
+    pub attempts: u32,
+    /// When it will be looked at next.
+    #[serde(with = "time::serde::rfc3339")]
+    pub next_attempt_at: OffsetDateTime,
+    /// Why the last attempt did not finish.
+    pub last_error: Option<String>,
+    /// The current owner's fence.
+    #[serde(skip)]
+    pub fence: Fence,
+    /// Who purges it now.
+    pub lease_owner: Option<String>,
+    /// Until when that worker may be silent.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub lease_until: Option<OffsetDateTime>,
+    /// How far the purge is.
+    pub progress: Progress,
+    /// Whether the resource's row was still there at the point of no return; `None` before it.
+    pub row_found: Option<bool>,
+    /// When the point of no return was passed.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub purging_at: Option<OffsetDateTime>,
+    /// When it was restored or purged.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub closed_at: Option<OffsetDateTime>,
+}

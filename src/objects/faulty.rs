@@ -1,0 +1,225 @@
+//! A test double: another store, with faults that a test asks for.
+//!
+//! Invariant: a fault changes what the caller is told or what is passed on, never the contract: every object asked
+//! for still has exactly one outcome. Not for production.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+
+use super::{BucketFacts, Cursor, ObjectStore, ObjectsError, Page};
+use crate::domain::outcome::{BatchOutcome, FailureClass, KeyFailure, KeyOutcome, ObjectRef};
+
+/// How often a fault happens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Times {
+    /// The next so many times.
+    Next(u32),
+    /// Every time.
+    Always,
+}
+
+/// A store with scripted faults.
+#[derive(Debug)]
+pub struct FaultyStore<S> {
+    inner: S,
+    script: Mutex<Script>,
+}
+
+#[derive(Debug, Default)]
+struct Script {
+    lists: VecDeque<KeyFailure>,
+    deletes: VecDeque<Whole>,
+    failing: HashMap<String, (Times, KeyFailure)>,
+    left_out: HashMap<String, Times>,
+    /// Objects named in each delete request so far.
+    batches: Vec<usize>,
+}
+
+/// A fault of a whole delete request.
+#[derive(Debug)]
+enum Whole {
+    /// The store does nothing, and says so.
+    Refused(KeyFailure),
+    /// The store does everything, and the answer gets lost.
+    Lost(KeyFailure),
+}
+
+/// A failure with a code of the tester's choice.
+pub fn failure(code: &str, class: FailureClass) -> KeyFailure {
+    KeyFailure { code: code.to_owned(), message: "scripted".to_owned(), class }
+}
+
+impl<S> FaultyStore<S> {
+    /// `inner` without faults so far.
+    pub fn new(inner: S) -> Self {
+        Self { inner, script: Mutex::default() }
+    }
+
+    /// The store behind.
+    pub fn inner(&self) -> &S {
+        &self.inner
+    }
+
+    /// The next listing (after those that were scripted before) fails.
+    pub fn fail_next_list(&self, failure: KeyFailure) {
+        self.script().lists.push_back(failure);
+    }
+
+    /// The next delete request fails as a whole and deletes nothing.
+    pub fn refuse_next_delete(&self, failure: KeyFailure) {
+        self.script().deletes.push_back(Whole::Refused(failure));
+    }
+
+    /// The next delete request is carried out, and all its outcomes are unknown.
+    pub fn lose_next_answer(&self) {
+        self.script().deletes.push_back(Whole::Lost(failure("Timeout", FailureClass::Transient)));
+    }
+
+    /// Deletes of this key fail, every version of it, and it stays.
+    pub fn fail_key(&self, key: &str, times: Times, failure: KeyFailure) {
+        self.script().failing.insert(key.to_owned(), (times, failure));
+    }
+
+    /// Deletes of this key are carried out and left out of the answer.
+    pub fn leave_out(&self, key: &str, times: Times) {
+        self.script().left_out.insert(key.to_owned(), times);
+    }
+
+    /// How many objects each delete request named, in order, those that were refused included.
+    pub fn batches(&self) -> Vec<usize> {
+        self.script().batches.clone()
+    }
+
+    /// Each step on the script is a single change, so a poisoned lock is as good as any.
+    fn script(&self) -> MutexGuard<'_, Script> {
+        self.script.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Times {
+    /// Uses it once; whether it was still good for that.
+    fn strike(&mut self) -> bool {
+        match self {
+            Self::Always => true,
+            Self::Next(0) => false,
+            Self::Next(left) => {
+                *left -= 1;
+                true
+            }
+        }
+    }
+}
+
+impl Script {
+    fn failure_of(&mut self, key: &str) -> Option<KeyFailure> {
+        let (times, failure) = self.failing.get_mut(key)?;
+        times.strike().then(|| failure.clone())
+    }
+
+    fn leaves_out(&mut self, key: &str) -> bool {
+        self.left_out.get_mut(key).is_some_and(Times::strike)
+    }
+}
+
+#[async_trait]
+impl<S: ObjectStore> ObjectStore for FaultyStore<S> {
+    async fn list(&self, bucket: &str, prefix: &str, after: Option<&Cursor>) -> Result<Page, ObjectsError> {
+        let fault = self.script().lists.pop_front();
+        if let Some(KeyFailure { code, message, class }) = fault {
+            let (bucket, prefix) = (bucket.to_owned(), prefix.to_owned());
+            return Err(ObjectsError { operation: "List", bucket, prefix, code, message, class });
+        }
+        self.inner.list(bucket, prefix, after).await
+    }
+
+    async fn delete(&self, bucket: &str, objects: &[ObjectRef]) -> BatchOutcome {
+        let (whole, failed, passed) = {
+            let mut script = self.script();
+            script.batches.push(objects.len());
+            let whole = script.deletes.pop_front();
+            if let Some(Whole::Refused(failure)) = whole {
+                return BatchOutcome::uniform(objects, &KeyOutcome::Failed(failure));
+            }
+            let (mut failed, mut passed) = (Vec::new(), Vec::new());
+            for object in objects {
+                match script.failure_of(&object.key) {
+                    Some(failure) => failed.push((object.clone(), KeyOutcome::Failed(failure))),
+                    None => passed.push(object.clone()),
+                }
+            }
+            (whole, failed, passed)
+        };
+        let done = self.inner.delete(bucket, &passed).await;
+        if let Some(Whole::Lost(why)) = whole {
+            return BatchOutcome::lost(objects, why);
+        }
+        let lost_answer = done.lost_answer().cloned();
+        let mut script = self.script();
+        let answered = done.into_outcomes().into_iter().filter(|(object, _)| !script.leaves_out(&object.key));
+        BatchOutcome::reconcile(objects, [], failed.into_iter().chain(answered)).with_lost_answer(lost_answer)
+    }
+
+    async fn facts(&self, bucket: &str) -> Result<BucketFacts, ObjectsError> {
+        self.inner.facts(bucket).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::objects::Versioning;
+    use crate::objects::memory::MemoryStore;
+
+    fn plain(key: &str) -> ObjectRef {
+        ObjectRef { key: key.into(), version: None }
+    }
+
+    fn store() -> FaultyStore<MemoryStore> {
+        let memory = MemoryStore::new().with_bucket("b", Versioning::Off);
+        for key in ["1", "2", "3"] {
+            memory.put("b", key, 1);
+        }
+        FaultyStore::new(memory)
+    }
+
+    #[tokio::test]
+    async fn a_failing_key_stays_as_often_as_it_was_told_to() {
+        let store = store();
+        let busy = failure("SlowDown", FailureClass::Throttled);
+        store.fail_key("2", Times::Next(1), busy.clone());
+        let asked = [plain("1"), plain("2")];
+        let first = store.delete("b", &asked).await.into_outcomes();
+        assert_eq!(first, [(plain("1"), KeyOutcome::Deleted), (plain("2"), KeyOutcome::Failed(busy))]);
+        assert_eq!(store.inner().count("b"), 2);
+        let second = store.delete("b", &asked[1..]).await.into_outcomes();
+        assert_eq!(second, [(plain("2"), KeyOutcome::Deleted)]);
+    }
+
+    #[tokio::test]
+    async fn a_key_left_out_and_a_lost_answer_are_unknown_though_deleted() {
+        let store = store();
+        store.leave_out("1", Times::Always);
+        let outcome = store.delete("b", &[plain("1")]).await;
+        assert_eq!(outcome.lost_answer(), None);
+        assert_eq!(outcome.into_outcomes(), [(plain("1"), KeyOutcome::Unknown)]);
+        store.lose_next_answer();
+        let outcome = store.delete("b", &[plain("2")]).await;
+        assert!(outcome.lost_answer().is_some());
+        assert_eq!(outcome.into_outcomes(), [(plain("2"), KeyOutcome::Unknown)]);
+        assert_eq!(store.inner().count("b"), 1);
+    }
+
+    #[tokio::test]
+    async fn a_refused_request_deletes_nothing_and_a_failing_list_fails_once() {
+        let store = store();
+        store.refuse_next_delete(failure("AccessDenied", FailureClass::Permanent));
+        let outcome = store.delete("b", &[plain("1")]).await.into_outcomes();
+        assert!(matches!(outcome[0].1, KeyOutcome::Failed(_)));
+        assert_eq!((store.inner().count("b"), store.batches()), (3, vec![1]));
+        store.fail_next_list(failure("InternalError", FailureClass::Transient));
+        assert_eq!(store.list("b", "", None).await.expect_err("scripted").code, "InternalError");
+        assert_eq!(store.list("b", "", None).await.expect("scripted once").entries.len(), 3);
+    }
+}

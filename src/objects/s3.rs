@@ -1,0 +1,225 @@
+//! The [`ObjectStore`] over S3 and everything that speaks its protocol.
+//!
+//! Invariant: whether a bucket keeps versions is known before it is listed. When the store does not tell, the listing
+//! fails: taking "we cannot tell" for "no" would call a bucket empty whose versions are all still there.
+//!
+//! One client, with one pool of connections, serves all requests of a store. Nothing here logs credentials; the
+//! SDK's own events below `warn` may hold headers, so telemetry keeps `aws_*` targets at `warn`.
+
+mod answer;
+mod delete;
+mod list;
+mod settings;
+
+use std::collections::HashMap;
+use std::error::Error;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use aws_sdk_s3::Client;
+use aws_sdk_s3::config::http::HttpResponse;
+use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::types::{BucketVersioningStatus, ObjectLockEnabled};
+use tokio::time::Instant;
+
+pub use delete::NOT_ATTEMPTED;
+pub use settings::{S3Credentials, S3Settings, VersionsPolicy};
+
+use super::error::{Verdict, judge_sdk};
+use super::{BucketFacts, Cursor, ObjectStore, ObjectsError, Page, Versioning};
+use crate::domain::outcome::{BatchOutcome, FailureClass, ObjectRef};
+
+/// How long a bucket's versioning is taken to be as it was. Turning it on takes S3 itself up to 15 minutes to
+/// propagate (S3 User Guide, Enabling versioning), so a minute adds nothing that a caller could notice.
+const VERSIONING_VALID: Duration = Duration::from_secs(60);
+
+/// Above this many buckets the cache starts anew. A deployment has a handful.
+const VERSIONING_ENTRIES: usize = 1024;
+
+/// A store that speaks S3.
+pub struct S3Store {
+    /// Shared by all requests: connections and the retry budget belong to it.
+    client: Client,
+    /// Which versions listings show.
+    versions: VersionsPolicy,
+    /// What GetBucketVersioning said, and when. Held only for a look, never across a request.
+    versioning: Mutex<HashMap<String, (Instant, Versioning)>>,
+    /// Error codes met that the table does not list.
+    unlisted: AtomicU64,
+}
+
+impl std::fmt::Debug for S3Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Not the client: its configuration is long, and holds the credentials provider.
+        f.debug_struct("S3Store").field("versions", &self.versions).finish_non_exhaustive()
+    }
+}
+
+/// What a request is about, for its errors.
+#[derive(Debug, Clone, Copy)]
+struct Scope<'a> {
+    operation: &'static str,
+    bucket: &'a str,
+    /// The prefix or the key; empty for requests about a bucket.
+    subject: &'a str,
+}
+
+impl Scope<'_> {
+    fn of(self, operation: &'static str) -> Self {
+        Self { operation, ..self }
+    }
+
+    fn error(&self, code: &str, message: &str, class: FailureClass) -> ObjectsError {
+        ObjectsError {
+            operation: self.operation,
+            bucket: self.bucket.to_owned(),
+            prefix: self.subject.to_owned(),
+            code: code.to_owned(),
+            message: message.to_owned(),
+            class,
+        }
+    }
+}
+
+impl S3Store {
+    /// A store with these settings. Sends nothing: whether the store answers shows in [`ObjectStore::facts`].
+    pub async fn new(settings: &S3Settings) -> Self {
+        Self {
+            client: settings.client().await,
+            versions: settings.versions,
+            versioning: Mutex::default(),
+            unlisted: AtomicU64::new(0),
+        }
+    }
+
+    /// How many errors had a code that is not in the table of [`super::error`], for a metric.
+    pub fn unlisted_codes(&self) -> u64 {
+        self.unlisted.load(Ordering::Relaxed)
+    }
+
+    /// What the bucket keeps, as of at most [`VERSIONING_VALID`] ago.
+    async fn versioning(&self, bucket: &str) -> Result<Versioning, ObjectsError> {
+        let cached = self.versioning.lock().unwrap_or_else(PoisonError::into_inner).get(bucket).copied();
+        if let Some((at, versioning)) = cached
+            && at.elapsed() < VERSIONING_VALID
+        {
+            return Ok(versioning);
+        }
+        self.look_up_versioning(bucket).await
+    }
+
+    async fn look_up_versioning(&self, bucket: &str) -> Result<Versioning, ObjectsError> {
+        let scope = Scope { operation: "GetBucketVersioning", bucket, subject: "" };
+        let versioning = match self.client.get_bucket_versioning().bucket(bucket).send().await {
+            Ok(answer) => match answer.status() {
+                Some(BucketVersioningStatus::Enabled | BucketVersioningStatus::Suspended) => Versioning::Kept,
+                None => Versioning::Off,
+                Some(other) => {
+                    let message = format!("the status {:?} is not known", other.as_str());
+                    return Err(scope.error("UnknownVersioning", &message, FailureClass::Permanent));
+                }
+            },
+            Err(error) => {
+                let verdict = self.verdict(scope, &error);
+                if !not_offered(&verdict) {
+                    return Err(scope.error(&verdict.code, &verdict.message, verdict.class()));
+                }
+                Versioning::Off
+            }
+        };
+        let mut cache = self.versioning.lock().unwrap_or_else(PoisonError::into_inner);
+        if cache.len() >= VERSIONING_ENTRIES {
+            cache.clear();
+        }
+        cache.insert(bucket.to_owned(), (Instant::now(), versioning));
+        Ok(versioning)
+    }
+
+    async fn object_lock(&self, bucket: &str) -> Result<Option<bool>, ObjectsError> {
+        let scope = Scope { operation: "GetObjectLockConfiguration", bucket, subject: "" };
+        match self.client.get_object_lock_configuration().bucket(bucket).send().await {
+            Ok(answer) => {
+                let enabled = answer.object_lock_configuration().and_then(|lock| lock.object_lock_enabled());
+                Ok(Some(enabled == Some(&ObjectLockEnabled::Enabled)))
+            }
+            Err(error) => {
+                let verdict = self.verdict(scope, &error);
+                match verdict.code.as_str() {
+                    "ObjectLockConfigurationNotFoundError" => Ok(Some(false)),
+                    // Not being allowed to ask is not a fault of the bucket: its objects can still be purged.
+                    "AccessDenied" | "InvalidRequest" => Ok(None),
+                    _ if not_offered(&verdict) => Ok(None),
+                    _ => Err(scope.error(&verdict.code, &verdict.message, verdict.class())),
+                }
+            }
+        }
+    }
+
+    fn verdict<E>(&self, scope: Scope<'_>, error: &SdkError<E, HttpResponse>) -> Verdict
+    where
+        E: ProvideErrorMetadata + Error + 'static,
+    {
+        let verdict = judge_sdk(error);
+        self.note(scope, &verdict);
+        verdict
+    }
+
+    fn failed<E>(&self, scope: Scope<'_>, error: &SdkError<E, HttpResponse>) -> ObjectsError
+    where
+        E: ProvideErrorMetadata + Error + 'static,
+    {
+        let verdict = self.verdict(scope, error);
+        scope.error(&verdict.code, &verdict.message, verdict.class())
+    }
+
+    /// Counts and logs a code that the table does not list.
+    fn note(&self, scope: Scope<'_>, verdict: &Verdict) {
+        if verdict.listed {
+            return;
+        }
+        self.unlisted.fetch_add(1, Ordering::Relaxed);
+        tracing::warn!(
+            s3.operation = scope.operation,
+            s3.bucket = scope.bucket,
+            s3.code = verdict.code,
+            s3.message = verdict.message,
+            "error code is not listed, taken as permanent"
+        );
+    }
+}
+
+/// Whether the store says that it has no such operation.
+fn not_offered(verdict: &Verdict) -> bool {
+    matches!(verdict.code.as_str(), "NotImplemented" | "MethodNotAllowed" | "Http405" | "Http501")
+}
+
+#[async_trait]
+impl ObjectStore for S3Store {
+    async fn list(&self, bucket: &str, prefix: &str, after: Option<&Cursor>) -> Result<Page, ObjectsError> {
+        let scope = Scope { operation: "List", bucket, subject: prefix };
+        let kept = match self.versions {
+            VersionsPolicy::All => self.versioning(bucket).await?,
+            VersionsPolicy::Current => Versioning::Off,
+        };
+        match kept {
+            Versioning::Off => self.list_current(scope, after).await,
+            Versioning::Kept => self.list_versions(scope, after).await,
+        }
+    }
+
+    async fn delete(&self, bucket: &str, objects: &[ObjectRef]) -> BatchOutcome {
+        self.delete_all(bucket, objects).await
+    }
+
+    async fn facts(&self, bucket: &str) -> Result<BucketFacts, ObjectsError> {
+        // Not HeadBucket: its errors have no code, and listing is what a purge has to be allowed to do.
+        let scope = Scope { operation: "ListObjectsV2", bucket, subject: "" };
+        let answer = self.client.list_objects_v2().bucket(bucket).max_keys(1).send().await;
+        answer.map_err(|error| self.failed(scope, &error))?;
+        let versioning = self.look_up_versioning(bucket).await?;
+        let object_lock = self.object_lock(bucket).await?;
+        Ok(BucketFacts { versioning, object_lock })
+    }
+}

@@ -1,0 +1,179 @@
+//! Deleting by name, in as few requests as the store and the keys allow.
+//!
+//! Invariant: whatever happens, each object asked for gets one outcome. Objects that were not tried for want of time
+//! are `Failed` with [`NOT_ATTEMPTED`]; objects of a request whose answer was lost are `Unknown`.
+//!
+//! One request takes 1000 keys, but a single character that XML 1.0 cannot carry fails all of them, and some stores
+//! refuse batches altogether. So keys with such characters go alone from the start, a batch that the store calls
+//! malformed is halved to find the bad key, and a batch that it refuses as such is deleted one by one.
+
+use std::time::Duration;
+
+use aws_sdk_s3::operation::delete_objects::DeleteObjectsOutput;
+use aws_sdk_s3::types::{Delete, ObjectIdentifier};
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, StreamExt, stream};
+use tokio::time::Instant;
+
+use super::answer::{Entry, attribute};
+use super::{S3Store, Scope};
+use crate::domain::outcome::{BatchOutcome, FailureClass, KeyFailure, KeyOutcome, ObjectRef, distinct};
+use crate::objects::MAX_BATCH;
+use crate::objects::error::{Evidence, Verdict, judge};
+
+/// The code of objects that were not tried within the time for one call.
+pub const NOT_ATTEMPTED: &str = "NotAttempted";
+
+/// Single deletes in flight. Each counts as much as a batch to a store that limits requests.
+const SINGLES: usize = 8;
+
+/// A malformed batch of this size or below is deleted one by one: halving it further costs as many requests.
+const SMALL: usize = 8;
+
+/// No request is started later than this after the call began (requests that were started have their own limits): a
+/// thousand single deletes on a slow store must not hold a worker for long.
+const BUDGET: Duration = Duration::from_secs(120);
+
+/// What became of a part, or why one has to go about it differently.
+enum Part {
+    Done(BatchOutcome),
+    Halve,
+    OneByOne,
+}
+
+impl S3Store {
+    pub(super) async fn delete_all(&self, bucket: &str, objects: &[ObjectRef]) -> BatchOutcome {
+        let deadline = Instant::now() + BUDGET;
+        let asked = distinct(objects);
+        let (batches, alone): (Vec<_>, Vec<_>) = asked.iter().cloned().partition(|object| xml_can_carry(&object.key));
+        let mut done = BatchOutcome::uniform(&[], &KeyOutcome::Unknown);
+        for batch in batches.chunks(MAX_BATCH) {
+            done = done.merge(self.delete_batch(bucket, batch, deadline).await);
+        }
+        done = done.merge(self.delete_singly(bucket, &alone, deadline).await);
+        let lost_answer = done.lost_answer().cloned();
+        // Only for the order of asking: the parts are disjoint and complete.
+        BatchOutcome::reconcile(&asked, [], done.into_outcomes()).with_lost_answer(lost_answer)
+    }
+
+    async fn delete_batch(&self, bucket: &str, batch: &[ObjectRef], deadline: Instant) -> BatchOutcome {
+        let mut done = BatchOutcome::uniform(&[], &KeyOutcome::Unknown);
+        let mut parts = vec![batch];
+        // Ends: a part is either done with or replaced by two halves of it, down to `SMALL`.
+        while let Some(part) = parts.pop() {
+            if Instant::now() >= deadline {
+                done = done.merge(BatchOutcome::uniform(part, &not_attempted()));
+                continue;
+            }
+            match self.delete_part(bucket, part).await {
+                Part::Done(outcome) => done = done.merge(outcome),
+                Part::Halve if part.len() > SMALL => {
+                    let (left, right) = part.split_at(part.len() / 2);
+                    parts.extend([right, left]);
+                }
+                Part::Halve | Part::OneByOne => done = done.merge(self.delete_singly(bucket, part, deadline).await),
+            }
+        }
+        done
+    }
+
+    /// One DeleteObjects request.
+    async fn delete_part(&self, bucket: &str, part: &[ObjectRef]) -> Part {
+        let scope = Scope { operation: "DeleteObjects", bucket, subject: "" };
+        let identifiers = part.iter().map(|object| {
+            let identifier = ObjectIdentifier::builder().key(&object.key).set_version_id(object.version.clone());
+            identifier.build().expect("the key is set on the line above")
+        });
+        let delete = Delete::builder().set_objects(Some(identifiers.collect())).quiet(false).build();
+        let delete = delete.expect("the objects are set on the line above");
+        let answer = self.client.delete_objects().bucket(bucket).delete(delete).send().await;
+        let verdict = match answer {
+            Ok(answer) => return Part::Done(attribute(part, self.entries(scope, answer))),
+            Err(error) => self.verdict(scope, &error),
+        };
+        if !verdict.known {
+            return Part::Done(BatchOutcome::lost(part, verdict.into_failure()));
+        }
+        match verdict.code.as_str() {
+            "MalformedXML" => Part::Halve,
+            // Of a whole batch these say "not like this": no such operation, or a checksum that we do not send.
+            "NotImplemented" | "MethodNotAllowed" | "Http405" | "Http501" | "InvalidRequest" | "InvalidDigest"
+            | "BadDigest" | "MissingContentMD5" => Part::OneByOne,
+            _ => Part::Done(BatchOutcome::uniform(part, &KeyOutcome::Failed(verdict.into_failure()))),
+        }
+    }
+
+    async fn delete_singly(&self, bucket: &str, objects: &[ObjectRef], deadline: Instant) -> BatchOutcome {
+        // Boxed: the compiler cannot yet show that a stream of borrowing futures is `Send` (rust-lang/rust#102211).
+        let singles: Vec<BoxFuture<'_, BatchOutcome>> =
+            objects.iter().map(|object| self.delete_one(bucket, object, deadline).boxed()).collect();
+        let mut singles = stream::iter(singles).buffer_unordered(SINGLES);
+        let mut done = BatchOutcome::uniform(&[], &KeyOutcome::Unknown);
+        while let Some(outcome) = singles.next().await {
+            done = done.merge(outcome);
+        }
+        done
+    }
+
+    /// One DeleteObject request.
+    async fn delete_one(&self, bucket: &str, object: &ObjectRef, deadline: Instant) -> BatchOutcome {
+        let asked = std::slice::from_ref(object);
+        if Instant::now() >= deadline {
+            return BatchOutcome::uniform(asked, &not_attempted());
+        }
+        let scope = Scope { operation: "DeleteObject", bucket, subject: &object.key };
+        let request = self.client.delete_object().bucket(bucket).key(&object.key);
+        let outcome = match request.set_version_id(object.version.clone()).send().await {
+            Ok(_) => KeyOutcome::Deleted,
+            Err(error) => {
+                let verdict = self.verdict(scope, &error);
+                if !verdict.known {
+                    return BatchOutcome::lost(asked, verdict.into_failure());
+                }
+                verdict.into_outcome()
+            }
+        };
+        BatchOutcome::uniform(asked, &outcome)
+    }
+
+    fn entries(&self, scope: Scope<'_>, answer: DeleteObjectsOutput) -> Vec<Entry> {
+        let deleted = answer.deleted.unwrap_or_default().into_iter().filter_map(|entry| {
+            // SeaweedFS names a delete marker that it has deleted in the second field alone.
+            let version = entry.version_id.filter(|id| !id.is_empty()).or(entry.delete_marker_version_id);
+            Some(Entry { key: entry.key?, version, outcome: KeyOutcome::Deleted })
+        });
+        let failed = answer.errors.unwrap_or_default().into_iter().filter_map(|entry| {
+            let code = entry.code.as_deref().unwrap_or("NoCode");
+            let verdict: Verdict = judge(Evidence::Key { code }, entry.message.as_deref().unwrap_or_default());
+            self.note(scope, &verdict);
+            Some(Entry { key: entry.key?, version: entry.version_id, outcome: verdict.into_outcome() })
+        });
+        deleted.chain(failed).collect()
+    }
+}
+
+fn not_attempted() -> KeyOutcome {
+    let message = format!("the {} s for one call were used up", BUDGET.as_secs());
+    KeyOutcome::Failed(KeyFailure { code: NOT_ATTEMPTED.to_owned(), message, class: FailureClass::Transient })
+}
+
+/// Whether the key comes back from an XML document as it went in. Control characters are not in XML 1.0 at all, or
+/// (tab, line feed, carriage return) are normalised away by one parser or another; U+FFFE and U+FFFF are not in it.
+fn xml_can_carry(key: &str) -> bool {
+    !key.chars().any(|c| c.is_control() || matches!(c, '\u{FFFE}' | '\u{FFFF}'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_that_xml_cannot_carry_are_told_from_those_that_it_can() {
+        for key in ["a/b c+d%20&<>\"'", "ünï/码", "emoji/🗑", "\u{FFFD}"] {
+            assert!(xml_can_carry(key), "{key:?}");
+        }
+        for key in ["\u{1}", "a\nb", "a\rb", "a\tb", "\u{7f}", "\u{85}", "\u{FFFE}", "\u{FFFF}"] {
+            assert!(!xml_can_carry(key), "{key:?}");
+        }
+    }
+}

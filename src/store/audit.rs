@@ -1,0 +1,140 @@
+//! The audit log: append-only; a trigger refuses everything else.
+//!
+//! Invariant: an entry is written in the transaction that does what it tells.
+
+use serde::Serialize;
+use serde_json::Value;
+use sqlx::{PgConnection, types::Json};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::StoreError;
+use crate::domain::{
+    ids::{ResourceRef, TombstoneId},
+    tombstone::Provenance,
+};
+
+/// What happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Happened {
+    /// A tombstone was written.
+    Trashed,
+    /// A request was refused.
+    Refused,
+    /// It was taken back.
+    Restored,
+    /// Due, but in use.
+    Blocked,
+    /// The point of no return.
+    PurgeBegun,
+    /// A delivery failed and will be tried again.
+    PurgeFailed,
+    /// Set aside.
+    Stuck,
+    /// An operator let it go on.
+    Retried,
+    /// The end; the details are the receipt.
+    Purged,
+    /// An operator's "do not purge".
+    Held,
+    /// The hold's end.
+    Released,
+    /// Purging was paused.
+    Paused,
+    /// And resumed.
+    Resumed,
+}
+
+impl Happened {
+    /// As the log and the events spell it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Trashed => "trashed",
+            Self::Refused => "refused",
+            Self::Restored => "restored",
+            Self::Blocked => "blocked",
+            Self::PurgeBegun => "purge_begun",
+            Self::PurgeFailed => "purge_failed",
+            Self::Stuck => "stuck",
+            Self::Retried => "retried",
+            Self::Purged => "purged",
+            Self::Held => "held",
+            Self::Released => "released",
+            Self::Paused => "paused",
+            Self::Resumed => "resumed",
+        }
+    }
+}
+
+/// An entry to write.
+#[derive(Debug)]
+pub struct NewEntry<'a> {
+    /// What happened.
+    pub event: Happened,
+    /// To which tombstone, if one is concerned.
+    pub tombstone: Option<TombstoneId>,
+    /// To which resource, if one is concerned.
+    pub resource: Option<&'a ResourceRef>,
+    /// By whom and why.
+    pub by: &'a Provenance,
+    /// Figures and circumstances.
+    pub details: Value,
+}
+
+/// An entry as it is kept.
+#[derive(Debug, Serialize, sqlx::FromRow)]
+pub struct Entry {
+    /// When.
+    #[serde(with = "time::serde::rfc3339")]
+    pub at: OffsetDateTime,
+    /// What happened.
+    pub event: String,
+    /// By whom.
+    pub actor: String,
+    /// By which way.
+    pub origin: String,
+    /// Why.
+    pub reason: Option<String>,
+    /// Figures and circumstances.
+    pub details: Value,
+}
+
+/// Writes an entry.
+///
+/// # Errors
+/// The statement failed.
+pub async fn write(conn: &mut PgConnection, entry: NewEntry<'_>) -> Result<(), StoreError> {
+    sqlx::query(
+        "insert into reprieve.audit (event, tombstone_id, kind, resource_id, actor, origin, reason, details)
+         values ($1, $2, $3, $4, $5, $6, $7, $8)",
+    )
+    .bind(entry.event.as_str())
+    .bind(entry.tombstone.map(|id| id.0))
+    .bind(entry.resource.map(|resource| resource.kind.as_str()))
+    .bind(entry.resource.map(|resource| resource.id.as_str()))
+    .bind(entry.by.actor.as_str())
+    .bind(&entry.by.origin)
+    .bind(entry.by.reason.as_deref())
+    .bind(Json(entry.details))
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// A tombstone's history, oldest first; the newest 1000 entries at most.
+///
+/// # Errors
+/// The statement failed.
+pub async fn of_tombstone(conn: &mut PgConnection, id: TombstoneId) -> Result<Vec<Entry>, StoreError> {
+    const MOST: i64 = 1000;
+    let mut entries: Vec<Entry> = sqlx::query_as(
+        "select at, event, actor, origin, reason, details from reprieve.audit
+         where tombstone_id = $1 order by id desc limit $2",
+    )
+    .bind::<Uuid>(id.0)
+    .bind(MOST)
+    .fetch_all(conn)
+    .await?;
+    entries.reverse();
+    Ok(entries)
+}

@@ -1,0 +1,78 @@
+//! What can go wrong at the database, sorted by what to do about it.
+//!
+//! Invariant: an error of the platform's own tables or of a query from the map is told apart from one of ours, so
+//! that a map that no longer fits delays the purge of its own kind and of nothing else.
+
+/// A failed statement.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// No connection, or it broke. Try again when the database is back.
+    #[error("the database cannot be reached: {0}")]
+    Unavailable(#[source] sqlx::Error),
+    /// A lock was not to be had in time, or the transaction lost against another. Try again.
+    #[error("the database is busy: {0}")]
+    Busy(#[source] sqlx::Error),
+    /// The schema `reprieve` is not there, or older than this program.
+    #[error("the schema `reprieve` is missing or outdated: run `reprieve migrate` ({0})")]
+    NotMigrated(#[source] sqlx::Error),
+    /// A query from the map, or a statement on a table that it names, failed: the map does not fit the database.
+    #[error("{what} failed: {source}; `reprieve check` tries the whole map")]
+    Platform {
+        /// Which query of which kind.
+        what: String,
+        /// What the database said.
+        #[source]
+        source: sqlx::Error,
+    },
+    /// What the map's query returned cannot be used.
+    #[error("{0}")]
+    Unusable(String),
+    /// Any other failure.
+    #[error("the database refused: {0}")]
+    Other(#[source] sqlx::Error),
+}
+
+impl StoreError {
+    /// Whether the same call may succeed later without anybody's help.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Unavailable(_) | Self::Busy(_))
+    }
+
+    /// Names the query of the map that failed. Outages and lost races stay what they are.
+    pub fn of_platform(error: sqlx::Error, what: impl FnOnce() -> String) -> Self {
+        match Self::from(error) {
+            Self::NotMigrated(source) | Self::Other(source) => Self::Platform { what: what(), source },
+            other => other,
+        }
+    }
+}
+
+/// PostgreSQL's class or code (Appendix A of its manual) says which it is.
+impl From<sqlx::Error> for StoreError {
+    fn from(error: sqlx::Error) -> Self {
+        let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
+        match (&error, code.as_deref()) {
+            // serialization_failure, deadlock_detected, lock_not_available, query_canceled (a time-out)
+            (_, Some("40001" | "40P01" | "55P03" | "57014")) => Self::Busy(error),
+            // undefined_table, invalid_schema_name, undefined_column, of our own tables
+            (_, Some("42P01" | "3F000" | "42703")) => Self::NotMigrated(error),
+            // connection exceptions, out of resources (a full disk too), shutting down
+            (_, Some(code)) if ["08", "53", "57", "58"].iter().any(|class| code.starts_with(class)) => {
+                Self::Unavailable(error)
+            }
+            // invalid_authorization: rotated passwords come back
+            (_, Some(code)) if code.starts_with("28") => Self::Unavailable(error),
+            (_, Some(_)) => Self::Other(error),
+            (
+                sqlx::Error::Io(_)
+                | sqlx::Error::Tls(_)
+                | sqlx::Error::Protocol(_)
+                | sqlx::Error::PoolTimedOut
+                | sqlx::Error::PoolClosed
+                | sqlx::Error::WorkerCrashed,
+                None,
+            ) => Self::Unavailable(error),
+            (_, None) => Self::Other(error),
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! What the live database says of the map, for `reprieve check`.
+//!
+//! Invariant: looks only; every statement is a `select` of nothing or a look into the catalogue.
+
+use sqlx::{AssertSqlSafe, PgConnection};
+
+use super::{
+    StoreError,
+    platform::{Locking, bind_id, find, reference_sql, text_sql},
+};
+use crate::domain::{
+    ids::{IdType, ResourceId},
+    map::{ObjectsAt, ResourceKind, SoftDelete},
+};
+
+/// A foreign key onto a table that loses rows when a resource is purged.
+#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
+pub struct ForeignKey {
+    /// The table that has it, as `schema.table`.
+    pub table: String,
+    /// Its first column.
+    pub column: String,
+    /// `a` no action, `r` restrict, `c` cascade, `n` set null, `d` set default (`pg_constraint.confdeltype`).
+    pub action: String,
+    /// Whether an index begins with that column; without one every deleted row scans the table.
+    pub indexed: bool,
+}
+
+/// Runs every query of a kind for an id that no row has, and reads a row that does not exist.
+///
+/// # Errors
+/// None; what failed is in the list, empty when all is well.
+pub async fn try_queries(conn: &mut PgConnection, kind: &ResourceKind) -> Vec<String> {
+    let nobody = ResourceId::from_stored(match kind.id_type {
+        IdType::Uuid => uuid::Uuid::nil().to_string(),
+        IdType::Integer => "-9223372036854775808".into(),
+        IdType::Text => "reprieve-check-nobody".into(),
+    });
+    let mut failures = Vec::new();
+    if let Err(error) = find(conn, kind, &nobody, Locking::None).await {
+        failures.push(error.to_string());
+    }
+    let mut statements = Vec::new();
+    for reference in &kind.references {
+        statements.push((format!("the reference query {:?}", reference.name), reference_sql(reference)));
+    }
+    for children in &kind.children {
+        statements.push((format!("the children query for {}", children.kind), text_sql(&children.query)));
+    }
+    for at in &kind.objects {
+        if let ObjectsAt::Query { query, .. } = at {
+            statements.push(("the objects query".to_owned(), text_sql(query)));
+        }
+    }
+    for rows in &kind.rows {
+        let sql = format!("select ctid from {} where {} = $1 limit 1", rows.table, rows.column);
+        statements.push((format!("reading child rows from {}", rows.table), sql));
+    }
+    for (what, sql) in statements {
+        let query = match bind_id(sqlx::query(AssertSqlSafe(sql)).persistent(false), kind.id_type, &nobody) {
+            Ok(query) => query,
+            Err(error) => {
+                failures.push(error.to_string());
+                continue;
+            }
+        };
+        if let Err(error) = query.fetch_all(&mut *conn).await {
+            failures.push(format!("{what} failed: {error}"));
+        }
+    }
+    failures
+}
+
+/// The type of the column that holds the platform's mark, as `format_type` spells it; `None` if there is no such column.
+///
+/// # Errors
+/// The statement failed.
+pub async fn mark_type(conn: &mut PgConnection, kind: &ResourceKind) -> Result<Option<String>, StoreError> {
+    let Some(SoftDelete::Timestamp(column) | SoftDelete::Boolean(column) | SoftDelete::Pair { column, .. }) =
+        &kind.soft_delete
+    else {
+        return Ok(None);
+    };
+    Ok(sqlx::query_scalar(
+        "select format_type(atttypid, null) from pg_catalog.pg_attribute
+         where attrelid = to_regclass($1) and attname = $2 and not attisdropped",
+    )
+    .bind(kind.table.to_string())
+    .bind(column.as_str())
+    .fetch_optional(conn)
+    .await?)
+}
+
+/// The foreign keys that point at `table` (quoted).
+///
+/// # Errors
+/// The statement failed.
+pub async fn foreign_keys_onto(conn: &mut PgConnection, table: &str) -> Result<Vec<ForeignKey>, StoreError> {
+    Ok(sqlx::query_as(
+        "select n.nspname || '.' || r.relname as table, a.attname::text as column, c.confdeltype::text as action,
+                exists (select from pg_catalog.pg_index i where i.indrelid = c.conrelid and i.indkey[0] = c.conkey[1]) as indexed
+         from pg_catalog.pg_constraint c
+         join pg_catalog.pg_class r on r.oid = c.conrelid
+         join pg_catalog.pg_namespace n on n.oid = r.relnamespace
+         join pg_catalog.pg_attribute a on a.attrelid = c.conrelid and a.attnum = c.conkey[1]
+         where c.contype = 'f' and c.confrelid = to_regclass($1) and c.conparentid = 0
+         order by 1, 2",
+    )
+    .bind(table)
+    .fetch_all(conn)
+    .await?)
+}
+
+/// Whether an index of `table` (quoted) begins with `column`.
+///
+/// # Errors
+/// The statement failed.
+pub async fn is_indexed(conn: &mut PgConnection, table: &str, column: &str) -> Result<bool, StoreError> {
+    Ok(sqlx::query_scalar(
+        "select exists (select from pg_catalog.pg_index i
+             join pg_catalog.pg_attribute a on a.attrelid = i.indrelid and a.attnum = i.indkey[0]
+             where i.indrelid = to_regclass($1) and a.attname = $2)",
+    )
+    .bind(table)
+    .bind(column)
+    .fetch_one(conn)
+    .await?)
+}

@@ -1,0 +1,115 @@
+//! PostgreSQL: all SQL lives here, one file an aggregate.
+//!
+//! Invariant: every statement that changes a tombstone repeats the state machine's guard (and, past the point of no
+//! return, the fence) in its `where`, and says how many rows it touched. Callers hold no transaction across network
+//! I/O other than the database's own. All times are the database's.
+
+pub mod audit;
+pub mod error;
+pub mod guards;
+pub mod holds;
+pub mod inspect;
+pub mod migrate;
+pub mod outbox;
+pub mod pauses;
+pub mod platform;
+pub mod requests;
+pub mod tombstones;
+
+use std::{str::FromStr, time::Duration};
+
+use secrecy::ExposeSecret;
+use sqlx::{
+    PgConnection, PgPool, Postgres, Transaction,
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
+
+pub use self::error::StoreError;
+use crate::config::DatabaseConfig;
+
+/// A transaction; rolled back when it is dropped.
+pub type Tx = Transaction<'static, Postgres>;
+
+/// How long a statement waits for a row lock before it counts as busy: longer than any transaction of ours.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// The database. Cheap to clone; connects when first used and again whenever it has to.
+#[derive(Debug, Clone)]
+pub struct Store {
+    pool: PgPool,
+}
+
+impl Store {
+    /// Prepares a pool; connects to nothing yet.
+    ///
+    /// # Errors
+    /// [`StoreError::Unusable`] for a URL that cannot be read.
+    pub fn new(config: &DatabaseConfig) -> Result<Self, StoreError> {
+        let options = connect_options(config)?;
+        let pool = PgPoolOptions::new()
+            .max_connections(config.max_connections)
+            .acquire_timeout(config.acquire_timeout)
+            .connect_lazy_with(options);
+        Ok(Self { pool })
+    }
+
+    /// Begins a READ COMMITTED transaction, whatever the database's default: the claim relies on a statement after a
+    /// lock seeing what was committed before the lock was given.
+    ///
+    /// # Errors
+    /// The database is away, or the pool is exhausted.
+    pub async fn begin(&self) -> Result<Tx, StoreError> {
+        Ok(self.pool.begin_with("begin isolation level read committed").await?)
+    }
+
+    /// A connection for single statements.
+    ///
+    /// # Errors
+    /// The database is away, or the pool is exhausted.
+    pub async fn conn(&self) -> Result<sqlx::pool::PoolConnection<Postgres>, StoreError> {
+        Ok(self.pool.acquire().await?)
+    }
+
+    /// Whether the database answers.
+    ///
+    /// # Errors
+    /// It does not.
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        sqlx::query("select 1").execute(&self.pool).await?;
+        Ok(())
+    }
+
+    /// Closes every connection.
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+}
+
+/// Commits, with the store's error.
+///
+/// # Errors
+/// The commit failed; whether it took place is unknown when the connection broke.
+pub async fn commit(tx: Tx) -> Result<(), StoreError> {
+    Ok(tx.commit().await?)
+}
+
+fn connect_options(config: &DatabaseConfig) -> Result<PgConnectOptions, StoreError> {
+    let milliseconds = |duration: Duration| format!("{}ms", duration.as_millis());
+    PgConnectOptions::from_str(config.url.expose_secret())
+        .map(|options| {
+            options.application_name("reprieve").options([
+                ("statement_timeout", milliseconds(config.statement_timeout)),
+                ("lock_timeout", milliseconds(LOCK_TIMEOUT)),
+                ("idle_in_transaction_session_timeout", milliseconds(2 * LOCK_TIMEOUT)),
+            ])
+        })
+        // the parser's message can quote parts of the URL, which holds a password
+        .map_err(|_| StoreError::Unusable("database.url is not a PostgreSQL URL that can be read".into()))
+}
+
+/// A connection outside of any pool, for what must not leave traces on one that is used again.
+async fn single_connection(config: &DatabaseConfig) -> Result<PgConnection, StoreError> {
+    use sqlx::ConnectOptions;
+    let connecting = connect_options(config)?.connect().await;
+    Ok(connecting?)
+}

@@ -1,0 +1,222 @@
+//! The outbox: every message leaves through it, written in the transaction that caused it.
+//!
+//! Invariant: a row goes only after the broker has confirmed its message. A row that is written again while it is on
+//! its way gets a new id, so the confirm of the old message does not take the new one with it. `available_at` is the
+//! clock of the system.
+
+use std::time::Duration;
+
+use serde_json::Value;
+use sqlx::{PgConnection, types::Json};
+use uuid::Uuid;
+
+use super::StoreError;
+use crate::domain::ids::TombstoneId;
+
+/// Where a message goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Topic {
+    /// The purge queue.
+    Purge,
+    /// The events exchange; the destination is the routing key.
+    Event,
+    /// The queue that the destination names.
+    Reply,
+}
+
+impl Topic {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Purge => "purge",
+            Self::Event => "event",
+            Self::Reply => "reply",
+        }
+    }
+}
+
+/// A message on its way.
+#[derive(Debug)]
+pub struct Leased {
+    /// The row's id, and the message's.
+    pub id: Uuid,
+    /// Where to.
+    pub topic: Topic,
+    /// Routing key or queue.
+    pub destination: String,
+    /// The message.
+    pub payload: Value,
+    /// For replies.
+    pub correlation_id: Option<String>,
+    /// Of which tombstone.
+    pub tombstone: Option<TombstoneId>,
+    /// How often it was tried in vain.
+    pub attempts: u32,
+}
+
+/// Writes (or moves) the one purge task of a tombstone, to leave after `wait`.
+///
+/// # Errors
+/// The statement failed.
+pub async fn schedule_purge(
+    conn: &mut PgConnection,
+    tombstone: TombstoneId,
+    payload: &Value,
+    wait: Duration,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "insert into reprieve.outbox (id, topic, destination, payload, tombstone_id, available_at)
+         values ($1, 'purge', '', $2, $3, now() + $4 * interval '1 second')
+         on conflict (tombstone_id) where topic = 'purge' do update
+         set id = excluded.id, payload = excluded.payload, available_at = excluded.available_at,
+             leased_until = null, attempts = 0, last_error = null",
+    )
+    .bind(Uuid::now_v7())
+    .bind(Json(payload))
+    .bind(tombstone.0)
+    .bind(wait.as_secs_f64())
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// Takes the purge task of a tombstone away, for one that is closed.
+///
+/// # Errors
+/// The statement failed.
+pub async fn remove_purge(conn: &mut PgConnection, tombstone: TombstoneId) -> Result<(), StoreError> {
+    sqlx::query("delete from reprieve.outbox where tombstone_id = $1 and topic = 'purge'")
+        .bind(tombstone.0)
+        .execute(conn)
+        .await?;
+    Ok(())
+}
+
+/// Lets the waiting tasks of these tombstones leave now. One that has none gets its task from the sweeper.
+///
+/// # Errors
+/// The statement failed.
+pub async fn hurry(conn: &mut PgConnection, tombstones: &[TombstoneId]) -> Result<(), StoreError> {
+    sqlx::query("update reprieve.outbox set available_at = least(available_at, now()) where topic = 'purge' and tombstone_id = any($1)")
+        .bind(tombstones.iter().map(|id| id.0).collect::<Vec<_>>())
+        .execute(conn)
+        .await?;
+    Ok(())
+}
+
+/// Writes a life-cycle event.
+///
+/// # Errors
+/// The statement failed.
+pub async fn event(
+    conn: &mut PgConnection,
+    routing_key: &str,
+    payload: &Value,
+    tombstone: TombstoneId,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "insert into reprieve.outbox (id, topic, destination, payload, tombstone_id) values ($1, 'event', $2, $3, $4)",
+    )
+    .bind(Uuid::now_v7())
+    .bind(routing_key)
+    .bind(Json(payload))
+    .bind(tombstone.0)
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// Writes a reply.
+///
+/// # Errors
+/// The statement failed.
+pub async fn reply(
+    conn: &mut PgConnection,
+    queue: &str,
+    correlation_id: Option<&str>,
+    payload: &Value,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "insert into reprieve.outbox (id, topic, destination, payload, correlation_id) values ($1, 'reply', $2, $3, $4)",
+    )
+    .bind(Uuid::now_v7())
+    .bind(queue)
+    .bind(Json(payload))
+    .bind(correlation_id)
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// Takes up to `limit` rows that are due, for `lease`; another relay passes them over meanwhile. A relay that dies with
+/// them loses nothing: they are taken again, and a message sent twice does no harm.
+///
+/// # Errors
+/// The statement failed.
+pub async fn lease(conn: &mut PgConnection, limit: u16, lease: Duration) -> Result<Vec<Leased>, StoreError> {
+    type Row = (Uuid, String, String, Json<Value>, Option<String>, Option<Uuid>, i32);
+    let rows: Vec<Row> = sqlx::query_as(
+        "update reprieve.outbox set leased_until = now() + $2 * interval '1 second'
+         where id in (
+             select id from reprieve.outbox
+             where available_at <= now() and (leased_until is null or leased_until < now())
+             order by available_at, id limit $1 for update skip locked)
+         returning id, topic, destination, payload, correlation_id, tombstone_id, attempts",
+    )
+    .bind(i64::from(limit))
+    .bind(lease.as_secs_f64())
+    .fetch_all(conn)
+    .await?;
+    let leased =
+        rows.into_iter().map(|(id, topic, destination, payload, correlation_id, tombstone, attempts)| Leased {
+            id,
+            topic: [Topic::Event, Topic::Reply].into_iter().find(|t| t.as_str() == topic).unwrap_or(Topic::Purge),
+            destination,
+            payload: payload.0,
+            correlation_id,
+            tombstone: tombstone.map(TombstoneId),
+            attempts: u32::try_from(attempts).unwrap_or(0),
+        });
+    Ok(leased.collect())
+}
+
+/// Removes rows whose messages the broker has.
+///
+/// # Errors
+/// The statement failed.
+pub async fn confirm(conn: &mut PgConnection, ids: &[Uuid]) -> Result<(), StoreError> {
+    sqlx::query("delete from reprieve.outbox where id = any($1)").bind(ids).execute(conn).await?;
+    Ok(())
+}
+
+/// Puts a row back whose message the broker did not take, to be tried after `wait`.
+///
+/// # Errors
+/// The statement failed.
+pub async fn put_back(conn: &mut PgConnection, id: Uuid, reason: &str, wait: Duration) -> Result<(), StoreError> {
+    sqlx::query(
+        "update reprieve.outbox
+         set leased_until = null, attempts = attempts + 1, last_error = $2,
+             available_at = now() + $3 * interval '1 second'
+         where id = $1",
+    )
+    .bind(id)
+    .bind(reason)
+    .bind(wait.as_secs_f64())
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// How many rows there are, how many of them are due, and how long the oldest of those has been (seconds).
+///
+/// # Errors
+/// The statement failed.
+pub async fn depth(conn: &mut PgConnection) -> Result<(i64, i64, f64), StoreError> {
+    Ok(sqlx::query_as(
+        "select count(*), count(*) filter (where available_at <= now()),
+                coalesce(extract(epoch from now() - min(available_at) filter (where available_at <= now())), 0)::float8
+         from reprieve.outbox",
+    )
+    .fetch_one(conn)
+    .await?)
+}

@@ -1,0 +1,294 @@
+//! Tombstones: reading them, writing them, and the changes before the point of no return.
+//!
+//! Invariant: the guards of `domain::state` stand in every `where`. What happens past the point of no return is in
+//! [`purging`], and carries the fence.
+
+pub mod purging;
+mod row;
+
+use std::time::Duration;
+
+use sqlx::{AssertSqlSafe, PgConnection, types::Json};
+use uuid::Uuid;
+
+use self::row::Row;
+use super::StoreError;
+use crate::domain::{
+    ids::{ResourceRef, TombstoneId},
+    location::Location,
+    retention::Retention,
+    state::State,
+    tombstone::{Blocker, Provenance, Tombstone},
+};
+
+/// Every column of a [`Row`].
+const COLUMNS: &str = "id, kind, resource_id, name, state, actor, origin, reason, trashed_at, purge_after, parent, \
+     locations, blockers, attempts, next_attempt_at, last_error, fence, lease_owner, lease_until, objects_listed, \
+     objects_deleted, objects_absent, objects_failed, objects_unknown, bytes_freed, rows_deleted, row_found, \
+     purging_at, closed_at";
+
+/// What a trash writes.
+#[derive(Debug)]
+pub struct NewTombstone<'a> {
+    /// Its id.
+    pub id: TombstoneId,
+    /// Of which resource.
+    pub resource: &'a ResourceRef,
+    /// Its name now.
+    pub name: Option<&'a str>,
+    /// By whom and why.
+    pub by: &'a Provenance,
+    /// The restore window, from now.
+    pub retention: Retention,
+    /// The tombstone whose cascade this is.
+    pub parent: Option<TombstoneId>,
+    /// What to empty.
+    pub locations: &'a [Location],
+}
+
+/// Which tombstones to list, newest first.
+#[derive(Debug, Clone, Default)]
+pub struct Filter {
+    /// Of these states; of all where empty.
+    pub states: Vec<State>,
+    /// Of this kind.
+    pub kind: Option<String>,
+    /// At most so many.
+    pub limit: u32,
+}
+
+/// Writes a tombstone in the state `trashed` and gives it back as it was written.
+///
+/// # Errors
+/// The statement failed; the resource's row must be locked, so an open tombstone cannot be in the way.
+pub async fn insert(conn: &mut PgConnection, new: NewTombstone<'_>) -> Result<Tombstone, StoreError> {
+    let sql = format!(
+        "insert into reprieve.tombstones
+             (id, kind, resource_id, name, actor, origin, reason, parent, locations, trashed_at, purge_after, next_attempt_at)
+         select $1, $2, $3, $4, $5, $6, $7, $8, $9, now(), due.at, due.at
+         from (select now() + $10 * interval '1 second' as at) as due
+         returning {COLUMNS}"
+    );
+    let row: Row = sqlx::query_as(AssertSqlSafe(sql))
+        .bind(new.id.0)
+        .bind(new.resource.kind.as_str())
+        .bind(new.resource.id.as_str())
+        .bind(new.name)
+        .bind(new.by.actor.as_str())
+        .bind(&new.by.origin)
+        .bind(new.by.reason.as_deref())
+        .bind(new.parent.map(|id| id.0))
+        .bind(Json(new.locations))
+        .bind(new.retention.duration().as_secs_f64())
+        .fetch_one(conn)
+        .await?;
+    row.try_into()
+}
+
+/// The tombstone of that id.
+///
+/// # Errors
+/// The statement failed.
+pub async fn find(conn: &mut PgConnection, id: TombstoneId) -> Result<Option<Tombstone>, StoreError> {
+    fetch(conn, "where id = $1", |query| query.bind(id.0)).await
+}
+
+/// As [`find`], and locks it until the transaction ends.
+///
+/// # Errors
+/// The statement failed, or the lock was not to be had in time.
+pub async fn lock(conn: &mut PgConnection, id: TombstoneId) -> Result<Option<Tombstone>, StoreError> {
+    fetch(conn, "where id = $1 for update", |query| query.bind(id.0)).await
+}
+
+/// The open tombstone of a resource, if it has one.
+///
+/// # Errors
+/// The statement failed.
+pub async fn open_of(conn: &mut PgConnection, resource: &ResourceRef) -> Result<Option<Tombstone>, StoreError> {
+    let tail = "where kind = $1 and resource_id = $2 and state in ('trashed', 'blocked', 'purging', 'stuck')";
+    fetch(conn, tail, |query| query.bind(resource.kind.as_str()).bind(resource.id.as_str())).await
+}
+
+/// The newest tombstone of a resource, open or not.
+///
+/// # Errors
+/// The statement failed.
+pub async fn newest_of(conn: &mut PgConnection, resource: &ResourceRef) -> Result<Option<Tombstone>, StoreError> {
+    let tail = "where kind = $1 and resource_id = $2 order by trashed_at desc, id desc limit 1";
+    fetch(conn, tail, |query| query.bind(resource.kind.as_str()).bind(resource.id.as_str())).await
+}
+
+/// The tombstones that a cascade wrote under `parent`, by id.
+///
+/// # Errors
+/// The statement failed.
+pub async fn children_of(conn: &mut PgConnection, parent: TombstoneId) -> Result<Vec<Tombstone>, StoreError> {
+    let sql = format!("select {COLUMNS} from reprieve.tombstones where parent = $1 order by id");
+    let rows: Vec<Row> = sqlx::query_as(AssertSqlSafe(sql)).bind(parent.0).fetch_all(conn).await?;
+    rows.into_iter().map(Tombstone::try_from).collect()
+}
+
+/// A list, newest first.
+///
+/// # Errors
+/// The statement failed.
+pub async fn list(conn: &mut PgConnection, filter: &Filter) -> Result<Vec<Tombstone>, StoreError> {
+    let sql = format!(
+        "select {COLUMNS} from reprieve.tombstones
+         where (cardinality($1::text[]) = 0 or state = any($1)) and ($2::text is null or kind = $2)
+         order by trashed_at desc, id desc limit $3"
+    );
+    let states: Vec<String> = filter.states.iter().map(|state| state.as_str().to_owned()).collect();
+    let rows: Vec<Row> = sqlx::query_as(AssertSqlSafe(sql))
+        .bind(states)
+        .bind(filter.kind.as_deref())
+        .bind(i64::from(filter.limit))
+        .fetch_all(conn)
+        .await?;
+    rows.into_iter().map(Tombstone::try_from).collect()
+}
+
+/// `trashed`/`blocked` → `restored`. `None`: it no longer was in one of these.
+///
+/// # Errors
+/// The statement failed.
+pub async fn restore(conn: &mut PgConnection, id: TombstoneId) -> Result<Option<Tombstone>, StoreError> {
+    let sql = format!(
+        "update reprieve.tombstones set state = 'restored', closed_at = now(), blockers = '[]', last_error = null
+         where id = $1 and state in ('trashed', 'blocked') returning {COLUMNS}"
+    );
+    let row: Option<Row> = sqlx::query_as(AssertSqlSafe(sql)).bind(id.0).fetch_optional(conn).await?;
+    row.map(Tombstone::try_from).transpose()
+}
+
+/// `trashed`/`blocked` → `blocked`, by these users, to be looked at again after `wait`.
+///
+/// # Errors
+/// The statement failed.
+pub async fn block(
+    conn: &mut PgConnection,
+    id: TombstoneId,
+    blockers: &[Blocker],
+    wait: Duration,
+) -> Result<bool, StoreError> {
+    let done = sqlx::query(
+        "update reprieve.tombstones
+         set state = 'blocked', blockers = $2, rechecks = rechecks + 1, last_error = null,
+             next_attempt_at = now() + $3 * interval '1 second'
+         where id = $1 and state in ('trashed', 'blocked')",
+    )
+    .bind(id.0)
+    .bind(Json(blockers))
+    .bind(wait.as_secs_f64())
+    .execute(conn)
+    .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// Leaves the state as it is and looks again after `wait`, for the `reason`. `false`: it is past the point of no
+/// return or closed.
+///
+/// # Errors
+/// The statement failed.
+pub async fn defer(conn: &mut PgConnection, id: TombstoneId, reason: &str, wait: Duration) -> Result<bool, StoreError> {
+    let done = sqlx::query(
+        "update reprieve.tombstones
+         set last_error = $2, rechecks = rechecks + 1, next_attempt_at = now() + $3 * interval '1 second'
+         where id = $1 and state in ('trashed', 'blocked')",
+    )
+    .bind(id.0)
+    .bind(reason)
+    .bind(wait.as_secs_f64())
+    .execute(conn)
+    .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// How often a due resource was looked at in vain; spaces the next look.
+///
+/// # Errors
+/// The statement failed.
+pub async fn rechecks(conn: &mut PgConnection, id: TombstoneId) -> Result<u32, StoreError> {
+    let count: Option<i32> = sqlx::query_scalar("select rechecks from reprieve.tombstones where id = $1")
+        .bind(id.0)
+        .fetch_optional(conn)
+        .await?;
+    Ok(count.and_then(|count| u32::try_from(count).ok()).unwrap_or(0))
+}
+
+/// Makes due tombstones be looked at now instead of at their next check (a hold or pause was lifted, a purge was asked
+/// for). The restore window is not shortened. Gives back those that are due.
+///
+/// # Errors
+/// The statement failed.
+pub async fn wake(conn: &mut PgConnection, ids: Option<&[Uuid]>) -> Result<Vec<TombstoneId>, StoreError> {
+    let woken: Vec<Uuid> = sqlx::query_scalar(
+        "update reprieve.tombstones set next_attempt_at = least(next_attempt_at, greatest(now(), purge_after))
+         where state in ('trashed', 'blocked', 'purging') and purge_after <= now() and ($1::uuid[] is null or id = any($1))
+         returning id",
+    )
+    .bind(ids)
+    .fetch_all(conn)
+    .await?;
+    Ok(woken.into_iter().map(TombstoneId).collect())
+}
+
+/// Notes that the broker has these tombstones' tasks.
+///
+/// # Errors
+/// The statement failed.
+pub async fn mark_queued(conn: &mut PgConnection, ids: &[Uuid]) -> Result<(), StoreError> {
+    sqlx::query("update reprieve.tombstones set queued_at = now() where id = any($1)").bind(ids).execute(conn).await?;
+    Ok(())
+}
+
+/// Tombstones that should be worked on and for which nothing is under way: due, no task in the outbox, none handed to
+/// the broker within `redeliver_after` (after that it counts as lost), no living lease. At most `limit`, longest
+/// overdue first; rows that somebody else has locked are passed over.
+///
+/// # Errors
+/// The statement failed.
+pub async fn overdue(
+    conn: &mut PgConnection,
+    redeliver_after: Duration,
+    limit: u32,
+) -> Result<Vec<TombstoneId>, StoreError> {
+    let ids: Vec<Uuid> = sqlx::query_scalar(
+        "select t.id from reprieve.tombstones t
+         where t.state in ('trashed', 'blocked', 'purging') and t.next_attempt_at <= now() and t.purge_after <= now()
+           and (t.lease_until is null or t.lease_until < now())
+           and (t.queued_at is null or t.queued_at < now() - $1 * interval '1 second')
+           and not exists (select from reprieve.outbox o where o.tombstone_id = t.id and o.topic = 'purge')
+         order by t.next_attempt_at limit $2 for update of t skip locked",
+    )
+    .bind(redeliver_after.as_secs_f64())
+    .bind(i64::from(limit))
+    .fetch_all(conn)
+    .await?;
+    Ok(ids.into_iter().map(TombstoneId).collect())
+}
+
+/// How many tombstones stand in each state.
+///
+/// # Errors
+/// The statement failed.
+pub async fn count_by_state(conn: &mut PgConnection) -> Result<Vec<(String, String, i64)>, StoreError> {
+    Ok(sqlx::query_as(
+        "select kind, state, count(*) from reprieve.tombstones group by kind, state order by kind, state",
+    )
+    .fetch_all(conn)
+    .await?)
+}
+
+type RowQuery<'q> = sqlx::query::QueryAs<'q, sqlx::Postgres, Row, sqlx::postgres::PgArguments>;
+
+async fn fetch<'q>(
+    conn: &mut PgConnection,
+    tail: &str,
+    bind: impl FnOnce(RowQuery<'q>) -> RowQuery<'q>,
+) -> Result<Option<Tombstone>, StoreError> {
+    let sql = format!("select {COLUMNS} from reprieve.tombstones {tail}");
+    let row = bind(sqlx::query_as(AssertSqlSafe(sql))).fetch_optional(conn).await?;
+    row.map(Tombstone::try_from).transpose()
+}

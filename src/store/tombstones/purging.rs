@@ -1,0 +1,278 @@
+//! Tombstones past the point of no return.
+//!
+//! Invariant: every statement here but [`begin`], [`take_over`] and [`retry`] carries the fence. Zero rows touched
+//! means that the lease is lost and somebody else has taken over: the caller stops at once, without another request
+//! to any store.
+
+use std::time::Duration;
+
+use serde_json::Value;
+use sqlx::{PgConnection, types::Json};
+use time::OffsetDateTime;
+
+use super::StoreError;
+use crate::domain::{
+    ids::{Fence, TombstoneId},
+    progress::Progress,
+};
+
+/// The right to work on one purge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lease {
+    /// Of which tombstone.
+    pub id: TombstoneId,
+    /// As long as the tombstone still has it.
+    pub fence: Fence,
+    /// How long it is good for after each write.
+    pub duration: Duration,
+}
+
+/// What the fenced write found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use = "a lost lease means: stop"]
+pub enum Fenced {
+    /// Still ours.
+    Ours {
+        /// Somebody has paused this purge meanwhile.
+        paused: bool,
+    },
+    /// Somebody else's.
+    Lost,
+}
+
+/// The point of no return: `trashed`/`blocked` and due → `purging`, with a new fence and a lease. `None`: no longer so.
+///
+/// # Errors
+/// The statement failed.
+pub async fn begin(
+    conn: &mut PgConnection,
+    id: TombstoneId,
+    owner: &str,
+    lease: Duration,
+    row_found: bool,
+) -> Result<Option<Fence>, StoreError> {
+    let fence: Option<i64> = sqlx::query_scalar(
+        "update reprieve.tombstones
+         set state = 'purging', purging_at = now(), fence = fence + 1, lease_owner = $2,
+             lease_until = now() + $3 * interval '1 second', row_found = $4, blockers = '[]', last_error = null,
+             attempts = 0, next_attempt_at = now()
+         where id = $1 and state in ('trashed', 'blocked') and purge_after <= now() returning fence",
+    )
+    .bind(id.0)
+    .bind(owner)
+    .bind(lease.as_secs_f64())
+    .bind(row_found)
+    .fetch_optional(conn)
+    .await?;
+    Ok(fence.map(Fence))
+}
+
+/// Takes over a purge that nobody works on: a new fence, which the former owner has not. `None`: it is not purging,
+/// not due, or in living hands.
+///
+/// # Errors
+/// The statement failed.
+pub async fn take_over(
+    conn: &mut PgConnection,
+    id: TombstoneId,
+    owner: &str,
+    lease: Duration,
+) -> Result<Option<Fence>, StoreError> {
+    let fence: Option<i64> = sqlx::query_scalar(
+        "update reprieve.tombstones
+         set fence = fence + 1, lease_owner = $2, lease_until = now() + $3 * interval '1 second'
+         where id = $1 and state = 'purging' and next_attempt_at <= now()
+           and (lease_until is null or lease_until < now()) returning fence",
+    )
+    .bind(id.0)
+    .bind(owner)
+    .bind(lease.as_secs_f64())
+    .fetch_optional(conn)
+    .await?;
+    Ok(fence.map(Fence))
+}
+
+/// Where the purge goes on.
+///
+/// # Errors
+/// The statement failed.
+pub async fn load_checkpoint(conn: &mut PgConnection, id: TombstoneId) -> Result<Option<Value>, StoreError> {
+    let checkpoint: Option<Option<Json<Value>>> =
+        sqlx::query_scalar("select checkpoint from reprieve.tombstones where id = $1")
+            .bind(id.0)
+            .fetch_optional(conn)
+            .await?;
+    Ok(checkpoint.flatten().map(|json| json.0))
+}
+
+/// Writes progress and where to go on, and extends the lease. A crash after it repeats nothing that it counted.
+///
+/// # Errors
+/// The statement failed.
+pub async fn checkpoint(
+    conn: &mut PgConnection,
+    lease: &Lease,
+    progress: &Progress,
+    checkpoint: &Value,
+) -> Result<Fenced, StoreError> {
+    let n = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+    let paused: Option<bool> = sqlx::query_scalar(
+        "update reprieve.tombstones t
+         set objects_listed = $3, objects_deleted = $4, objects_absent = $5, objects_failed = $6,
+             objects_unknown = $7, bytes_freed = $8, checkpoint = $9, lease_until = now() + $10 * interval '1 second'
+         where id = $1 and fence = $2 and state = 'purging'
+         returning exists (
+             select from reprieve.pauses p
+             where p.scope = 'all' or (p.scope = 'kind' and p.name = t.kind)
+                or (p.scope = 'store' and t.locations @> jsonb_build_array(jsonb_build_object('store', p.name))))",
+    )
+    .bind(lease.id.0)
+    .bind(lease.fence.0)
+    .bind(n(progress.objects_listed))
+    .bind(n(progress.objects_deleted))
+    .bind(n(progress.objects_absent))
+    .bind(n(progress.objects_failed))
+    .bind(n(progress.objects_unknown))
+    .bind(n(progress.bytes_freed))
+    .bind(Json(checkpoint))
+    .bind(lease.duration.as_secs_f64())
+    .fetch_optional(conn)
+    .await?;
+    Ok(paused.map_or(Fenced::Lost, |paused| Fenced::Ours { paused }))
+}
+
+/// Extends the lease while a long request runs.
+///
+/// # Errors
+/// The statement failed.
+pub async fn renew(conn: &mut PgConnection, lease: &Lease) -> Result<Fenced, StoreError> {
+    let done = sqlx::query(
+        "update reprieve.tombstones set lease_until = now() + $3 * interval '1 second'
+         where id = $1 and fence = $2 and state = 'purging'",
+    )
+    .bind(lease.id.0)
+    .bind(lease.fence.0)
+    .bind(lease.duration.as_secs_f64())
+    .execute(conn)
+    .await?;
+    Ok(ours(done.rows_affected()))
+}
+
+/// Counts deleted rows; runs in the transaction that deletes them.
+///
+/// # Errors
+/// The statement failed.
+pub async fn count_rows(conn: &mut PgConnection, lease: &Lease, rows: u64) -> Result<Fenced, StoreError> {
+    let done = sqlx::query(
+        "update reprieve.tombstones
+         set rows_deleted = rows_deleted + $3, lease_until = now() + $4 * interval '1 second'
+         where id = $1 and fence = $2 and state = 'purging'",
+    )
+    .bind(lease.id.0)
+    .bind(lease.fence.0)
+    .bind(i64::try_from(rows).unwrap_or(i64::MAX))
+    .bind(lease.duration.as_secs_f64())
+    .execute(conn)
+    .await?;
+    Ok(ours(done.rows_affected()))
+}
+
+/// Gives the lease back and looks again after `wait`. With `error` the delivery has failed and counts as an attempt.
+///
+/// # Errors
+/// The statement failed.
+pub async fn pass_on(
+    conn: &mut PgConnection,
+    lease: &Lease,
+    wait: Duration,
+    error: Option<&str>,
+) -> Result<Fenced, StoreError> {
+    let done = sqlx::query(
+        "update reprieve.tombstones
+         set lease_owner = null, lease_until = null, next_attempt_at = now() + $3 * interval '1 second',
+             attempts = case when $4::text is null then attempts else attempts + 1 end, last_error = $4
+         where id = $1 and fence = $2 and state = 'purging'",
+    )
+    .bind(lease.id.0)
+    .bind(lease.fence.0)
+    .bind(wait.as_secs_f64())
+    .bind(error)
+    .execute(conn)
+    .await?;
+    Ok(ours(done.rows_affected()))
+}
+
+/// Attempts start to count anew: the purge has got further.
+///
+/// # Errors
+/// The statement failed.
+pub async fn reset_attempts(conn: &mut PgConnection, lease: &Lease) -> Result<Fenced, StoreError> {
+    let done =
+        sqlx::query("update reprieve.tombstones set attempts = 0 where id = $1 and fence = $2 and state = 'purging'")
+            .bind(lease.id.0)
+            .bind(lease.fence.0)
+            .execute(conn)
+            .await?;
+    Ok(ours(done.rows_affected()))
+}
+
+/// `purging` → `stuck`, with its reason.
+///
+/// # Errors
+/// The statement failed.
+pub async fn give_up(conn: &mut PgConnection, lease: &Lease, reason: &str) -> Result<Fenced, StoreError> {
+    let done = sqlx::query(
+        "update reprieve.tombstones
+         set state = 'stuck', lease_owner = null, lease_until = null, attempts = attempts + 1, last_error = $3
+         where id = $1 and fence = $2 and state = 'purging'",
+    )
+    .bind(lease.id.0)
+    .bind(lease.fence.0)
+    .bind(reason)
+    .execute(conn)
+    .await?;
+    Ok(ours(done.rows_affected()))
+}
+
+/// `stuck` → `purging`, to be looked at now. `false`: it was not stuck.
+///
+/// # Errors
+/// The statement failed.
+pub async fn retry(conn: &mut PgConnection, id: TombstoneId) -> Result<bool, StoreError> {
+    let done = sqlx::query(
+        "update reprieve.tombstones
+         set state = 'purging', attempts = 0, next_attempt_at = now(), lease_owner = null, lease_until = null
+         where id = $1 and state = 'stuck'",
+    )
+    .bind(id.0)
+    .execute(conn)
+    .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// `purging` → `purged`, in the transaction that deletes the resource's row. Gives back when the purge began.
+///
+/// # Errors
+/// The statement failed. The table refuses counters that leave objects behind.
+pub async fn finish(
+    conn: &mut PgConnection,
+    lease: &Lease,
+    rows: u64,
+) -> Result<Option<(OffsetDateTime, OffsetDateTime)>, StoreError> {
+    Ok(sqlx::query_as(
+        "update reprieve.tombstones
+         set state = 'purged', closed_at = now(), lease_owner = null, lease_until = null, checkpoint = null,
+             last_error = null, rows_deleted = rows_deleted + $3
+         where id = $1 and fence = $2 and state = 'purging' and objects_failed = 0 and objects_unknown = 0
+         returning purging_at, closed_at",
+    )
+    .bind(lease.id.0)
+    .bind(lease.fence.0)
+    .bind(i64::try_from(rows).unwrap_or(i64::MAX))
+    .fetch_optional(conn)
+    .await?)
+}
+
+fn ours(rows_affected: u64) -> Fenced {
+    if rows_affected == 1 { Fenced::Ours { paused: false } } else { Fenced::Lost }
+}

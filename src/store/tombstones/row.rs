@@ -1,0 +1,98 @@
+//! A tombstone as the table has it.
+//!
+//! Invariant: a row that this program cannot read is an error, never a guess.
+
+use sqlx::types::Json;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::{
+    domain::{
+        ids::{Fence, Kind, ResourceId, ResourceRef, TombstoneId},
+        location::Location,
+        progress::Progress,
+        state::State,
+        tombstone::{Blocker, Tombstone},
+    },
+    store::StoreError,
+};
+
+#[derive(sqlx::FromRow)]
+pub(super) struct Row {
+    id: Uuid,
+    kind: String,
+    resource_id: String,
+    name: Option<String>,
+    state: String,
+    actor: String,
+    origin: String,
+    reason: Option<String>,
+    trashed_at: OffsetDateTime,
+    purge_after: OffsetDateTime,
+    parent: Option<Uuid>,
+    locations: Json<Vec<Location>>,
+    blockers: Json<Vec<Blocker>>,
+    attempts: i32,
+    next_attempt_at: OffsetDateTime,
+    last_error: Option<String>,
+    fence: i64,
+    lease_owner: Option<String>,
+    lease_until: Option<OffsetDateTime>,
+    objects_listed: i64,
+    objects_deleted: i64,
+    objects_absent: i64,
+    objects_failed: i64,
+    objects_unknown: i64,
+    bytes_freed: i64,
+    rows_deleted: i64,
+    row_found: Option<bool>,
+    purging_at: Option<OffsetDateTime>,
+    closed_at: Option<OffsetDateTime>,
+}
+
+/// Counters are never negative; the table's checks see to it.
+fn count(value: i64) -> u64 {
+    u64::try_from(value).unwrap_or(0)
+}
+
+impl TryFrom<Row> for Tombstone {
+    type Error = StoreError;
+
+    fn try_from(row: Row) -> Result<Self, StoreError> {
+        let state = State::parse(&row.state).ok_or_else(|| {
+            StoreError::Unusable(format!("tombstone {} has the unknown state {:?}", row.id, row.state))
+        })?;
+        Ok(Self {
+            id: TombstoneId(row.id),
+            resource: ResourceRef { kind: Kind::from_stored(row.kind), id: ResourceId::from_stored(row.resource_id) },
+            name: row.name,
+            state,
+            actor: row.actor,
+            origin: row.origin,
+            reason: row.reason,
+            trashed_at: row.trashed_at,
+            purge_after: row.purge_after,
+            parent: row.parent.map(TombstoneId),
+            locations: row.locations.0,
+            blockers: row.blockers.0,
+            attempts: u32::try_from(row.attempts).unwrap_or(0),
+            next_attempt_at: row.next_attempt_at,
+            last_error: row.last_error,
+            fence: Fence(row.fence),
+            lease_owner: row.lease_owner,
+            lease_until: row.lease_until,
+            progress: Progress {
+                objects_listed: count(row.objects_listed),
+                objects_deleted: count(row.objects_deleted),
+                objects_absent: count(row.objects_absent),
+                objects_failed: count(row.objects_failed),
+                objects_unknown: count(row.objects_unknown),
+                bytes_freed: count(row.bytes_freed),
+                rows_deleted: count(row.rows_deleted),
+            },
+            row_found: row.row_found,
+            purging_at: row.purging_at,
+            closed_at: row.closed_at,
+        })
+    }
+}

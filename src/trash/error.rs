@@ -1,0 +1,213 @@
+//! Why a request was not carried out. Each has a stable code, for programs.
+
+use std::fmt;
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::{
+    domain::{
+        ids::{InvalidId, InvalidName, Kind, ResourceRef},
+        location::UnsafePlace,
+        map::UnknownKind,
+        retention::{InvalidRetention, Retention},
+        tombstone::{Blocker, Tombstone},
+    },
+    store::{StoreError, holds::Hold},
+};
+
+/// What stands against trashing, of the resource and of everything that would go with it. Never empty in an error.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Refusals {
+    /// Who uses them.
+    pub blockers: Vec<Blocker>,
+    /// Which are protected by the configuration.
+    pub protected: Vec<ResourceRef>,
+    /// Which are held, and by whom.
+    pub holds: Vec<Hold>,
+}
+
+impl Refusals {
+    /// Whether nothing stands against it.
+    pub fn is_empty(&self) -> bool {
+        self.blockers.is_empty() && self.protected.is_empty() && self.holds.is_empty()
+    }
+}
+
+impl fmt::Display for Refusals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lines = (self.blockers.iter().map(ToString::to_string))
+            .chain(self.protected.iter().map(|resource| format!("{resource} is protected by the configuration")))
+            .chain(self.holds.iter().map(|hold| {
+                let reason = hold.reason.as_deref().map(|reason| format!(": {reason}")).unwrap_or_default();
+                format!("{} {} is held by {}{reason}", hold.kind, hold.resource_id, hold.actor)
+            }));
+        lines.enumerate().try_for_each(|(at, line)| write!(f, "{}{line}", if at == 0 { "" } else { "; " }))
+    }
+}
+
+/// A request that was not carried out. Nothing has changed.
+#[derive(Debug, thiserror::Error)]
+pub enum TrashError {
+    /// The map has no such kind.
+    #[error(transparent)]
+    UnknownKind(#[from] UnknownKind),
+    /// The id cannot be one of this kind.
+    #[error("{kind}: {error}")]
+    MalformedId {
+        /// The kind.
+        kind: Kind,
+        /// What is wrong with it.
+        error: InvalidId,
+    },
+    /// An actor without a name.
+    #[error(transparent)]
+    InvalidName(#[from] InvalidName),
+    /// No window.
+    #[error(transparent)]
+    InvalidRetention(#[from] InvalidRetention),
+    /// No row has this id.
+    #[error("there is no {0}")]
+    NotFound(ResourceRef),
+    /// A cascade to a kind that is no child of this one.
+    #[error("{kind} has no children of the kind {asked:?}{}", if known.is_empty() { String::new() } else { format!("; it has: {known}") })]
+    NoSuchChildren {
+        /// The kind asked about.
+        kind: Kind,
+        /// What was asked for.
+        asked: String,
+        /// The child kinds it has.
+        known: String,
+    },
+    /// A window that is shorter than allowed.
+    #[error("a retention of {asked} for {resource} is shorter than the {least} that are allowed (retention.minimum)")]
+    RetentionTooShort {
+        /// The resource.
+        resource: ResourceRef,
+        /// What was asked.
+        asked: Retention,
+        /// The least.
+        least: Retention,
+    },
+    /// In use, protected or held.
+    #[error("{resource} cannot be trashed: {refusals}")]
+    Refused {
+        /// What was to be trashed.
+        resource: ResourceRef,
+        /// Everything that stands against it.
+        refusals: Box<Refusals>,
+    },
+    /// The place of its objects cannot be told safely.
+    #[error("the objects of {resource} cannot be placed: {error}")]
+    UnsafePlace {
+        /// The resource.
+        resource: ResourceRef,
+        /// Why.
+        error: UnsafePlace,
+    },
+    /// An objects query named a bucket that its store does not list.
+    #[error("the objects query of {resource} names the bucket {bucket:?}, which its store does not list")]
+    ForeignBucket {
+        /// The resource.
+        resource: ResourceRef,
+        /// The bucket.
+        bucket: String,
+    },
+    /// A restore, retry or purge of something that is not in the trash.
+    #[error("{0} is not in the trash")]
+    NotInTrash(ResourceRef),
+    /// Past the point of no return.
+    #[error("{} can no longer be restored: it is {}, {}", tombstone.resource, tombstone.state, how_far(tombstone))]
+    PastReturn {
+        /// As it stands.
+        tombstone: Box<Tombstone>,
+    },
+    /// The platform has removed the row itself, so there is nothing to bring back.
+    #[error(
+        "{0} cannot be restored: its row has been removed by somebody else; its objects are untouched until purge_after"
+    )]
+    RowGone(ResourceRef),
+    /// A retry of what is not stuck.
+    #[error("{resource} is {state}, not stuck: there is nothing to retry")]
+    NotStuck {
+        /// The resource.
+        resource: ResourceRef,
+        /// Where it stands.
+        state: crate::domain::state::State,
+    },
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// How far a purge got, for people.
+pub fn how_far(tombstone: &Tombstone) -> String {
+    let progress = &tombstone.progress;
+    format!(
+        "{} of {} listed objects ({} bytes) and {} rows are gone",
+        progress.objects_gone(),
+        progress.objects_listed,
+        progress.bytes_freed,
+        progress.rows_deleted
+    )
+}
+
+impl TrashError {
+    /// A stable name, for replies and problem documents.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::UnknownKind(_) => "unknown_kind",
+            Self::MalformedId { .. } => "malformed_id",
+            Self::InvalidName(_) | Self::InvalidRetention(_) => "invalid_request",
+            Self::NotFound(_) => "not_found",
+            Self::NoSuchChildren { .. } => "no_such_children",
+            Self::RetentionTooShort { .. } => "retention_too_short",
+            Self::Refused { refusals, .. } if !refusals.blockers.is_empty() => "in_use",
+            Self::Refused { refusals, .. } if !refusals.protected.is_empty() => "protected",
+            Self::Refused { .. } => "held",
+            Self::UnsafePlace { .. } | Self::ForeignBucket { .. } => "unsafe_place",
+            Self::NotInTrash(_) => "not_in_trash",
+            Self::PastReturn { .. } => "past_return",
+            Self::RowGone(_) => "row_gone",
+            Self::NotStuck { .. } => "not_stuck",
+            Self::Store(_) => "unavailable",
+        }
+    }
+
+    /// Whether the request can never succeed as it is written, whatever the platform's state.
+    pub fn is_malformed(&self) -> bool {
+        matches!(
+            self,
+            Self::UnknownKind(_)
+                | Self::MalformedId { .. }
+                | Self::InvalidName(_)
+                | Self::InvalidRetention(_)
+                | Self::NoSuchChildren { .. }
+        )
+    }
+
+    /// What stands against it, for programs.
+    pub fn details(&self) -> Value {
+        match self {
+            Self::Refused { refusals, .. } => json!(refusals),
+            Self::PastReturn { tombstone } => json!({ "tombstone": tombstone }),
+            _ => Value::Null,
+        }
+    }
+
+    /// What to do about it, for people; empty where the message says it.
+    pub fn advice(&self) -> &'static str {
+        match self {
+            Self::Refused { refusals, .. } if !refusals.blockers.is_empty() => {
+                "end these uses first (deactivate or delete the models, stop the jobs), then try again"
+            }
+            Self::Refused { refusals, .. } if !refusals.protected.is_empty() => {
+                "what is protected is never trashed; change `protect` in the resource map if it should be"
+            }
+            Self::Refused { .. } => "release the hold first: reprieve release KIND ID",
+            Self::NotFound(_) | Self::NotInTrash(_) => "reprieve list shows what is in the trash",
+            Self::Store(StoreError::Unavailable(_)) => "check [database] and try again; nothing has changed",
+            _ => "",
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! What operators do: hold and release, pause and resume, retry.
+//!
+//! Invariant: each is written with who and why, and each is idempotent and says whether it changed anything.
+
+use serde_json::json;
+use sqlx::PgConnection;
+
+use super::{TrashBin, TrashError};
+use crate::{
+    domain::{
+        ids::ResourceRef,
+        state::State,
+        tombstone::{Provenance, Tombstone},
+    },
+    history,
+    queue::message::PurgeTask,
+    store::{
+        StoreError,
+        audit::{self, Happened, NewEntry},
+        commit, holds, outbox,
+        pauses::{self, Scope},
+        platform::{self, Locking},
+        tombstones,
+    },
+};
+
+impl TrashBin {
+    /// Holds a resource: it is neither trashed nor purged until released. `false`: it was held before.
+    ///
+    /// # Errors
+    /// [`TrashError::PastReturn`] where it is too late, [`TrashError::NotFound`] where there is nothing to hold.
+    pub async fn hold(&self, resource: &ResourceRef, by: &Provenance) -> Result<bool, TrashError> {
+        let mut tx = self.store.begin().await?;
+        // the row's lock orders this against a trash, the tombstone's against the point of no return
+        let kind = self.kind_of(resource)?;
+        let open = match tombstones::open_of(&mut tx, resource).await? {
+            Some(open) => tombstones::lock(&mut tx, open.id).await?,
+            None => None,
+        };
+        let row = platform::find(&mut tx, kind, &resource.id, Locking::ForUpdate).await?;
+        match open {
+            Some(tombstone) if !tombstone.state.is_restorable() && tombstone.state.is_open() => {
+                return Err(TrashError::PastReturn { tombstone: Box::new(tombstone) });
+            }
+            None if !row.is_some_and(|row| row.fits) => return Err(TrashError::NotFound(resource.clone())),
+            _ => {}
+        }
+        let changed = holds::insert(&mut tx, resource, by).await?;
+        if changed {
+            note(&mut tx, Happened::Held, Some(resource), by, json!({})).await?;
+        }
+        commit(tx).await?;
+        Ok(changed)
+    }
+
+    /// Releases a hold. What has come due meanwhile is looked at now. `false`: there was no hold.
+    ///
+    /// # Errors
+    /// The database.
+    pub async fn release(&self, resource: &ResourceRef, by: &Provenance) -> Result<bool, TrashError> {
+        let mut tx = self.store.begin().await?;
+        let changed = holds::delete(&mut tx, resource).await?;
+        if changed {
+            note(&mut tx, Happened::Released, Some(resource), by, json!({})).await?;
+            if let Some(open) = tombstones::open_of(&mut tx, resource).await? {
+                let due = tombstones::wake(&mut tx, Some(&[open.id.0])).await?;
+                outbox::hurry(&mut tx, &due).await?;
+            }
+        }
+        commit(tx).await?;
+        Ok(changed)
+    }
+
+    /// Pauses purging, from the next batch on. `false`: it was paused before.
+    ///
+    /// # Errors
+    /// The database.
+    pub async fn pause(&self, scope: &Scope, by: &Provenance) -> Result<bool, TrashError> {
+        let mut tx = self.store.begin().await?;
+        let changed = pauses::insert(&mut tx, scope, by).await?;
+        if changed {
+            note(&mut tx, Happened::Paused, None, by, json!({ "scope": scope.to_string() })).await?;
+        }
+        commit(tx).await?;
+        Ok(changed)
+    }
+
+    /// Resumes purging; what is due is looked at now. `false`: it was not paused.
+    ///
+    /// # Errors
+    /// The database.
+    pub async fn resume(&self, scope: &Scope, by: &Provenance) -> Result<bool, TrashError> {
+        let mut tx = self.store.begin().await?;
+        let changed = pauses::delete(&mut tx, scope).await?;
+        if changed {
+            note(&mut tx, Happened::Resumed, None, by, json!({ "scope": scope.to_string() })).await?;
+            let due = tombstones::wake(&mut tx, None).await?;
+            outbox::hurry(&mut tx, &due).await?;
+        }
+        commit(tx).await?;
+        Ok(changed)
+    }
+
+    /// The tombstone that a retry would let go on.
+    ///
+    /// # Errors
+    /// [`TrashError::NotInTrash`] or [`TrashError::NotStuck`].
+    pub async fn stuck(&self, resource: &ResourceRef) -> Result<Tombstone, TrashError> {
+        let mut conn = self.store.conn().await?;
+        let open = tombstones::open_of(&mut conn, resource).await?;
+        let open = open.ok_or_else(|| TrashError::NotInTrash(resource.clone()))?;
+        match open.state {
+            State::Stuck => Ok(open),
+            state => Err(TrashError::NotStuck { resource: resource.clone(), state }),
+        }
+    }
+
+    /// Lets a stuck purge go on.
+    ///
+    /// # Errors
+    /// As [`TrashBin::stuck`].
+    pub async fn retry(&self, resource: &ResourceRef, by: &Provenance) -> Result<Tombstone, TrashError> {
+        let stuck = self.stuck(resource).await?;
+        let mut tx = self.store.begin().await?;
+        if !tombstones::purging::retry(&mut tx, stuck.id).await? {
+            let state = tombstones::find(&mut tx, stuck.id).await?.map_or(State::Purged, |now| now.state);
+            return Err(TrashError::NotStuck { resource: resource.clone(), state });
+        }
+        let task = PurgeTask { tombstone: stuck.id }.encode();
+        outbox::schedule_purge(&mut tx, stuck.id, &task, std::time::Duration::ZERO).await?;
+        history::record(&mut tx, Happened::Retried, &stuck, by, json!({ "was": stuck.last_error })).await?;
+        commit(tx).await?;
+        Ok(stuck)
+    }
+}
+
+async fn note(
+    conn: &mut PgConnection,
+    event: Happened,
+    resource: Option<&ResourceRef>,
+    by: &Provenance,
+    details: serde_json::Value,
+) -> Result<(), StoreError> {
+    let open = match resource {
+        Some(resource) => tombstones::open_of(&mut *conn, resource).await?,
+        None => None,
+    };
+    audit::write(conn, NewEntry { event, tombstone: open.map(|open| open.id), resource, by, details }).await
+}

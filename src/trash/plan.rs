@@ -1,0 +1,230 @@
+//! What a trash would do. The dry run shows it, the real run carries it out: there is no second planner.
+//!
+//! Invariant: the rows of every member are locked when their users are looked for, so in the transaction that made it
+//! a plan stays true. Members come parents first; none of them has an open tombstone.
+
+use std::collections::{BTreeSet, VecDeque};
+
+use serde::Serialize;
+use sqlx::PgConnection;
+
+use super::{Refusals, TrashBin, TrashError, TrashRequest};
+use crate::{
+    domain::{
+        ids::{Kind, ResourceRef},
+        location::{Location, parse_address},
+        map::{ObjectsAt, ResourceKind},
+        retention::Retention,
+        tombstone::Tombstone,
+    },
+    store::{
+        holds,
+        platform::{self, Locking, ResourceRow},
+        tombstones,
+    },
+};
+
+/// What would be trashed.
+#[derive(Debug, Clone, Serialize)]
+pub struct Plan {
+    /// The resource and, with a cascade, its children; parents first.
+    pub members: Vec<Member>,
+    /// The open tombstone, if the resource is in the trash already. Then there are no members.
+    pub already: Option<Tombstone>,
+    /// Children that are in the trash already, by tombstones of their own, which stay as they are.
+    pub children_already: Vec<Tombstone>,
+}
+
+/// One resource that would be trashed.
+#[derive(Debug, Clone, Serialize)]
+pub struct Member {
+    /// Which.
+    #[serde(flatten)]
+    pub resource: ResourceRef,
+    /// Its name.
+    pub name: Option<String>,
+    /// Which member it goes with.
+    pub parent: Option<usize>,
+    /// What its purge would empty.
+    pub locations: Vec<Location>,
+    /// Its restore window.
+    #[serde(serialize_with = "as_text")]
+    pub retention: Retention,
+    /// Whether the platform has soft-deleted it itself, and only the tombstone is missing.
+    pub marked: bool,
+}
+
+fn as_text<S: serde::Serializer>(retention: &Retention, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(retention)
+}
+
+impl TrashBin {
+    /// What a request would do: the dry run. Changes nothing.
+    ///
+    /// # Errors
+    /// As the real run: [`TrashError`].
+    pub async fn plan(&self, request: &TrashRequest) -> Result<Plan, TrashError> {
+        let mut tx = self.store.begin().await?;
+        self.plan_in(&mut tx, request).await
+    }
+
+    /// Plans in the caller's transaction, with the rows locked until it ends.
+    pub(super) async fn plan_in(&self, conn: &mut PgConnection, request: &TrashRequest) -> Result<Plan, TrashError> {
+        self.check_cascade(request)?;
+        let mut plan = Plan { members: Vec::new(), already: None, children_already: Vec::new() };
+        let mut refusals = Refusals::default();
+        let mut seen = BTreeSet::from([request.resource.clone()]);
+        let mut waiting = VecDeque::from([(request.resource.clone(), None)]);
+        while let Some((resource, parent)) = waiting.pop_front() {
+            let kind = self.kind_of(&resource)?;
+            let row = platform::find(&mut *conn, kind, &resource.id, Locking::ForUpdate).await?;
+            let Some(row) = row.filter(|row| row.fits) else {
+                // a child that is not (or no longer) of its kind is none
+                if parent.is_some() {
+                    continue;
+                }
+                return Err(TrashError::NotFound(resource));
+            };
+            if let Some(open) = tombstones::open_of(&mut *conn, &resource).await? {
+                if parent.is_some() {
+                    plan.children_already.push(open);
+                    continue;
+                }
+                plan.already = Some(open);
+                return Ok(plan);
+            }
+            self.refusals_of(&mut *conn, kind, &resource, &row, &mut refusals).await?;
+            let at = plan.members.len();
+            for child in self.children_of(&mut *conn, kind, &resource, &request.with).await? {
+                if seen.insert(child.clone()) {
+                    waiting.push_back((child, Some(at)));
+                }
+            }
+            plan.members.push(Member {
+                locations: locations(&mut *conn, kind, &resource, &row).await?,
+                retention: self.window(kind, &resource, request.retention)?,
+                marked: row.marked == Some(true),
+                name: row.name,
+                resource,
+                parent,
+            });
+        }
+        if refusals.is_empty() {
+            Ok(plan)
+        } else {
+            Err(TrashError::Refused { resource: request.resource.clone(), refusals: Box::new(refusals) })
+        }
+    }
+
+    /// A cascade must name kinds that can be reached; a typing error must not pass for "nothing there".
+    fn check_cascade(&self, request: &TrashRequest) -> Result<(), TrashError> {
+        let mut reachable = BTreeSet::new();
+        let mut waiting = vec![request.resource.kind.clone()];
+        while let Some(kind) = waiting.pop() {
+            for children in &self.map.kind(kind.as_str())?.children {
+                if reachable.insert(children.kind.clone()) && request.with.contains(&children.kind) {
+                    waiting.push(children.kind.clone());
+                }
+            }
+        }
+        match request.with.iter().find(|asked| !reachable.contains(asked)) {
+            None => Ok(()),
+            Some(asked) => Err(TrashError::NoSuchChildren {
+                kind: request.resource.kind.clone(),
+                asked: asked.to_string(),
+                known: reachable.iter().map(Kind::as_str).collect::<Vec<_>>().join(", "),
+            }),
+        }
+    }
+
+    async fn refusals_of(
+        &self,
+        conn: &mut PgConnection,
+        kind: &ResourceKind,
+        resource: &ResourceRef,
+        row: &ResourceRow,
+        refusals: &mut Refusals,
+    ) -> Result<(), TrashError> {
+        let by_name = row.name.as_ref().is_some_and(|name| kind.protect.names.contains(name));
+        if by_name || kind.protect.ids.iter().any(|id| id == resource.id.as_str()) {
+            refusals.protected.push(resource.clone());
+        }
+        refusals.holds.extend(holds::find(&mut *conn, resource).await?);
+        refusals.blockers.extend(platform::blockers(conn, kind, &resource.id).await?);
+        Ok(())
+    }
+
+    async fn children_of(
+        &self,
+        conn: &mut PgConnection,
+        kind: &ResourceKind,
+        resource: &ResourceRef,
+        with: &[Kind],
+    ) -> Result<BTreeSet<ResourceRef>, TrashError> {
+        let mut found = BTreeSet::new();
+        for children in kind.children.iter().filter(|children| with.contains(&children.kind)) {
+            for id in platform::child_ids(&mut *conn, kind, &resource.id, children).await? {
+                found.insert(self.resource(children.kind.as_str(), &id)?);
+            }
+        }
+        Ok(found)
+    }
+
+    /// A request can lengthen a window, and shorten it only as far as the configuration allows.
+    fn window(
+        &self,
+        kind: &ResourceKind,
+        resource: &ResourceRef,
+        asked: Option<Retention>,
+    ) -> Result<Retention, TrashError> {
+        let least = self.retention.minimum.map_or(kind.retention, |minimum| minimum.min(kind.retention));
+        match asked {
+            None => Ok(kind.retention),
+            Some(asked) if asked >= least => Ok(asked),
+            Some(asked) => Err(TrashError::RetentionTooShort { resource: resource.clone(), asked, least }),
+        }
+    }
+}
+
+/// Resolves every place of a resource's objects. Sorted, each once, and none inside another.
+async fn locations(
+    conn: &mut PgConnection,
+    kind: &ResourceKind,
+    resource: &ResourceRef,
+    row: &ResourceRow,
+) -> Result<Vec<Location>, TrashError> {
+    let unsafe_place = |error| TrashError::UnsafePlace { resource: resource.clone(), error };
+    let mut found = BTreeSet::new();
+    for at in &kind.objects {
+        match at {
+            ObjectsAt::Template { store, bucket, prefix } => {
+                let prefix = prefix
+                    .render(&resource.id, |column| row.columns.get(column).cloned().flatten())
+                    .map_err(unsafe_place)?;
+                found.insert(Location { store: store.clone(), bucket: bucket.clone(), prefix });
+            }
+            ObjectsAt::Query { store, buckets, query } => {
+                for address in platform::addresses(&mut *conn, kind, &resource.id, query).await? {
+                    let (bucket, prefix) = parse_address(&address).map_err(unsafe_place)?;
+                    if !buckets.contains(&bucket) {
+                        return Err(TrashError::ForeignBucket { resource: resource.clone(), bucket });
+                    }
+                    found.insert(Location { store: store.clone(), bucket, prefix });
+                }
+            }
+        }
+    }
+    let mut places: Vec<Location> = Vec::new();
+    for place in found {
+        let inside = |outer: &Location| {
+            outer.store == place.store
+                && outer.bucket == place.bucket
+                && place.prefix.as_str().starts_with(outer.prefix.as_str())
+        };
+        // sorted, so what contains a place comes before it
+        if !places.iter().any(inside) {
+            places.push(place);
+        }
+    }
+    Ok(places)
+}

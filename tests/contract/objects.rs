@@ -1,0 +1,317 @@
+//! What [`ObjectStore`] means: each function here is one sentence of it, run against each implementation below.
+//!
+//! A sentence gets a [`Subject`] of its own, with buckets that nobody else sees.
+
+mod faults;
+mod subject;
+mod wire;
+
+use std::collections::BTreeSet;
+
+use reprieve::domain::outcome::{BatchOutcome, FailureClass, KeyOutcome, ObjectRef};
+use reprieve::objects::{Cursor, MAX_BATCH, ObjectEntry, ObjectStore, Versioning};
+
+use subject::Subject;
+
+/// More requests than any sentence needs: a store that does not move on fails instead of hanging.
+const ROUNDS: usize = 50;
+
+macro_rules! contract {
+    ($module:ident, $implementation:ident: $($sentence:ident)*) => {
+        mod $module {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $sentence() {
+                    super::$sentence(&super::subject::$implementation().await).await;
+                }
+            )*
+        }
+    };
+}
+
+macro_rules! object_store {
+    ($($module:ident: $implementation:ident)*) => { $(contract! { $module, $implementation:
+        keys_come_in_order_and_each_once
+        a_sibling_of_the_prefix_is_never_listed
+        a_cursor_goes_on_in_the_middle_after_a_restart
+        a_cursor_holds_when_what_it_names_is_deleted
+        odd_keys_come_back_as_they_went_in_and_can_be_deleted
+        control_characters_can_be_deleted_among_other_keys
+        deleting_what_is_not_there_never_fails
+        a_missing_bucket_is_a_permanent_error
+        more_than_a_thousand_names_have_one_outcome_each
+        a_name_given_twice_counts_once
+        every_version_and_marker_is_listed_and_can_be_deleted
+        a_cursor_goes_on_among_the_versions_of_one_key
+        facts_tell_whether_versions_are_kept
+    })* };
+}
+
+/// Of stores that speak S3, and so have credentials and a switch for versions.
+macro_rules! s3_store {
+    ($($module:ident: $implementation:ident)*) => { $(contract! { $module, $implementation:
+        wrong_credentials_are_a_permanent_error_and_show_no_secret
+        a_suspended_bucket_is_emptied_of_its_old_versions
+    })* };
+}
+
+object_store! { in_memory: memory on_seaweedfs: seaweedfs }
+
+s3_store! { s3_on_seaweedfs: seaweedfs }
+
+async fn keys_come_in_order_and_each_once(subject: &Subject) {
+    let bucket = subject.bucket(Versioning::Off).await;
+    let keys: Vec<String> = (0..2500).map(|n| format!("data/{n:05}")).collect();
+    subject.put_all(&bucket, &keys).await;
+    let mut seen = Vec::new();
+    let mut cursor = None;
+    for _ in 0..ROUNDS {
+        let page = subject.store().list(&bucket, "data/", cursor.as_ref()).await.expect("list");
+        assert!(page.entries.len() <= MAX_BATCH, "a page of {}", page.entries.len());
+        seen.extend(page.entries.into_iter().map(|entry| entry.object.key));
+        cursor = page.next;
+        if cursor.is_none() {
+            break;
+        }
+    }
+    assert_eq!(seen, keys);
+}
+
+async fn a_sibling_of_the_prefix_is_never_listed(subject: &Subject) {
+    let bucket = subject.bucket(Versioning::Off).await;
+    let inside = ["a/1/", "a/1/x", "a/1/y/z"].map(str::to_owned);
+    let outside = ["a/1", "a/10/x", "a/1-/x", "a/0/x", "a/2/x", "A/1/x", "b/a/1/x"].map(str::to_owned);
+    // A store that keeps keys as paths cannot hold both "a/1" and what is below "a/1/".
+    let kept = |key: &&String| !subject.keeps_keys_as_paths() || !["a/1", "a/1/"].contains(&key.as_str());
+    let inside: Vec<_> = inside.iter().filter(kept).cloned().collect();
+    let outside: Vec<_> = outside.iter().filter(kept).cloned().collect();
+    subject.put_all(&bucket, &inside).await;
+    subject.put_all(&bucket, &outside).await;
+    assert_eq!(keys(&everything(subject, &bucket, "a/1/").await), inside);
+    let _ = delete(subject, &bucket, &names(&inside)).await;
+    assert_eq!(everything(subject, &bucket, "a/1/").await, []);
+    assert_eq!(everything(subject, &bucket, "").await.len(), outside.len());
+}
+
+async fn a_cursor_goes_on_in_the_middle_after_a_restart(subject: &Subject) {
+    let bucket = subject.bucket(Versioning::Off).await;
+    let keys: Vec<String> = (0..1200).map(|n| format!("d/{n:04} +%&")).collect();
+    subject.put_all(&bucket, &keys).await;
+    let first = subject.store().list(&bucket, "d/", None).await.expect("list");
+    let stored = serde_json::to_string(&first.next.expect("1200 keys do not fit in a page")).expect("json");
+    let cursor: Cursor = serde_json::from_str(&stored).expect("json");
+    let restarted = subject.another_store().await;
+    let rest = restarted.list(&bucket, "d/", Some(&cursor)).await.expect("list");
+    assert_eq!(first.entries.len() + rest.entries.len(), keys.len());
+    assert_eq!(rest.entries.last().map(|entry| &entry.object.key), keys.last());
+    assert_eq!(rest.next, None);
+}
+
+async fn a_cursor_holds_when_what_it_names_is_deleted(subject: &Subject) {
+    for versioning in [Versioning::Off, Versioning::Kept] {
+        let bucket = subject.bucket(versioning).await;
+        let keys: Vec<String> = (0..1100).map(|n| format!("d/{n:04}")).collect();
+        subject.put_all(&bucket, &keys).await;
+        let first = subject.store().list(&bucket, "d/", None).await.expect("list");
+        let named: Vec<_> = first.entries.iter().map(|entry| entry.object.clone()).collect();
+        let _ = delete(subject, &bucket, &named).await;
+        let rest = subject.store().list(&bucket, "d/", first.next.as_ref()).await.expect("list");
+        let seen: BTreeSet<_> = first.entries.iter().chain(&rest.entries).map(|entry| &entry.object.key).collect();
+        assert_eq!(seen.len(), keys.len(), "{versioning:?}");
+    }
+}
+
+async fn odd_keys_come_back_as_they_went_in_and_can_be_deleted(subject: &Subject) {
+    let bucket = subject.bucket(Versioning::Off).await;
+    let odd = [
+        "o/ leading and trailing ",
+        "o/100%",
+        "o/%41 is not A",
+        "o/a%2Fb",
+        "o/a+b c",
+        "o/a&b<c>d",
+        "o/it's \"quoted\"",
+        "o/ünïcödé/文件/🗑",
+        "o/semi;colon=equals?query#hash",
+        "o/back\\slash|pipe^caret`tick{brace}[bracket]~",
+        "o/@:$,!*()",
+    ];
+    let mut odd: Vec<String> = odd.map(str::to_owned).into();
+    if subject.keeps_keys_as_paths() {
+        odd.retain(|key| !key.contains('\\')); // a separator to it
+    }
+    odd.sort();
+    subject.put_all(&bucket, &odd).await;
+    let mut listed = keys(&everything(subject, &bucket, "o/").await);
+    listed.sort();
+    assert_eq!(listed, odd);
+    let outcome = delete(subject, &bucket, &names(&odd)).await;
+    assert!(outcome.iter().all(|(_, outcome)| *outcome == KeyOutcome::Deleted), "{outcome:?}");
+    assert_eq!(everything(subject, &bucket, "").await, []);
+}
+
+async fn control_characters_can_be_deleted_among_other_keys(subject: &Subject) {
+    let bucket = subject.bucket(Versioning::Off).await;
+    let mixed = ["c/plain", "c/bell\u{7}", "c/line\nfeed", "c/carriage\rreturn", "c/tab\t", "c/not a char \u{FFFF}"];
+    let mixed = mixed.map(str::to_owned);
+    subject.put_all(&bucket, &mixed).await;
+    let outcome = delete(subject, &bucket, &names(&mixed)).await;
+    assert!(outcome.iter().all(|(_, outcome)| *outcome == KeyOutcome::Deleted), "{outcome:?}");
+    assert_eq!(everything(subject, &bucket, "").await, []);
+}
+
+async fn deleting_what_is_not_there_never_fails(subject: &Subject) {
+    for versioning in [Versioning::Off, Versioning::Kept] {
+        let bucket = subject.bucket(versioning).await;
+        subject.put_all(&bucket, &["n/there".to_owned()]).await;
+        let mut asked: Vec<_> = everything(subject, &bucket, "").await.into_iter().map(|entry| entry.object).collect();
+        for round in 0..2 {
+            let outcome = delete(subject, &bucket, &asked).await;
+            assert!(outcome.iter().all(|(_, outcome)| gone(outcome)), "{versioning:?} round {round}: {outcome:?}");
+        }
+        assert_eq!(everything(subject, &bucket, "").await, [], "{versioning:?}");
+        asked = names(&["n/never".to_owned(), "n/never\u{1}".to_owned()]);
+        let outcome = delete(subject, &bucket, &asked).await;
+        assert!(outcome.iter().all(|(_, outcome)| gone(outcome)), "{versioning:?}: {outcome:?}");
+    }
+}
+
+async fn a_missing_bucket_is_a_permanent_error(subject: &Subject) {
+    let bucket = "no-such-bucket-anywhere";
+    let listed = subject.store().list(bucket, "a/", None).await.expect_err("no bucket");
+    assert_eq!((listed.code.as_str(), listed.class), ("NoSuchBucket", FailureClass::Permanent));
+    let looked = subject.store().facts(bucket).await.expect_err("no bucket");
+    assert_eq!((looked.code.as_str(), looked.class), ("NoSuchBucket", FailureClass::Permanent));
+    for (object, outcome) in delete(subject, bucket, &names(&["a/1".to_owned(), "a/\u{1}".to_owned()])).await.iter() {
+        let KeyOutcome::Failed(failure) = outcome else { panic!("{object:?}: {outcome:?}") };
+        assert_eq!((failure.code.as_str(), failure.class), ("NoSuchBucket", FailureClass::Permanent));
+    }
+}
+
+async fn more_than_a_thousand_names_have_one_outcome_each(subject: &Subject) {
+    let bucket = subject.bucket(Versioning::Off).await;
+    let keys: Vec<String> = (0..1001).map(|n| format!("m/{n:04}")).collect();
+    subject.put_all(&bucket, &keys).await;
+    let outcome = delete(subject, &bucket, &names(&keys)).await;
+    let answered: Vec<_> = outcome.iter().map(|(object, _)| object.key.clone()).collect();
+    assert_eq!(answered, keys, "in the order of asking");
+    assert!(outcome.iter().all(|(_, outcome)| *outcome == KeyOutcome::Deleted));
+    assert_eq!(everything(subject, &bucket, "").await, []);
+}
+
+async fn a_name_given_twice_counts_once(subject: &Subject) {
+    let bucket = subject.bucket(Versioning::Off).await;
+    subject.put_all(&bucket, &["t/1".to_owned(), "t/2".to_owned()]).await;
+    let outcome = delete(subject, &bucket, &names(&["t/2", "t/1", "t/2"].map(str::to_owned))).await;
+    let answered: Vec<_> = outcome.iter().map(|(object, outcome)| (object.key.as_str(), outcome)).collect();
+    assert_eq!(answered, [("t/2", &KeyOutcome::Deleted), ("t/1", &KeyOutcome::Deleted)]);
+}
+
+async fn every_version_and_marker_is_listed_and_can_be_deleted(subject: &Subject) {
+    let bucket = subject.bucket(Versioning::Kept).await;
+    let keys = ["v/1", "v/2 +%", "v/3/deep"].map(str::to_owned);
+    for _ in 0..3 {
+        subject.put_all(&bucket, &keys).await;
+    }
+    // Named without a version, an object stays and gets a marker.
+    let _ = delete(subject, &bucket, &names(&keys[..2])).await;
+    let listed = everything(subject, &bucket, "v/").await;
+    assert_eq!(listed.len(), 3 * 3 + 2, "{listed:?}");
+    assert!(listed.iter().all(|entry| entry.object.version.is_some()));
+    assert_eq!(listed.iter().filter(|entry| entry.size == 0).count(), 2, "markers have no size");
+
+    let asked: Vec<_> = listed.into_iter().map(|entry| entry.object).collect();
+    let outcome = delete(subject, &bucket, &asked).await;
+    assert!(outcome.iter().all(|(_, outcome)| *outcome == KeyOutcome::Deleted), "{outcome:?}");
+    assert_eq!(everything(subject, &bucket, "").await, []);
+}
+
+async fn a_cursor_goes_on_among_the_versions_of_one_key(subject: &Subject) {
+    let bucket = subject.bucket(Versioning::Kept).await;
+    let key = ["v/same".to_owned()];
+    let others: Vec<String> = (0..900).map(|n| format!("v/a{n:03}")).collect();
+    subject.put_all(&bucket, &others).await;
+    for _ in 0..150 {
+        subject.put_all(&bucket, &key).await;
+    }
+    let listed = everything(subject, &bucket, "v/").await;
+    let distinct: BTreeSet<_> = listed.iter().map(|entry| &entry.object).collect();
+    assert_eq!((listed.len(), distinct.len()), (1050, 1050));
+}
+
+async fn facts_tell_whether_versions_are_kept(subject: &Subject) {
+    for versioning in [Versioning::Off, Versioning::Kept] {
+        let bucket = subject.bucket(versioning).await;
+        let facts = subject.store().facts(&bucket).await.expect("facts");
+        assert_eq!(facts.versioning, versioning);
+        assert_ne!(facts.object_lock, Some(true));
+    }
+}
+
+async fn wrong_credentials_are_a_permanent_error_and_show_no_secret(subject: &Subject) {
+    let bucket = subject.bucket(Versioning::Off).await;
+    for (id, secret) in [(subject.access_key(), "hush-wrong-secret"), ("nobody", "hush-unknown-key")] {
+        let intruder = subject.store_as(id, secret).await;
+        let listed = intruder.list(&bucket, "a/", None).await.expect_err("not let in");
+        assert_eq!(listed.class, FailureClass::Permanent, "{listed}");
+        assert_ne!(listed.code, "NoCredentials");
+        let outcome = intruder.delete(&bucket, &names(&["a/1".to_owned()])).await;
+        let told = format!("{listed} {listed:?} {outcome:?} {intruder:?}");
+        assert!(!told.contains("hush"), "{told}");
+        let [(_, KeyOutcome::Failed(failure))] = &outcome.into_outcomes()[..] else { panic!("{told}") };
+        assert_eq!(failure.class, FailureClass::Permanent);
+    }
+}
+
+async fn a_suspended_bucket_is_emptied_of_its_old_versions(subject: &Subject) {
+    let bucket = subject.bucket(Versioning::Off).await;
+    let key = ["s/1".to_owned()];
+    subject.put_all(&bucket, &key).await;
+    subject.set_versioning(&bucket, true).await;
+    subject.put_all(&bucket, &key).await;
+    subject.set_versioning(&bucket, false).await;
+    let facts = subject.store().facts(&bucket).await.expect("facts");
+    assert_eq!(facts.versioning, Versioning::Kept);
+    let listed = everything(subject, &bucket, "s/").await;
+    assert_eq!(listed.len(), 2, "{listed:?}");
+    assert!(listed.iter().any(|entry| entry.object.version.as_deref() == Some("null")), "{listed:?}");
+    let asked: Vec<_> = listed.into_iter().map(|entry| entry.object).collect();
+    let outcome = delete(subject, &bucket, &asked).await;
+    assert!(outcome.iter().all(|(_, outcome)| *outcome == KeyOutcome::Deleted), "{outcome:?}");
+    assert_eq!(everything(subject, &bucket, "").await, []);
+}
+
+async fn everything(subject: &Subject, bucket: &str, prefix: &str) -> Vec<ObjectEntry> {
+    list_all(subject.store(), bucket, prefix).await
+}
+
+/// All pages of a listing.
+async fn list_all(store: &dyn ObjectStore, bucket: &str, prefix: &str) -> Vec<ObjectEntry> {
+    let mut entries = Vec::new();
+    let mut cursor = None;
+    for _ in 0..ROUNDS {
+        let page = store.list(bucket, prefix, cursor.as_ref()).await.expect("list");
+        entries.extend(page.entries);
+        cursor = page.next;
+        if cursor.is_none() {
+            return entries;
+        }
+    }
+    panic!("no end after {ROUNDS} pages");
+}
+
+async fn delete(subject: &Subject, bucket: &str, objects: &[ObjectRef]) -> BatchOutcome {
+    subject.store().delete(bucket, objects).await
+}
+
+fn names(keys: &[String]) -> Vec<ObjectRef> {
+    keys.iter().map(|key| ObjectRef { key: key.clone(), version: None }).collect()
+}
+
+fn keys(entries: &[ObjectEntry]) -> Vec<String> {
+    entries.iter().map(|entry| entry.object.key.clone()).collect()
+}
+
+fn gone(outcome: &KeyOutcome) -> bool {
+    matches!(outcome, KeyOutcome::Deleted | KeyOutcome::AlreadyAbsent)
+}

@@ -1,0 +1,1 @@
+//! Faults of the server, as the client meets them.

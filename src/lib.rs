@@ -3,6 +3,7 @@ pub mod config;
 pub mod domain;
 pub mod embedded;
 pub mod history;
+pub mod http;
 pub mod objects;
 pub mod purge;
 pub mod queue;

@@ -46,7 +46,8 @@ pub struct Provenance {
 /// One resource's stay in the trash.
 #[derive(Debug, Clone, Serialize)]
 pub struct Tombstone {
-    /// Its id.
+    /// Its id. Written as in events: `id` beside `kind` is the resource's.
+    #[serde(rename = "tombstone_id")]
     pub id: TombstoneId,
     /// What was trashed.
     #[serde(flatten)]

@@ -311,6 +311,19 @@ pub async fn count_by_state(conn: &mut PgConnection) -> Result<Vec<(String, Stri
     .await?)
 }
 
+/// How many open tombstones each kind has in each state; those that are closed are not looked at.
+///
+/// # Errors
+/// The statement failed.
+pub async fn count_open(conn: &mut PgConnection) -> Result<Vec<(String, String, i64)>, StoreError> {
+    Ok(sqlx::query_as(
+        "select kind, state, count(*) from reprieve.tombstones
+         where state in ('trashed', 'blocked', 'purging', 'stuck') group by kind, state",
+    )
+    .fetch_all(conn)
+    .await?)
+}
+
 type RowQuery<'q> = sqlx::query::QueryAs<'q, sqlx::Postgres, Row, sqlx::postgres::PgArguments>;
 
 async fn fetch<'q>(

@@ -196,7 +196,12 @@ impl App {
                 let intake = Intake::new(self.trash.clone(), self.metrics.clone());
                 let (queue, keeper) = (need(queue)?, self.keeper(role)?);
                 tasks.spawn(async move {
-                    keeper.keep(&stop, || async { prepared(&*queue).await?; intake.run(&*queue, &stop).await }).await;
+                    keeper
+                        .keep(&stop, || async {
+                            prepared(&*queue).await?;
+                            intake.run(&*queue, &stop).await
+                        })
+                        .await;
                 });
             }
             Role::Relay => {
@@ -208,7 +213,12 @@ impl App {
                 let purger = self.purger()?;
                 let (queue, keeper) = (need(queue)?, self.keeper(role)?);
                 tasks.spawn(async move {
-                    keeper.keep(&stop, || async { prepared(&*queue).await?; purger.work(&*queue, &stop).await }).await;
+                    keeper
+                        .keep(&stop, || async {
+                            prepared(&*queue).await?;
+                            purger.work(&*queue, &stop).await
+                        })
+                        .await;
                 });
             }
         }

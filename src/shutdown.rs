@@ -32,7 +32,10 @@ pub async fn drain(tasks: TaskTracker, stop: &CancellationToken, deadline: Durat
     stop.cancelled().await;
     let drained = tokio::time::timeout(deadline, tasks.wait()).await.is_ok();
     if !drained {
-        tracing::warn!(deadline_ms = deadline.as_millis(), "shutdown deadline passed, work is cut off and resumes elsewhere");
+        tracing::warn!(
+            deadline_ms = deadline.as_millis(),
+            "shutdown deadline passed, work is cut off and resumes elsewhere"
+        );
     }
     drained
 }

@@ -95,11 +95,7 @@ async fn check_database(app: &App, findings: &mut Findings) -> Result<(), StoreE
     Ok(())
 }
 
-async fn check_kind(
-    conn: &mut PgConnection,
-    kind: &ResourceKind,
-    findings: &mut Findings,
-) -> Result<(), StoreError> {
+async fn check_kind(conn: &mut PgConnection, kind: &ResourceKind, findings: &mut Findings) -> Result<(), StoreError> {
     let about = kind.kind.to_string();
     let failures = inspect::try_queries(conn, kind).await;
     if failures.is_empty() {
@@ -115,7 +111,11 @@ async fn check_kind(
             SoftDelete::Pair { .. } => !found.starts_with("timestamp") && found != "boolean",
         };
         if !fits {
-            findings.add(Level::Problem, &about, format!("its soft_delete column is of the type {found}, which does not fit its form"));
+            findings.add(
+                Level::Problem,
+                &about,
+                format!("its soft_delete column is of the type {found}, which does not fit its form"),
+            );
         }
     }
     if kind.references.is_empty() {
@@ -202,7 +202,11 @@ async fn check_broker(app: &App, findings: &mut Findings) {
             let waiting = format!("{} requests, {} purge tasks wait", depths.requests, depths.purge);
             findings.add(Level::Ok, "broker", format!("answers, its queues are there; {waiting}"));
             if depths.dead > 0 {
-                findings.add(Level::Warning, "broker", format!("{} messages lie in the dead-letter queue", depths.dead));
+                findings.add(
+                    Level::Warning,
+                    "broker",
+                    format!("{} messages lie in the dead-letter queue", depths.dead),
+                );
             }
         }
         Err(error) if app.config.broker.as_ref().is_some_and(|broker| broker.declare) => {

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::output::bytes;
 use crate::{
     app::{App, Role},
+    config::LogFormat,
     domain::{
         ids::{Actor, ResourceRef},
         state::State,
@@ -51,7 +52,7 @@ fn window(raw: &str) -> Result<Duration, String> {
 
 impl Demo {
     pub(super) async fn run(self) -> anyhow::Result<()> {
-        telemetry::start_logging("reprieve=error", None).map_err(anyhow::Error::msg)?;
+        telemetry::start_logging("reprieve=error,off", Some(LogFormat::Pretty)).map_err(anyhow::Error::msg)?;
         let stop = CancellationToken::new();
         let story = async {
             let platform = start(self.window).await?;
@@ -77,7 +78,9 @@ async fn start(window: Duration) -> anyhow::Result<Platform> {
     spinner.enable_steady_tick(Duration::from_millis(100));
     let platform = Platform::start(Options { retention: window, api_port: 0 }).await?;
     spinner.finish_and_clear();
-    println!("A private PostgreSQL, an in-process S3 server and an in-process queue are up. Nothing of yours is touched.");
+    println!(
+        "A private PostgreSQL, an in-process S3 server and an in-process queue are up. Nothing of yours is touched."
+    );
     Ok(platform)
 }
 
@@ -115,11 +118,18 @@ async fn trashed_and_restored(platform: &Platform, unused: &Dataset) -> anyhow::
     let app = &platform.app;
     heading("A careless delete is taken back");
     let trashed = app.trash.trash(&request(app, unused)?).await?;
-    println!("  trashed {} ({}), restorable until {}", trashed.tombstone.resource, unused.name, super::output::at(trashed.tombstone.purge_after));
-    let activated = sqlx::query("insert into heimdall.models (model_name, is_active, synthetic_dataset_id) values ('oops', true, $1)")
-        .bind(unused.id)
-        .execute(&platform.pool)
-        .await;
+    println!(
+        "  trashed {} ({}), restorable until {}",
+        trashed.tombstone.resource,
+        unused.name,
+        super::output::at(trashed.tombstone.purge_after)
+    );
+    let activated = sqlx::query(
+        "insert into heimdall.models (model_name, is_active, synthetic_dataset_id) values ('oops', true, $1)",
+    )
+    .bind(unused.id)
+    .execute(&platform.pool)
+    .await;
     match activated {
         Err(error) => println!("  a model that is activated on it meanwhile is refused: {}", in_words(&error)),
         Ok(_) => bail!("the guard let a new use of a trashed dataset pass"),
@@ -168,7 +178,13 @@ async fn purged(platform: &Platform, unused: &Dataset) -> anyhow::Result<()> {
     let receipt = history.iter().find(|entry| entry.event == "purged").context("there is no receipt")?;
     let progress = &end.progress;
     ensure!(progress.objects_gone() == u64::from(unused.objects), "the receipt does not count what was put");
-    println!("  {} objects put, {} gone, {} freed, {} rows deleted", unused.objects, progress.objects_gone(), bytes(progress.bytes_freed), progress.rows_deleted);
+    println!(
+        "  {} objects put, {} gone, {} freed, {} rows deleted",
+        unused.objects,
+        progress.objects_gone(),
+        bytes(progress.bytes_freed),
+        progress.rows_deleted
+    );
     println!("{}", indent(&format!("{:#}", receipt.details)));
     Ok(())
 }

@@ -48,9 +48,7 @@ impl List {
             let rows = found.iter().map(|tombstone| {
                 let next = match tombstone.state {
                     State::Trashed => format!("purge {}", distance(tombstone.purge_after)),
-                    State::Blocked => {
-                        tombstone.blockers.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
-                    }
+                    State::Blocked => tombstone.blockers.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
                     State::Purging => format!("{} objects gone", tombstone.progress.objects_gone()),
                     State::Stuck => String::new(),
                     State::Restored | State::Purged => tombstone.closed_at.map(distance).unwrap_or_default(),

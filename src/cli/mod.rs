@@ -147,7 +147,10 @@ pub fn main() -> ExitCode {
 
 async fn run(cli: Cli, output: Output) -> Result<(), CliError> {
     let files = cli.config;
-    let quiet = || telemetry::start_logging("reprieve=warn,lapin=off,s3s=off,error", Some(LogFormat::Pretty)).map_err(CliError::Usage);
+    let quiet = || {
+        telemetry::start_logging("reprieve=warn,lapin=off,s3s=off,error", Some(LogFormat::Pretty))
+            .map_err(CliError::Usage)
+    };
     let app = || async {
         quiet()?;
         Ok::<App, CliError>(App::new(Config::load(&files)?).await?)

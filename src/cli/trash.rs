@@ -75,7 +75,10 @@ impl Trash {
             let tombstone = &trashed.tombstone;
             let due = format!("{} ({})", at(tombstone.purge_after), distance(tombstone.purge_after));
             if trashed.already {
-                return format!("{} is in the trash already ({}); purge after {due}", tombstone.resource, tombstone.state);
+                return format!(
+                    "{} is in the trash already ({}); purge after {due}",
+                    tombstone.resource, tombstone.state
+                );
             }
             let mut lines = vec![format!("trashed {}; purge after {due}", tombstone.resource)];
             lines.extend(trashed.children.iter().map(|child| format!("trashed {} along with it", child.resource)));

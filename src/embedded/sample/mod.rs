@@ -48,7 +48,7 @@ pub struct Sample {
     pub neighbour: Dataset,
 }
 
-/// Creates the platform's tables.
+/// Creates the platform's tables, as they stand in production.
 ///
 /// # Errors
 /// The database.
@@ -62,8 +62,8 @@ pub async fn create_tables(pool: &PgPool) -> sqlx::Result<()> {
 /// The database, or the bucket is not there.
 pub async fn load(pool: &PgPool, s3: &EmbeddedS3, tick: impl Fn(u64)) -> anyhow::Result<Sample> {
     let job: Uuid = sqlx::query_scalar(
-        "insert into heimdall.training_jobs (job_name, job_type, status, config)
-         values ('generate rooftop recordings', 'synthetic_generation', 'completed', '{}') returning id",
+        "insert into heimdall.training_jobs (job_name, job_type, status, config, total_epochs)
+         values ('generate rooftop recordings', 'synthetic_generation', 'completed', '{}', 1) returning id",
     )
     .fetch_one(pool)
     .await?;

@@ -1,0 +1,13 @@
+//! The real program on real servers: `reprieve` purges objects from SeaweedFS, on tasks from RabbitMQ, with rows in
+//! PostgreSQL in the platform's tables. Every test has a database, a bucket and a broker namespace of its own.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod amqp;
+mod process;
+mod world;
+
+mod killed;
+mod producer;
+mod terminated;

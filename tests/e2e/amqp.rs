@@ -9,11 +9,12 @@ use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
 use serde_json::Value;
 
+use crate::process::Service;
 use crate::support::{SOON, wait_until};
 use crate::world::World;
 
 pub struct Amqp {
-    connection: Connection,
+    _connection: Connection,
     channel: Channel,
     namespace: String,
 }
@@ -33,28 +34,17 @@ impl Taken {
 }
 
 impl Amqp {
+    /// Connects as soon as a service with the role intake has declared the namespace's queues.
+    pub async fn beside(world: &World, service: &Service) -> Amqp {
+        service.says("intake consumes").await;
+        Amqp::connect(world).await
+    }
+
     pub async fn connect(world: &World) -> Amqp {
         let connection = Connection::connect(&world.amqp_url, ConnectionProperties::default()).await.expect("connects");
         let channel = connection.create_channel().await.expect("a channel");
         channel.confirm_select(ConfirmSelectOptions::default()).await.expect("confirms");
-        Amqp { connection, channel, namespace: world.namespace.clone() }
-    }
-
-    /// Waits until a service has declared the namespace's queues.
-    pub async fn until_declared(&self) {
-        let options = QueueDeclareOptions { passive: true, durable: true, ..Default::default() };
-        wait_until("the queues are declared", SOON, async || {
-            for queue in ["requests", "purge", "dead"] {
-                // asking for what is not there costs the channel
-                let channel = self.connection.create_channel().await.expect("a channel");
-                let name = format!("{}.{queue}", self.namespace);
-                if channel.queue_declare(name.into(), options, FieldTable::default()).await.is_err() {
-                    return false;
-                }
-            }
-            true
-        })
-        .await;
+        Amqp { _connection: connection, channel, namespace: world.namespace.clone() }
     }
 
     /// A queue of our own, for replies, bound to nothing.

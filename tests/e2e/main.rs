@@ -8,6 +8,9 @@ mod amqp;
 mod process;
 mod world;
 
+mod golden;
 mod killed;
+mod messages;
 mod producer;
+mod reconnects;
 mod terminated;

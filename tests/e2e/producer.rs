@@ -6,7 +6,6 @@ use std::process::Command;
 use serde_json::Value;
 use uuid::Uuid;
 
-use crate::amqp::Amqp;
 use crate::process::Ended;
 use crate::support::heimdall::{Dataset, Model, Shape, put_keys};
 use crate::world::{OBJECT_BYTES, Settings, World};
@@ -40,8 +39,8 @@ async fn a_dataset_of_ten_thousand_objects_that_a_python_script_trashes_is_gone_
     // the older layout belongs to it
     put_keys(&world.s3, &world.bucket, vec![format!("synthetic/dataset-{doomed}/old.npy")]).await;
 
-    let _service = world.serve(&[]);
-    Amqp::connect(&world).await.until_declared().await;
+    let service = world.serve(&[]);
+    service.says("intake consumes").await;
     let refused = example(&world, used, "trash").await.with(3).json();
     assert_eq!((&refused["ok"], &refused["error"]["code"]), (&Value::Bool(false), &"in_use".into()));
     assert!(refused["error"]["message"].as_str().expect("text").contains("localiser 7"), "{refused:#}");

@@ -6,9 +6,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use crate::amqp::Amqp;
-use crate::support::heimdall::{Model, Shape};
+use crate::support::heimdall::{Dataset, Model, Shape};
 use crate::world::{Settings, World};
 
 /// Holds `found` against `tests/golden/{name}.json`.
@@ -59,7 +60,9 @@ impl Normal {
 #[tokio::test]
 async fn message_formats_are_as_pinned() {
     let world = World::new(Settings::default()).await;
-    let (id, _) = world.dataset("golden", Shape { samples: 3, receivers: 4 }).await;
+    // locations come sorted, so the id decides their order
+    let dataset = Dataset { id: Uuid::from_u128(7), features: 3, ..Dataset::iq_raw("golden") };
+    let (id, _) = world.dataset_like(dataset, Shape { samples: 3, receivers: 4 }).await;
     let (used, _) = world.dataset("used", Shape { samples: 1, receivers: 4 }).await;
     let model = Model { datasets: vec![used], active: true, ..Model::named("localiser") }.insert(&world.pool).await;
     let normal = Normal {
@@ -75,11 +78,13 @@ async fn message_formats_are_as_pinned() {
     let events = amqp.listen(".events", "dataset.#").await;
     let tasks = amqp.listen("", "purge").await;
 
-    let ask = |op: &str, id: uuid::Uuid| json!({ "v": 1, "op": op, "kind": "dataset", "id": id.to_string(), "actor": "alice", "reason": "old" });
+    let ask = |op: &str, id: Uuid| json!({ "v": 1, "op": op, "kind": "dataset", "id": id.to_string(), "actor": "alice", "reason": "old" });
+    let mut trash_for_an_hour = ask("trash", id);
+    trash_for_an_hour["retention"] = "1h".into();
     let pin = |name: &str, value: &Value| holds(name, &normal.of(value));
     pin("reply_refused_in_use", &amqp.ask(&ask("trash", used)).await);
     pin("reply_refused_malformed", &amqp.ask(&json!({ "v": 2 })).await);
-    pin("reply_trashed", &amqp.ask(&json!({"retention": "1h", "v": 1, "op": "trash", "kind": "dataset", "id": id.to_string(), "actor": "alice", "reason": "old"})).await);
+    pin("reply_trashed", &amqp.ask(&trash_for_an_hour).await);
     pin("reply_already_trashed", &amqp.ask(&ask("trash", id)).await);
     pin("reply_purge_waiting", &amqp.ask(&ask("purge", id)).await);
     pin("reply_restored", &amqp.ask(&ask("restore", id)).await);

@@ -8,9 +8,12 @@ mod amqp;
 mod process;
 mod world;
 
+mod commands;
 mod golden;
 mod killed;
 mod messages;
+mod paused;
 mod producer;
 mod reconnects;
 mod terminated;
+mod versions;

@@ -6,6 +6,7 @@ use sqlx::{AssertSqlSafe, PgConnection};
 
 use super::{
     StoreError,
+    error::said,
     platform::{Locking, bind_id, find, reference_sql, text_sql},
 };
 use crate::domain::{
@@ -53,7 +54,7 @@ pub async fn try_queries(conn: &mut PgConnection, kind: &ResourceKind) -> Vec<St
         }
     }
     for rows in &kind.rows {
-        let sql = format!("select ctid from {} where {} = $1 limit 1", rows.table, rows.column);
+        let sql = format!("select 1 from {} where {} = $1 limit 1", rows.table, rows.column);
         statements.push((format!("reading child rows from {}", rows.table), sql));
     }
     for (what, sql) in statements {
@@ -65,7 +66,7 @@ pub async fn try_queries(conn: &mut PgConnection, kind: &ResourceKind) -> Vec<St
             }
         };
         if let Err(error) = query.fetch_all(&mut *conn).await {
-            failures.push(format!("{what} failed: {error}"));
+            failures.push(format!("{what} failed: {}", said(&error)));
         }
     }
     failures

@@ -179,12 +179,19 @@ pub async fn lease(conn: &mut PgConnection, limit: u16, lease: Duration) -> Resu
     Ok(leased.collect())
 }
 
-/// Removes rows whose messages the broker has.
+/// Removes rows whose messages the broker has. A row that somebody else has locked is being written anew or removed,
+/// so it is passed over: at worst its message is sent once more.
 ///
 /// # Errors
 /// The statement failed.
 pub async fn confirm(conn: &mut PgConnection, ids: &[Uuid]) -> Result<(), StoreError> {
-    sqlx::query("delete from reprieve.outbox where id = any($1)").bind(ids).execute(conn).await?;
+    sqlx::query(
+        "delete from reprieve.outbox
+         where id in (select id from reprieve.outbox where id = any($1) for update skip locked)",
+    )
+    .bind(ids)
+    .execute(conn)
+    .await?;
     Ok(())
 }
 

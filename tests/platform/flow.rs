@@ -60,13 +60,6 @@ impl Running {
     }
 }
 
-impl Running {
-    /// No good-byes: every task ends where it stands.
-    async fn kill(mut self) {
-        self.roles.shutdown().await;
-    }
-}
-
 impl Drop for Running {
     fn drop(&mut self) {
         self.stop.cancel();
@@ -240,14 +233,13 @@ async fn a_worker_that_dies_is_followed_by_another_without_anybodys_help() {
     let dataset = bench.dataset("set a", 5).await;
     let id = bench.trash_due("dataset", dataset).await;
     let gate = bench.objects.stop_a_delete(0, crate::gate::At::After);
-    let first = Running::new().await.relay(&bench).worker(&bench);
+    let worker = bench.purger();
+    let dies = tokio::spawn(async move { worker.run_slice(id, &crate::bench::budget()).await });
     gate.reached().await;
-    let queue = first.queue.clone();
-    first.kill().await;
-    let _second = Running { queue, stop: CancellationToken::new(), roles: JoinSet::new() }
-        .relay(&bench)
-        .worker(&bench)
-        .sweeper(&bench);
+    dies.abort();
+    assert!(dies.await.expect_err("aborted").is_cancelled());
+    assert_eq!(bench.count("reprieve.outbox where topic = 'purge'").await, 0, "its task died with it");
+    let _running = Running::new().await.relay(&bench).worker(&bench).sweeper(&bench);
     reaches(&bench, id, State::Purged).await;
     let progress = bench.tombstone(id).await.progress;
     assert_eq!((progress.objects_listed, progress.objects_gone()), (5, 5));

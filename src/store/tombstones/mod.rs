@@ -255,7 +255,11 @@ pub async fn rechecks(conn: &mut PgConnection, id: TombstoneId) -> Result<u32, S
 pub async fn wake(conn: &mut PgConnection, ids: Option<&[Uuid]>) -> Result<Vec<TombstoneId>, StoreError> {
     let woken: Vec<Uuid> = sqlx::query_scalar(
         "update reprieve.tombstones set next_attempt_at = least(next_attempt_at, greatest(now(), purge_after))
-         where state in ('trashed', 'blocked', 'purging') and purge_after <= now() and ($1::uuid[] is null or id = any($1))
+         where id in (
+             select id from reprieve.tombstones
+             where state in ('trashed', 'blocked', 'purging') and purge_after <= now()
+               and ($1::uuid[] is null or id = any($1))
+             order by id for no key update)
          returning id",
     )
     .bind(ids)
@@ -264,12 +268,18 @@ pub async fn wake(conn: &mut PgConnection, ids: Option<&[Uuid]>) -> Result<Vec<T
     Ok(woken.into_iter().map(TombstoneId).collect())
 }
 
-/// Notes that the broker has these tombstones' tasks.
+/// Notes that the broker has these tombstones' tasks. Locks them in the order of their ids, as [`wake`] does.
 ///
 /// # Errors
 /// The statement failed.
 pub async fn mark_queued(conn: &mut PgConnection, ids: &[Uuid]) -> Result<(), StoreError> {
-    sqlx::query("update reprieve.tombstones set queued_at = now() where id = any($1)").bind(ids).execute(conn).await?;
+    sqlx::query(
+        "update reprieve.tombstones set queued_at = now()
+         where id in (select id from reprieve.tombstones where id = any($1) order by id for no key update)",
+    )
+    .bind(ids)
+    .execute(conn)
+    .await?;
     Ok(())
 }
 

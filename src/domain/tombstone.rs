@@ -46,7 +46,8 @@ pub struct Provenance {
 /// One resource's stay in the trash.
 #[derive(Debug, Clone, Serialize)]
 pub struct Tombstone {
-    /// Its id.
+    /// Its id; `id` is the resource's, there as in every message.
+    #[serde(rename = "tombstone_id")]
     pub id: TombstoneId,
     /// What was trashed.
     #[serde(flatten)]

@@ -19,6 +19,8 @@ create table reprieve.tombstones (
     locations jsonb not null,
     blockers jsonb not null default '[]',
     attempts integer not null default 0 check (attempts >= 0),
+    -- deliveries in a row that met a store or database that was away; spaces the looks, and gives nothing up
+    outages integer not null default 0 check (outages >= 0),
     -- how often a due resource was found in use; spaces the re-checks
     rechecks integer not null default 0 check (rechecks >= 0),
     next_attempt_at timestamptz not null,
@@ -43,6 +45,8 @@ create table reprieve.tombstones (
     constraint window_is_not_negative check (purge_after >= trashed_at),
     constraint counters_add_up
         check (objects_listed = objects_deleted + objects_absent + objects_failed + objects_unknown),
+    constraint counters_are_counts
+        check (least(objects_deleted, objects_absent, objects_failed, objects_unknown, bytes_freed, rows_deleted) >= 0),
     constraint closed_when_final check ((closed_at is not null) = (state in ('restored', 'purged'))),
     constraint no_return_is_dated check ((purging_at is not null) = (state in ('purging', 'stuck', 'purged')))
 );

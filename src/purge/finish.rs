@@ -29,6 +29,8 @@ impl Purger {
         let RowsGone { mut claimed } = gone;
         let kind = self.kind_of(&claimed)?;
         let mut tx = self.store.begin().await?;
+        // in the claim's order, the tombstone before the row, or a hold that comes now could not end
+        tombstones::lock(&mut tx, claimed.lease.id).await?;
         let rows = platform::delete_row(&mut tx, kind, &claimed.tombstone.resource.id).await?;
         let Some((began, ended)) = purging::finish(&mut tx, &claimed.lease, rows).await? else {
             return Err(PurgeError::LeaseLost);

@@ -23,7 +23,7 @@ use crate::{
         StoreError,
         audit::Happened,
         commit, outbox,
-        tombstones::purging::{self, Fenced, Lease},
+        tombstones::purging::{self, Fenced, Lease, PassedOn},
     },
 };
 
@@ -129,6 +129,10 @@ impl Purger {
                 self.begin_anew(&mut claimed).await?;
                 Ok(Outcome::OutOfTime(claimed.lease))
             }
+            Rows::Paused(mut claimed) => {
+                self.begin_anew(&mut claimed).await?;
+                Ok(Outcome::Paused(claimed.lease))
+            }
         }
     }
 
@@ -167,11 +171,11 @@ impl Purger {
                 Ok(SliceEnd::Purged)
             }
             Ok(Outcome::OutOfTime(lease)) => {
-                self.pass_on(tombstone, &lease, Duration::ZERO, None).await.map(|()| SliceEnd::Continues)
+                self.pass_on(tombstone, &lease, Duration::ZERO, PassedOn::Going).await.map(|()| SliceEnd::Continues)
             }
             Ok(Outcome::Paused(lease)) => {
                 let wait = self.recheck.delay_for(1);
-                self.pass_on(tombstone, &lease, wait, None).await?;
+                self.pass_on(tombstone, &lease, wait, PassedOn::Going).await?;
                 Ok(SliceEnd::Deferred("paused".into()))
             }
             Ok(Outcome::Leftovers { lease, reason, permanent }) => {
@@ -182,9 +186,10 @@ impl Purger {
                 tracing::warn!(tombstone.id = %tombstone.id, fence = lease.fence.0, "lease lost, stopping");
                 Ok(SliceEnd::LeaseLost)
             }
-            Err(PurgeError::Store(error)) if error.is_transient() => Err(error),
+            Err(PurgeError::Store(error @ StoreError::Unavailable(_))) => Err(error),
+            Err(error) if error.is_outage() => self.wait_out(tombstone, lease, error.to_string()).await,
             Err(error) => {
-                let last = !error.is_outage() && tombstone.attempts + 1 >= self.config.max_attempts;
+                let last = tombstone.attempts + 1 >= self.config.max_attempts;
                 self.fail(tombstone, lease, error.to_string(), error.is_hopeless() || last).await
             }
         }
@@ -216,24 +221,40 @@ impl Purger {
             tombstone.id = %tombstone.id, resource = %tombstone.resource, reason,
             attempt = tombstone.attempts + 1, wait_ms = wait.as_millis(), "purge failed, will try again"
         );
-        self.pass_on(tombstone, lease, wait, Some(&reason)).await?;
+        self.pass_on(tombstone, lease, wait, PassedOn::Failed(&reason)).await?;
         Ok(SliceEnd::Failed(reason))
     }
 
-    /// Gives the lease back and writes the next task. With a reason it counts as a failed attempt.
+    /// A store is away or the database busy: looks again after a back-off, as often as it takes.
+    async fn wait_out(&self, tombstone: &Tombstone, lease: &Lease, reason: String) -> Result<SliceEnd, StoreError> {
+        let outages = purging::outages(&mut *self.store.conn().await?, tombstone.id).await?;
+        let wait = self.backoff.delay_for(outages.saturating_add(1));
+        tracing::warn!(
+            tombstone.id = %tombstone.id, resource = %tombstone.resource, reason, outages,
+            wait_ms = wait.as_millis(), "purge waits for an outage to end"
+        );
+        self.pass_on(tombstone, lease, wait, PassedOn::Outage(&reason)).await?;
+        Ok(SliceEnd::Failed(reason))
+    }
+
+    /// Gives the lease back and writes the next task.
     async fn pass_on(
         &self,
         tombstone: &Tombstone,
         lease: &Lease,
         wait: Duration,
-        reason: Option<&str>,
+        how: PassedOn<'_>,
     ) -> Result<(), StoreError> {
         let mut tx = self.store.begin().await?;
-        if purging::pass_on(&mut tx, lease, wait, reason).await? == Fenced::Lost {
+        if purging::pass_on(&mut tx, lease, wait, how).await? == Fenced::Lost {
             return Ok(());
         }
-        if let Some(reason) = reason {
-            let details = json!({ "reason": reason, "attempt": tombstone.attempts + 1 });
+        let details = match how {
+            PassedOn::Going => None,
+            PassedOn::Failed(reason) => Some(json!({ "reason": reason, "attempt": tombstone.attempts + 1 })),
+            PassedOn::Outage(reason) => Some(json!({ "reason": reason, "outage": true })),
+        };
+        if let Some(details) = details {
             history::record(&mut tx, Happened::PurgeFailed, tombstone, &self.provenance(), details).await?;
         }
         let task = PurgeTask { tombstone: tombstone.id }.encode();

@@ -122,7 +122,10 @@ async fn a_reference_query_that_fails_means_not_now_and_says_which() {
 
 #[tokio::test]
 async fn a_reference_query_that_takes_too_long_means_not_now_and_says_so() {
-    let map = HEIMDALL.replace("where is_active and", "where (select true from pg_sleep(30)) and is_active and");
+    let map = HEIMDALL.replace(
+        "from heimdall.models where is_active",
+        "from (select *, pg_sleep(30 + version) from heimdall.models offset 0) as slow where is_active",
+    );
     let bench = Bench::with(&map, "", |config| {
         config.database.statement_timeout = std::time::Duration::from_secs(1);
     })

@@ -106,7 +106,9 @@ async fn a_hold_that_meets_the_last_commit_neither_hangs_nor_breaks_it() {
     waiting("the hold waits", 2).await;
     sqlx::query("select pg_advisory_unlock(8)").execute(&mut *gate).await.expect("unlocks");
     assert_eq!(working.await.expect("no panic").expect("no deadlock"), SliceEnd::Purged);
-    let refused = holding.await.expect("no panic");
-    assert!(refused.is_err(), "there is nothing left to hold: {refused:?}");
+    let refused = holding.await.expect("no panic").expect_err("there is nothing left to hold");
+    assert_eq!(refused.code(), "not_found", "{refused}");
+    let deadlocks = "select deadlocks from pg_stat_database where datname = current_database()";
+    assert_eq!(bench.value::<i64>(deadlocks).await, 0);
     assert_eq!(bench.count("reprieve.holds").await, 0);
 }

@@ -40,6 +40,27 @@ pub enum Fenced {
     Lost,
 }
 
+/// How a delivery ended that neither finished nor gave up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PassedOn<'a> {
+    /// Nothing is wrong: out of time, or paused.
+    Going,
+    /// It failed, for this reason, and that counts as an attempt.
+    Failed(&'a str),
+    /// A store or the database is away, for this reason. No attempt: it is waited for without end.
+    Outage(&'a str),
+}
+
+/// Whether a pause concerns the tombstone `t`, asked in the write that fences the next step.
+macro_rules! is_paused {
+    () => {
+        "exists (
+             select from reprieve.pauses p
+             where p.scope = 'all' or (p.scope = 'kind' and p.name = t.kind)
+                or (p.scope = 'store' and t.locations @> jsonb_build_array(jsonb_build_object('store', p.name))))"
+    };
+}
+
 /// The point of no return: `trashed`/`blocked` and due → `purging`, with a new fence and a lease. `None`: no longer so.
 ///
 /// # Errors
@@ -55,7 +76,7 @@ pub async fn begin(
         "update reprieve.tombstones
          set state = 'purging', purging_at = now(), fence = fence + 1, lease_owner = $2,
              lease_until = now() + $3 * interval '1 second', row_found = $4, blockers = '[]', last_error = null,
-             attempts = 0, next_attempt_at = now()
+             attempts = 0, outages = 0, next_attempt_at = now()
          where id = $1 and state in ('trashed', 'blocked') and purge_after <= now() returning fence",
     )
     .bind(id.0)
@@ -117,14 +138,13 @@ pub async fn checkpoint(
 ) -> Result<Fenced, StoreError> {
     let n = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
     let paused: Option<bool> = sqlx::query_scalar(
-        "update reprieve.tombstones t
-         set objects_listed = $3, objects_deleted = $4, objects_absent = $5, objects_failed = $6,
-             objects_unknown = $7, bytes_freed = $8, checkpoint = $9, lease_until = now() + $10 * interval '1 second'
-         where id = $1 and fence = $2 and state = 'purging'
-         returning exists (
-             select from reprieve.pauses p
-             where p.scope = 'all' or (p.scope = 'kind' and p.name = t.kind)
-                or (p.scope = 'store' and t.locations @> jsonb_build_array(jsonb_build_object('store', p.name))))",
+        concat!(
+            "update reprieve.tombstones t
+             set objects_listed = $3, objects_deleted = $4, objects_absent = $5, objects_failed = $6,
+                 objects_unknown = $7, bytes_freed = $8, checkpoint = $9, lease_until = now() + $10 * interval '1 second'
+             where id = $1 and fence = $2 and state = 'purging' returning ",
+            is_paused!()
+        ),
     )
     .bind(lease.id.0)
     .bind(lease.fence.0)
@@ -164,22 +184,35 @@ pub async fn renew(conn: &mut PgConnection, lease: &Lease) -> Result<Fenced, Sto
 /// # Errors
 /// The statement failed.
 pub async fn count_rows(conn: &mut PgConnection, lease: &Lease, rows: u64) -> Result<Fenced, StoreError> {
-    let done = sqlx::query(
-        "update reprieve.tombstones
+    let paused: Option<bool> = sqlx::query_scalar(concat!(
+        "update reprieve.tombstones t
          set rows_deleted = rows_deleted + $3, lease_until = now() + $4 * interval '1 second'
-         where id = $1 and fence = $2 and state = 'purging'",
-    )
+         where id = $1 and fence = $2 and state = 'purging' returning ",
+        is_paused!()
+    ))
     .bind(lease.id.0)
     .bind(lease.fence.0)
     .bind(i64::try_from(rows).unwrap_or(i64::MAX))
     .bind(lease.duration.as_secs_f64())
-    .execute(conn)
+    .fetch_optional(conn)
     .await?;
-    Ok(ours(done.rows_affected()))
+    Ok(paused.map_or(Fenced::Lost, |paused| Fenced::Ours { paused }))
 }
 
-/// Gives the lease back and looks again after `wait`. With `error` the delivery has failed and counts as an attempt;
-/// one that has not failed makes the count begin anew.
+/// How many outages in a row it has met: spaces the looks during one.
+///
+/// # Errors
+/// The statement failed.
+pub async fn outages(conn: &mut PgConnection, id: TombstoneId) -> Result<u32, StoreError> {
+    let count: Option<i32> = sqlx::query_scalar("select outages from reprieve.tombstones where id = $1")
+        .bind(id.0)
+        .fetch_optional(conn)
+        .await?;
+    Ok(count.and_then(|count| u32::try_from(count).ok()).unwrap_or(0))
+}
+
+/// Gives the lease back and looks again after `wait`. Attempts count until somebody retries: a pass can take many
+/// deliveries, and those that did well do not make up for the one that ends each pass with a failure.
 ///
 /// # Errors
 /// The statement failed.
@@ -187,18 +220,25 @@ pub async fn pass_on(
     conn: &mut PgConnection,
     lease: &Lease,
     wait: Duration,
-    error: Option<&str>,
+    how: PassedOn<'_>,
 ) -> Result<Fenced, StoreError> {
+    let (error, failed, outage) = match how {
+        PassedOn::Going => (None, 0, false),
+        PassedOn::Failed(reason) => (Some(reason), 1, false),
+        PassedOn::Outage(reason) => (Some(reason), 0, true),
+    };
     let done = sqlx::query(
         "update reprieve.tombstones
          set lease_owner = null, lease_until = null, next_attempt_at = now() + $3 * interval '1 second',
-             attempts = case when $4::text is null then 0 else attempts + 1 end, last_error = $4
+             last_error = $4, attempts = attempts + $5, outages = case when $6 then outages + 1 else 0 end
          where id = $1 and fence = $2 and state = 'purging'",
     )
     .bind(lease.id.0)
     .bind(lease.fence.0)
     .bind(wait.as_secs_f64())
     .bind(error)
+    .bind(failed)
+    .bind(outage)
     .execute(conn)
     .await?;
     Ok(ours(done.rows_affected()))
@@ -229,7 +269,7 @@ pub async fn give_up(conn: &mut PgConnection, lease: &Lease, reason: &str) -> Re
 pub async fn retry(conn: &mut PgConnection, id: TombstoneId) -> Result<bool, StoreError> {
     let done = sqlx::query(
         "update reprieve.tombstones
-         set state = 'purging', attempts = 0, next_attempt_at = now(), lease_owner = null, lease_until = null
+         set state = 'purging', attempts = 0, outages = 0, next_attempt_at = now(), lease_owner = null, lease_until = null
          where id = $1 and state = 'stuck'",
     )
     .bind(id.0)

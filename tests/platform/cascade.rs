@@ -32,7 +32,8 @@ async fn asked_for_they_go_together_each_with_its_own_tombstone_and_parent() {
     let went = bench.trash_job_with_datasets(job).await.expect("goes");
     let mut ids: Vec<String> = went.children.iter().map(|child| child.resource.id.to_string()).collect();
     let mut expected = datasets.map(|id| id.to_string());
-    (ids.sort(), expected.sort());
+    ids.sort();
+    expected.sort();
     assert_eq!(ids, expected);
     assert!(went.children.iter().all(|child| child.parent == Some(went.tombstone.id)));
     assert_eq!(bench.count(&format!("reprieve.tombstones where resource_id = '{other}'")).await, 0);

@@ -66,7 +66,7 @@ async fn what_is_no_new_use_is_none_of_the_guards_business() {
     for sql in [
         format!("update heimdall.models set description = 'x', model_name = 'renamed' where id = '{model}'"),
         format!("insert into heimdall.models (model_name, synthetic_dataset_id) values ('idle', '{dataset}')"),
-        format!("insert into heimdall.models (model_name, is_active) values ('of nothing', true)"),
+        "insert into heimdall.models (model_name, is_active) values ('of nothing', true)".to_owned(),
         format!(
             "insert into heimdall.models (model_name, is_active, synthetic_dataset_id) values ('of b', true, '{other}')"
         ),

@@ -86,7 +86,7 @@ impl Purger {
         Ok(Claim::Ours(Box::new(Claimed { lease, tombstone, checkpoint, progress })))
     }
 
-    async fn begin(&self, mut tx: Tx, tombstone: Tombstone) -> Result<Claim, super::PurgeError> {
+    async fn begin(&self, mut tx: Tx, mut tombstone: Tombstone) -> Result<Claim, super::PurgeError> {
         let rechecks = tombstones::rechecks(&mut tx, tombstone.id).await?;
         let wait = self.recheck.delay_for(rechecks.saturating_add(1));
         let remaining = tombstones::until_due(&mut tx, tombstone.id).await?;
@@ -125,6 +125,9 @@ impl Purger {
         outbox::remove_purge(&mut tx, tombstone.id).await?;
         commit(tx).await?;
         let lease = Lease { id: tombstone.id, fence, duration: self.config.lease };
+        tombstone.row_found = Some(row_found);
+        // attempts count anew past the point of no return
+        tombstone.attempts = 0;
         let progress = tombstone.progress;
         Ok(Claim::Ours(Box::new(Claimed { lease, tombstone, checkpoint: Checkpoint::default(), progress })))
     }

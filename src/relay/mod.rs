@@ -17,7 +17,7 @@ use crate::{
     queue::{Outgoing, PublishOutcome, Publisher, QueueError, Target, TaskQueue},
     retry::{Backoff, InvalidBackoff},
     store::{
-        Store, StoreError, commit,
+        Store, StoreError,
         outbox::{self, Leased, Topic},
         tombstones,
     },
@@ -109,7 +109,9 @@ impl Relay {
 
     async fn settle(&self, leased: &[Leased], outcomes: &[PublishOutcome]) -> Result<(), StoreError> {
         let (mut gone, mut queued) = (Vec::new(), Vec::new());
-        let mut tx = self.store.begin().await?;
+        // single statements that pass locked rows over: who has locked one is working on it already, and a settlement
+        // that waited for him could wait in a circle
+        let mut conn = self.store.conn().await?;
         for (row, outcome) in leased.iter().zip(outcomes) {
             match outcome {
                 PublishOutcome::Confirmed => {
@@ -126,15 +128,14 @@ impl Relay {
                     } else {
                         tracing::warn!(topic = ?row.topic, reason, "message not taken, will try again");
                         let wait = self.backoff.delay_for(row.attempts.saturating_add(1));
-                        outbox::put_back(&mut tx, row.id, reason, wait).await?;
+                        outbox::put_back(&mut conn, row.id, reason, wait).await?;
                     }
                     self.metrics.unpublished();
                 }
             }
         }
-        outbox::confirm(&mut tx, &gone).await?;
-        tombstones::mark_queued(&mut tx, &queued).await?;
-        commit(tx).await?;
+        tombstones::mark_queued(&mut conn, &queued).await?;
+        outbox::confirm(&mut conn, &gone).await?;
         self.metrics.published(gone.len());
         Ok(())
     }

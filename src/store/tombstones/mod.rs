@@ -247,29 +247,51 @@ pub async fn rechecks(conn: &mut PgConnection, id: TombstoneId) -> Result<u32, S
     Ok(count.and_then(|count| u32::try_from(count).ok()).unwrap_or(0))
 }
 
-/// Makes due tombstones be looked at now instead of at their next check (a hold or pause was lifted, a purge was asked
-/// for). The restore window is not shortened. Gives back those that are due.
+/// Makes a due tombstone be looked at now instead of at its next check (a hold was lifted, a child has gone, a purge was
+/// asked for). The restore window is not shortened. `false`: it is not due, or closed, or stuck.
 ///
 /// # Errors
 /// The statement failed.
-pub async fn wake(conn: &mut PgConnection, ids: Option<&[Uuid]>) -> Result<Vec<TombstoneId>, StoreError> {
+pub async fn wake(conn: &mut PgConnection, id: TombstoneId) -> Result<bool, StoreError> {
+    let done = sqlx::query(
+        "update reprieve.tombstones set next_attempt_at = least(next_attempt_at, now())
+         where id = $1 and state in ('trashed', 'blocked', 'purging') and purge_after <= now()",
+    )
+    .bind(id.0)
+    .execute(conn)
+    .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// As [`wake`], of all that are due (a pause was lifted); passes over those that somebody works on already.
+///
+/// # Errors
+/// The statement failed.
+pub async fn wake_all(conn: &mut PgConnection) -> Result<Vec<TombstoneId>, StoreError> {
     let woken: Vec<Uuid> = sqlx::query_scalar(
-        "update reprieve.tombstones set next_attempt_at = least(next_attempt_at, greatest(now(), purge_after))
-         where state in ('trashed', 'blocked', 'purging') and purge_after <= now() and ($1::uuid[] is null or id = any($1))
+        "update reprieve.tombstones set next_attempt_at = least(next_attempt_at, now())
+         where id in (
+             select id from reprieve.tombstones
+             where state in ('trashed', 'blocked', 'purging') and purge_after <= now() for update skip locked)
          returning id",
     )
-    .bind(ids)
     .fetch_all(conn)
     .await?;
     Ok(woken.into_iter().map(TombstoneId).collect())
 }
 
-/// Notes that the broker has these tombstones' tasks.
+/// Notes that the broker has these tombstones' tasks; passes over those that somebody works on already.
 ///
 /// # Errors
 /// The statement failed.
 pub async fn mark_queued(conn: &mut PgConnection, ids: &[Uuid]) -> Result<(), StoreError> {
-    sqlx::query("update reprieve.tombstones set queued_at = now() where id = any($1)").bind(ids).execute(conn).await?;
+    sqlx::query(
+        "update reprieve.tombstones set queued_at = now() where id in (
+             select id from reprieve.tombstones where id = any($1) for update skip locked)",
+    )
+    .bind(ids)
+    .execute(conn)
+    .await?;
     Ok(())
 }
 

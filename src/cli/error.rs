@@ -32,7 +32,7 @@ pub enum CliError {
     #[error(transparent)]
     Serve(#[from] ServeError),
     /// `check` found so many problems, and has printed them.
-    #[error("{0} problems found")]
+    #[error("{0} {} found", if *.0 == 1 { "problem" } else { "problems" })]
     Check(usize),
     /// Anything else.
     #[error("{0}")]

@@ -55,7 +55,7 @@ pub async fn try_queries(conn: &mut PgConnection, kind: &ResourceKind) -> Vec<St
         }
     }
     for rows in &kind.rows {
-        let sql = format!("select ctid from {} where {} = $1 limit 1", rows.table, rows.column);
+        let sql = format!("select 1 from {} where {} = $1 limit 1", rows.table, rows.column);
         statements.push((format!("reading child rows from {}", rows.table), sql));
     }
     for (what, sql) in statements {

@@ -1,1 +1,5 @@
-fn main() {}
+//! The program `reprieve`.
+
+fn main() -> std::process::ExitCode {
+    reprieve::cli::main()
+}

@@ -98,6 +98,18 @@ impl Config {
     /// # Errors
     /// [`InvalidConfig`] with every mistake found.
     pub fn load(files: &[PathBuf]) -> Result<Self, InvalidConfig> {
+        Self::load_from(files, Surroundings::Override)
+    }
+
+    /// Reads `files` alone. For what must never reach the platform that the environment speaks of, such as the demo.
+    ///
+    /// # Errors
+    /// [`InvalidConfig`] with every mistake found.
+    pub fn load_isolated(files: &[PathBuf]) -> Result<Self, InvalidConfig> {
+        Self::load_from(files, Surroundings::Ignore)
+    }
+
+    fn load_from(files: &[PathBuf], environment: Surroundings) -> Result<Self, InvalidConfig> {
         let problems = Problems::default();
         let defaults = DEFAULT_FILES.iter().map(PathBuf::from).find(|path| path.exists());
         let files: Vec<PathBuf> = if files.is_empty() { defaults.into_iter().collect() } else { files.to_vec() };
@@ -115,7 +127,9 @@ impl Config {
             read_resources(file, &table, &mut resources, &problems);
             builder = builder.add_source(File::from(file.as_path()).format(FileFormat::Toml));
         }
-        builder = builder.add_source(Environment::with_prefix("REPRIEVE").prefix_separator("__").separator("__"));
+        if environment == Surroundings::Override {
+            builder = builder.add_source(Environment::with_prefix("REPRIEVE").prefix_separator("__").separator("__"));
+        }
         let merged = builder.build().and_then(config::Config::try_deserialize::<Map<String, Value>>);
         match merged {
             Ok(root) => Self::read(&root, &resources, problems),
@@ -166,6 +180,13 @@ impl Config {
     }
 }
 
+/// What becomes of `REPRIEVE__SECTION__KEY`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Surroundings {
+    Override,
+    Ignore,
+}
+
 /// A file that may hold `[[resource]]` sections.
 struct ResourceFile {
     path: String,
@@ -190,8 +211,9 @@ fn read_file(path: &Path, problems: &Problems) -> Option<Map<String, Value>> {
 /// A syntax error quotes the line that it is in, which may hold a secret: keep the position and the reason.
 fn without_values(error: &str) -> String {
     let quoted = |line: &&str| {
-        let line = line.trim_start();
-        !line.starts_with('|') && !line.split_once('|').is_some_and(|(number, _)| number.trim().parse::<u32>().is_ok())
+        // `12 | secret = "…"` and the marks below it
+        line.split_once('|')
+            .is_none_or(|(number, _)| number.trim().parse::<u32>().is_err() && !number.trim().is_empty())
     };
     error.lines().filter(quoted).map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(", ")
 }

@@ -39,7 +39,7 @@ pub fn read(section: Reader<'_>) -> ServiceConfig {
                 format!("{raw:?} is not a log filter such as \"info\" or \"reprieve=debug,info\": {error}")
             })
         })
-        .unwrap_or_else(|| "reprieve=info,warn".to_owned());
+        .unwrap_or_else(|| "reprieve=info,lapin=off,s3s=off,warn".to_owned());
     section.finish();
     ServiceConfig { shutdown_deadline, log_format, log }
 }

@@ -46,7 +46,7 @@ pub struct Provenance {
 /// One resource's stay in the trash.
 #[derive(Debug, Clone, Serialize)]
 pub struct Tombstone {
-    /// Its id; `id` is the resource's, there as in every message.
+    /// Its id. Written as in events: `id` beside `kind` is the resource's.
     #[serde(rename = "tombstone_id")]
     pub id: TombstoneId,
     /// What was trashed.

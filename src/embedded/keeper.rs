@@ -212,6 +212,7 @@ impl Keeper {
 }
 
 impl Drop for Keeper {
+    #[expect(clippy::disallowed_methods, reason = "a destructor cannot await; bounded by the deadline")]
     fn drop(&mut self) {
         drop(self.orders.take());
         let deadline = Instant::now() + self.grace + TIDYING;

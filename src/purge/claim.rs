@@ -99,8 +99,8 @@ impl Purger {
     }
 
     async fn begin(&self, mut tx: Tx, mut tombstone: Tombstone) -> Result<Claim, super::PurgeError> {
-        let rechecks = tombstones::rechecks(&mut tx, tombstone.id).await?;
-        let wait = self.recheck.delay_for(rechecks.saturating_add(1));
+        let waits = tombstones::waits(&mut tx, tombstone.id).await?;
+        let wait = self.recheck.delay_for(waits.saturating_add(1));
         let remaining = tombstones::until_due(&mut tx, tombstone.id).await?;
         if !remaining.is_zero() {
             return self.later(tx, &tombstone, remaining, "its window is still open".into()).await;
@@ -136,8 +136,10 @@ impl Purger {
         history::record(&mut tx, Happened::PurgeBegun, &tombstone, &self.provenance(), details).await?;
         outbox::remove_purge(&mut tx, tombstone.id).await?;
         commit(tx).await?;
-        tombstone.row_found = Some(row_found);
         let lease = Lease { id: tombstone.id, fence, duration: self.config.lease };
+        tombstone.row_found = Some(row_found);
+        // attempts count anew past the point of no return
+        tombstone.attempts = 0;
         Ok(Claim::Ours(Box::new(Claimed::new(lease, tombstone, Checkpoint::default()))))
     }
 

@@ -12,7 +12,10 @@ use crate::{
     store::{
         audit::Happened,
         commit, outbox, platform,
-        tombstones::{self, purging},
+        tombstones::{
+            self,
+            purging::{self, Fenced},
+        },
     },
 };
 
@@ -29,8 +32,10 @@ impl Purger {
         let RowsGone { mut claimed } = gone;
         let kind = self.kind_of(&claimed)?;
         let mut tx = self.store.begin().await?;
-        // in the claim's order, the tombstone before the row, or a hold that comes now could not end
-        tombstones::lock(&mut tx, claimed.lease.id).await?;
+        // the tombstone first and the platform's row second, as everybody locks them
+        if purging::renew(&mut tx, &claimed.lease).await? == Fenced::Lost {
+            return Err(PurgeError::LeaseLost);
+        }
         let rows = platform::delete_row(&mut tx, kind, &claimed.tombstone.resource.id).await?;
         let Some((began, ended)) = purging::finish(&mut tx, &claimed.lease, rows).await? else {
             return Err(PurgeError::LeaseLost);
@@ -44,8 +49,7 @@ impl Purger {
         outbox::remove_purge(&mut tx, tombstone.id).await?;
         if let Some(parent) = tombstone.parent {
             // it may have waited for this child
-            let due = tombstones::wake(&mut tx, Some(&[parent.0])).await?;
-            for parent in due {
+            if tombstones::wake(&mut tx, parent).await? {
                 let task = PurgeTask { tombstone: parent }.encode();
                 outbox::schedule_purge(&mut tx, parent, &task, std::time::Duration::ZERO).await?;
             }

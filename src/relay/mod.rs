@@ -1,17 +1,15 @@
-//! Between the outbox and the broker: the relay publishes what is due, the sweeper makes up for what was lost, the
-//! intake takes other services' requests in.
+//! Between the outbox and the broker: the relay publishes what is due, the sweeper makes up for what was lost.
 //!
 //! Invariant: a message leaves the outbox after the broker has confirmed it, and no tombstone that is due waits for a
 //! message that no longer exists for longer than `sweeper.redeliver_after`.
 
-mod intake;
 mod sweeper;
 
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-pub use self::{intake::Intake, sweeper::Sweeper};
+pub use self::sweeper::Sweeper;
 use crate::{
     config::RelayConfig,
     queue::{Outgoing, PublishOutcome, Publisher, QueueError, Target, TaskQueue},
@@ -107,10 +105,10 @@ impl Relay {
         Ok(leased.len())
     }
 
-    /// One statement at a time and no transaction: workers lock a tombstone and then its outbox row, so whoever kept
-    /// outbox rows locked while waiting for a tombstone could wait for ever. A crash in between sends messages twice.
     async fn settle(&self, leased: &[Leased], outcomes: &[PublishOutcome]) -> Result<(), StoreError> {
         let (mut gone, mut queued) = (Vec::new(), Vec::new());
+        // single statements that pass locked rows over: who has locked one is working on it already, and a settlement
+        // that waited for him could wait in a circle
         let mut conn = self.store.conn().await?;
         for (row, outcome) in leased.iter().zip(outcomes) {
             match outcome {

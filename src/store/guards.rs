@@ -6,7 +6,7 @@
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use super::StoreError;
-use crate::domain::map::{Guard, ResourceKind, ResourceMap};
+use crate::domain::map::{Guard, Reference, ResourceKind, ResourceMap};
 
 /// A guard of the map, and whether the database has it as the map says it.
 #[derive(Debug, Clone)]
@@ -21,42 +21,56 @@ pub struct GuardState {
     pub installed: bool,
 }
 
-/// Trigger names are unique for a table, so kind and column suffice.
-fn trigger_name(kind: &ResourceKind, guard: &Guard) -> String {
-    let name = format!("reprieve_guard_{}_{}", kind.kind.as_str().replace('-', "_"), guard.column.as_str());
-    name.chars().take(63).collect()
+/// A guard of the map with its kind, its reference, and the name of its trigger: unique in the map, at most 63 bytes.
+struct Placed<'a> {
+    kind: &'a ResourceKind,
+    reference: &'a Reference,
+    guard: &'a Guard,
+    trigger: String,
 }
 
-fn each(map: &ResourceMap) -> impl Iterator<Item = (&ResourceKind, &str, &Guard)> {
+fn each(map: &ResourceMap) -> impl Iterator<Item = Placed<'_>> {
     map.kinds().flat_map(|kind| {
-        kind.references
-            .iter()
-            .filter_map(move |reference| Some((kind, reference.name.as_str(), reference.guard.as_ref()?)))
+        kind.references.iter().enumerate().filter_map(move |(at, reference)| {
+            let short: String = kind.kind.as_str().replace('-', "_").chars().take(40).collect();
+            let trigger = format!("reprieve_guard_{short}_{at}");
+            Some(Placed { kind, reference, guard: reference.guard.as_ref()?, trigger })
+        })
     })
 }
 
-/// Installs every guard of the map, replacing those from an earlier map. Takes a lock on each guarded table for a moment.
+/// Installs every guard of the map in place of those from an earlier map. Takes a lock on each guarded table for a
+/// moment; to be called in a transaction, so that no use slips through in between.
 ///
 /// # Errors
 /// A table or column does not exist, or we may not create triggers there.
 pub async fn install(conn: &mut PgConnection, map: &ResourceMap) -> Result<usize, StoreError> {
+    let earlier: Vec<(String, String)> = sqlx::query_as(
+        "select quote_ident(t.tgname), t.tgrelid::regclass::text from pg_catalog.pg_trigger t
+         where t.tgfoid = 'reprieve.guard'::regproc and not t.tgisinternal and t.tgparentid = 0",
+    )
+    .fetch_all(&mut *conn)
+    .await?;
+    for (trigger, table) in earlier {
+        sqlx::query(AssertSqlSafe(format!("drop trigger {trigger} on {table}"))).execute(&mut *conn).await?;
+    }
     let mut count = 0;
-    for (kind, reference, guard) in each(map) {
+    for Placed { kind, reference, guard, trigger } in each(map) {
+        let table = qualified(&mut *conn, kind).await?;
         let quote = |text: &str| format!("'{}'", text.replace('\'', "''"));
         let arguments = [
             quote(kind.kind.as_str()),
-            quote(&kind.table.to_string()),
+            quote(&table),
             quote(&kind.id.to_string()),
             quote(guard.column.as_str()),
             quote(guard.when.as_ref().map_or("", |when| when.as_str())),
         ];
         let sql = format!(
-            "create or replace trigger {} before insert or update on {} for each row execute function reprieve.guard({})",
-            trigger_name(kind, guard),
+            "create trigger {trigger} before insert or update on {} for each row execute function reprieve.guard({})",
             guard.table,
             arguments.join(", ")
         );
-        let what = || format!("installing the guard of {reference:?} on {}", guard.table);
+        let what = || format!("installing the guard of {:?} on {}", reference.name, guard.table);
         sqlx::query(AssertSqlSafe(sql))
             .execute(&mut *conn)
             .await
@@ -66,24 +80,36 @@ pub async fn install(conn: &mut PgConnection, map: &ResourceMap) -> Result<usize
     Ok(count)
 }
 
+/// The resource's table with its schema, which a trigger needs: it runs with a search path of its own.
+async fn qualified(conn: &mut PgConnection, kind: &ResourceKind) -> Result<String, StoreError> {
+    let found: Option<String> = sqlx::query_scalar(
+        "select format('%I.%I', n.nspname, c.relname) from pg_catalog.pg_class c
+         join pg_catalog.pg_namespace n on n.oid = c.relnamespace where c.oid = to_regclass($1)",
+    )
+    .bind(kind.table.to_string())
+    .fetch_optional(conn)
+    .await?;
+    found.ok_or_else(|| StoreError::Unusable(format!("there is no table {} (kind {})", kind.table, kind.kind)))
+}
+
 /// Which guards are there.
 ///
 /// # Errors
 /// The statement failed.
 pub async fn states(conn: &mut PgConnection, map: &ResourceMap) -> Result<Vec<GuardState>, StoreError> {
     let mut states = Vec::new();
-    for (kind, reference, guard) in each(map) {
+    for Placed { kind, reference, guard, trigger } in each(map) {
         let installed: bool = sqlx::query_scalar(
             "select exists (select from pg_catalog.pg_trigger
                  where tgrelid = to_regclass($1) and tgname = $2 and tgenabled <> 'D')",
         )
         .bind(guard.table.to_string())
-        .bind(trigger_name(kind, guard))
+        .bind(trigger)
         .fetch_one(&mut *conn)
         .await?;
         states.push(GuardState {
             kind: kind.kind.to_string(),
-            reference: reference.to_owned(),
+            reference: reference.name.clone(),
             table: guard.table.to_string(),
             installed,
         });

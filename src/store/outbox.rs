@@ -179,15 +179,15 @@ pub async fn lease(conn: &mut PgConnection, limit: u16, lease: Duration) -> Resu
     Ok(leased.collect())
 }
 
-/// Removes rows whose messages the broker has. A row that somebody else has locked is being written anew or removed,
-/// so it is passed over: at worst its message is sent once more.
+/// Removes rows whose messages the broker has. One that is locked is just being written anew, or removed; if it is
+/// neither in the end, it is sent once more when its lease has run out.
 ///
 /// # Errors
 /// The statement failed.
 pub async fn confirm(conn: &mut PgConnection, ids: &[Uuid]) -> Result<(), StoreError> {
     sqlx::query(
-        "delete from reprieve.outbox
-         where id in (select id from reprieve.outbox where id = any($1) for update skip locked)",
+        "delete from reprieve.outbox where id in (
+             select id from reprieve.outbox where id = any($1) for update skip locked)",
     )
     .bind(ids)
     .execute(conn)

@@ -26,6 +26,7 @@ pub struct Metrics {
     unpublished: IntCounter,
     swept: IntCounter,
     reconnects: IntCounterVec,
+    http_requests: IntCounterVec,
 }
 
 impl Default for Metrics {
@@ -69,6 +70,11 @@ impl Metrics {
             unpublished: plain("reprieve_publish_failures_total", "Messages that the broker did not take."),
             swept: plain("reprieve_swept_total", "Tasks that were lost and written again."),
             reconnects: labelled("reprieve_reconnects_total", "Connections to the broker made anew.", &["role"]),
+            http_requests: labelled(
+                "reprieve_http_requests_total",
+                "HTTP requests, by route and status.",
+                &["method", "route", "status"],
+            ),
             registry,
         }
     }
@@ -121,6 +127,10 @@ impl Metrics {
 
     pub(crate) fn reconnect(&self, role: &str) {
         self.reconnects.with_label_values(&[role]).inc();
+    }
+
+    pub(crate) fn http_request(&self, method: &str, route: &str, status: u16) {
+        self.http_requests.with_label_values(&[method, route, &status.to_string()]).inc();
     }
 
     /// In Prometheus's text format.

@@ -63,9 +63,10 @@ impl TrashBin {
         let changed = holds::delete(&mut tx, resource).await?;
         if changed {
             note(&mut tx, Happened::Released, Some(resource), by, json!({})).await?;
-            if let Some(open) = tombstones::open_of(&mut tx, resource).await? {
-                let due = tombstones::wake(&mut tx, Some(&[open.id.0])).await?;
-                outbox::hurry(&mut tx, &due).await?;
+            if let Some(open) = tombstones::open_of(&mut tx, resource).await?
+                && tombstones::wake(&mut tx, open.id).await?
+            {
+                outbox::hurry(&mut tx, &[open.id]).await?;
             }
         }
         commit(tx).await?;
@@ -95,7 +96,7 @@ impl TrashBin {
         let changed = pauses::delete(&mut tx, scope).await?;
         if changed {
             note(&mut tx, Happened::Resumed, None, by, json!({ "scope": scope.to_string() })).await?;
-            let due = tombstones::wake(&mut tx, None).await?;
+            let due = tombstones::wake_all(&mut tx).await?;
             outbox::hurry(&mut tx, &due).await?;
         }
         commit(tx).await?;

@@ -59,9 +59,12 @@ impl TrashBin {
     async fn hurry(&self, conn: &mut PgConnection, open: Tombstone) -> Result<PurgeAnswer, TrashError> {
         let status = match open.state {
             State::Trashed | State::Blocked => {
-                let due = tombstones::wake(&mut *conn, Some(&[open.id.0])).await?;
-                outbox::hurry(conn, &due).await?;
-                if due.is_empty() { "waiting" } else { "due" }
+                if tombstones::wake(&mut *conn, open.id).await? {
+                    outbox::hurry(conn, &[open.id]).await?;
+                    "due"
+                } else {
+                    "waiting"
+                }
             }
             State::Purging => "purging",
             State::Stuck | State::Restored | State::Purged => "stuck",

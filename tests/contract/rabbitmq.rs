@@ -177,7 +177,7 @@ async fn a_message_that_closes_the_channel_does_not_take_its_neighbours_along() 
     let window: Vec<_> = (0..20)
         .map(|n| if n % 7 == 3 { message(Target::Events("dataset.trashed".to_owned()), "{}") } else { task("{}") })
         .collect();
-    for _ in 0..2 {
+    for _ in 0..10 {
         let outcomes = within(publisher.publish(&window)).await.expect("the connection lives");
         for (sent, outcome) in window.iter().zip(outcomes) {
             match outcome {

@@ -1,10 +1,11 @@
 //! Other services' requests, as they come by message.
 
 use reprieve::domain::state::State;
+use reprieve::intake::Intake;
 use reprieve::purge::SliceEnd;
 use reprieve::queue::local::{LocalQueue, LocalReply, LocalRequest};
 use reprieve::queue::{PublishOutcome, TaskQueue};
-use reprieve::relay::{Intake, Relay};
+use reprieve::relay::Relay;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;

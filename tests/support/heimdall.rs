@@ -28,7 +28,10 @@ pub async fn fresh() -> (PgPool, String) {
 
 /// Creates the schema `heimdall`.
 pub async fn load(pool: &PgPool) {
-    sqlx::raw_sql(include_str!("heimdall.sql")).execute(pool).await.expect("heimdall.sql loads");
+    sqlx::raw_sql(include_str!("../../src/embedded/sample/heimdall.sql"))
+        .execute(pool)
+        .await
+        .expect("heimdall.sql loads");
 }
 
 /// A row of `training_jobs`.

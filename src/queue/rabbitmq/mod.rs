@@ -158,12 +158,6 @@ impl Session {
         until(Instant::now() + self.step_timeout, doing, step).await
     }
 
-    /// A new channel in place of one that the broker has closed.
-    async fn reopen(&mut self) -> Result<(), QueueError> {
-        self.channel = self.step("open a channel", self.connection.create_channel()).await?;
-        Ok(())
-    }
-
     async fn close(self) -> Result<(), QueueError> {
         self.step("close the connection", self.connection.close(200, short("done")?)).await
     }

@@ -10,12 +10,12 @@
 
 use std::{
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use async_trait::async_trait;
 use lapin::{
-    BasicProperties, Confirmation,
+    BasicProperties, Confirmation, ErrorKind,
     message::BasicReturnMessage,
     options::{BasicPublishOptions, ConfirmSelectOptions},
     types::ShortString,
@@ -42,7 +42,7 @@ pub(super) struct RabbitPublisher {
 }
 
 impl RabbitPublisher {
-    pub(super) async fn open(settings: &RabbitSettings, topology: &Arc<Topology>) -> Result<Self, QueueError> {
+    pub(super) async fn open(settings: &Arc<RabbitSettings>, topology: &Arc<Topology>) -> Result<Self, QueueError> {
         Ok(Self { wire: ConfirmChannel::open(settings, "publisher").await?, topology: Arc::clone(topology) })
     }
 
@@ -135,7 +135,8 @@ pub(super) struct Wire<'a> {
 #[derive(Debug)]
 pub(super) struct ConfirmChannel {
     session: Session,
-    confirm_timeout: Duration,
+    settings: Arc<RabbitSettings>,
+    purpose: &'static str,
     /// Why nothing more goes out here.
     broken: Option<String>,
     /// A confirm did not come in time.
@@ -144,23 +145,38 @@ pub(super) struct ConfirmChannel {
 
 /// Why a window failed as a whole.
 enum Failed {
-    /// The broker closed the channel over one of the messages; the connection lives.
-    Channel(QueueError),
+    /// The broker refused one of the messages and closed the channel, or the connection, over it.
+    Refused(QueueError),
+    /// The channel was found closed, which the first of these two brings about as well as the other.
+    Closed(QueueError),
     /// The connection is gone or of no use.
-    Connection(QueueError),
+    Lost(QueueError),
+}
+
+impl From<&lapin::Error> for Failed {
+    fn from(error: &lapin::Error) -> Self {
+        /// The broker shuts down, or its operator closed the connection.
+        const CONNECTION_FORCED: u16 = 320;
+        let explained = explain(PUBLISH, error);
+        match error.kind() {
+            ErrorKind::ProtocolError(refused) if refused.get_id() != CONNECTION_FORCED => Self::Refused(explained),
+            ErrorKind::InvalidChannelState(..) | ErrorKind::InvalidConnectionState(_) => Self::Closed(explained),
+            _ => Self::Lost(explained),
+        }
+    }
 }
 
 impl ConfirmChannel {
-    pub(super) async fn open(settings: &RabbitSettings, purpose: &str) -> Result<Self, QueueError> {
-        let session = Session::open(settings, purpose).await?;
-        let opened = Self { session, confirm_timeout: settings.confirm_timeout, broken: None, unanswered: false };
-        opened.select().await?;
-        Ok(opened)
+    pub(super) async fn open(settings: &Arc<RabbitSettings>, purpose: &'static str) -> Result<Self, QueueError> {
+        let session = Self::connect(settings, purpose).await?;
+        Ok(Self { session, settings: Arc::clone(settings), purpose, broken: None, unanswered: false })
     }
 
-    async fn select(&self) -> Result<(), QueueError> {
-        let select = self.session.channel.confirm_select(ConfirmSelectOptions::default());
-        self.session.step("turn on publisher confirms", select).await
+    async fn connect(settings: &RabbitSettings, purpose: &str) -> Result<Session, QueueError> {
+        let session = Session::open(settings, purpose).await?;
+        let select = session.channel.confirm_select(ConfirmSelectOptions::default());
+        session.step("turn on publisher confirms", select).await?;
+        Ok(session)
     }
 
     /// Fails on a connection that is known to be lost.
@@ -179,10 +195,10 @@ impl ConfirmChannel {
         self.usable()?;
         // Stands if the caller drops us at one of the waits below.
         self.broken = Some("an earlier window was abandoned in flight".to_owned());
-        let deadline = Instant::now() + self.confirm_timeout;
+        let deadline = Instant::now() + self.settings.confirm_timeout;
         let result = match self.attempt(window, deadline).await {
-            Err(Failed::Channel(_)) => self.one_by_one(window, deadline).await,
-            Err(Failed::Connection(error)) => Err(error),
+            Err(Failed::Refused(_) | Failed::Closed(_)) => self.one_by_one(window, deadline).await,
+            Err(Failed::Lost(error)) => Err(error),
             Ok(outcomes) => Ok(outcomes),
         };
         self.broken = match &result {
@@ -195,39 +211,38 @@ impl ConfirmChannel {
 
     /// A message that the broker refuses by closing the channel (a reply to where we may not write, an exchange that
     /// is gone) must not take its neighbours along, now or at the next attempt: each on its own. Those that had
-    /// arrived before the channel was closed go out twice.
+    /// arrived before the channel was closed go out twice. With the connection lost, the first step here says so.
     async fn one_by_one(&mut self, window: &[Wire<'_>], deadline: Instant) -> Result<Vec<PublishOutcome>, QueueError> {
-        self.renew().await?;
         let mut outcomes = Vec::with_capacity(window.len());
+        let mut usable = false;
         for wire in window {
-            match self.attempt(std::slice::from_ref(wire), deadline).await {
-                Ok(outcome) => outcomes.extend(outcome),
-                Err(Failed::Channel(error)) => {
-                    outcomes.push(PublishOutcome::Unconfirmed(error.reason));
-                    self.renew().await?;
-                }
-                Err(Failed::Connection(error)) => return Err(error),
-            }
-            if self.unanswered {
+            if self.unanswered || Instant::now() >= deadline {
                 outcomes.resize(window.len(), PublishOutcome::Unconfirmed("not sent: no time left".to_owned()));
                 break;
+            }
+            if !usable {
+                self.renew().await?;
+            }
+            match self.attempt(std::slice::from_ref(wire), deadline).await {
+                Ok(outcome) => {
+                    outcomes.extend(outcome);
+                    usable = true;
+                }
+                Err(Failed::Refused(error)) => {
+                    outcomes.push(PublishOutcome::Unconfirmed(error.reason));
+                    usable = false;
+                }
+                Err(Failed::Closed(error) | Failed::Lost(error)) => return Err(error),
             }
         }
         Ok(outcomes)
     }
 
+    /// A new connection, not just a channel: frames that were under way to the old one could reach the new one, which
+    /// gets the same number, before it is open, and the broker would take the connection down for that.
     async fn renew(&mut self) -> Result<(), QueueError> {
-        self.session.reopen().await?;
-        self.select().await
-    }
-
-    fn failed(&self, error: &lapin::Error) -> Failed {
-        let explained = explain(PUBLISH, error);
-        if self.session.connection.status().connected() {
-            Failed::Channel(explained)
-        } else {
-            Failed::Connection(explained)
-        }
+        self.session = Self::connect(&self.settings, self.purpose).await?;
+        Ok(())
     }
 
     async fn attempt(&mut self, window: &[Wire<'_>], deadline: Instant) -> Result<Vec<PublishOutcome>, Failed> {
@@ -242,22 +257,22 @@ impl ConfirmChannel {
             Ok(confirms)
         };
         let confirms = match timeout_at(deadline, send).await {
-            Ok(sent) => sent.map_err(|error| self.failed(&error))?,
+            Ok(sent) => sent.map_err(|error| Failed::from(&error))?,
             Err(_) => {
                 let reason = "the broker takes no messages (does it block publishers for want of memory or disk?)";
-                return Err(Failed::Connection(QueueError::new(PUBLISH, reason)));
+                return Err(Failed::Lost(QueueError::new(PUBLISH, reason)));
             }
         };
         let mut window_confirms = WindowConfirms::default();
         for confirm in confirms {
             match timeout_at(deadline, confirm).await {
-                Ok(answer) => window_confirms.add(answer.map_err(|error| self.failed(&error))?),
+                Ok(answer) => window_confirms.add(answer.map_err(|error| Failed::from(&error))?),
                 Err(_) => window_confirms.answers.push(Answered::Not),
             }
         }
         self.unanswered = window_confirms.answers.contains(&Answered::Not);
         if !self.unanswered {
-            let leftovers = until(deadline, PUBLISH, channel.wait_for_confirms()).await.map_err(Failed::Connection)?;
+            let leftovers = until(deadline, PUBLISH, channel.wait_for_confirms()).await.map_err(Failed::Lost)?;
             leftovers.iter().for_each(|message| window_confirms.returned(message));
         }
         let asked = window.iter().map(|wire| Asked {

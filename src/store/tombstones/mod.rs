@@ -174,7 +174,7 @@ pub async fn block(
 ) -> Result<bool, StoreError> {
     let done = sqlx::query(
         "update reprieve.tombstones
-         set state = 'blocked', blockers = $2, rechecks = rechecks + 1, last_error = null,
+         set state = 'blocked', blockers = $2, waits = waits + 1, last_error = null,
              next_attempt_at = now() + $3 * interval '1 second'
          where id = $1 and state in ('trashed', 'blocked')",
     )
@@ -194,7 +194,7 @@ pub async fn block(
 pub async fn defer(conn: &mut PgConnection, id: TombstoneId, reason: &str, wait: Duration) -> Result<bool, StoreError> {
     let done = sqlx::query(
         "update reprieve.tombstones
-         set last_error = $2, rechecks = rechecks + 1, next_attempt_at = now() + $3 * interval '1 second'
+         set last_error = $2, waits = waits + 1, next_attempt_at = now() + $3 * interval '1 second'
          where id = $1 and state in ('trashed', 'blocked')",
     )
     .bind(id.0)
@@ -235,47 +235,59 @@ pub async fn until_free(conn: &mut PgConnection, id: TombstoneId) -> Result<Dura
     Ok(Duration::from_secs_f64(seconds.unwrap_or(LEAST).max(LEAST)))
 }
 
-/// How often a due resource was looked at in vain; spaces the next look.
+/// How often it was looked at in vain since it last got further; spaces the next look.
 ///
 /// # Errors
 /// The statement failed.
-pub async fn rechecks(conn: &mut PgConnection, id: TombstoneId) -> Result<u32, StoreError> {
-    let count: Option<i32> = sqlx::query_scalar("select rechecks from reprieve.tombstones where id = $1")
+pub async fn waits(conn: &mut PgConnection, id: TombstoneId) -> Result<u32, StoreError> {
+    let count: Option<i32> = sqlx::query_scalar("select waits from reprieve.tombstones where id = $1")
         .bind(id.0)
         .fetch_optional(conn)
         .await?;
     Ok(count.and_then(|count| u32::try_from(count).ok()).unwrap_or(0))
 }
 
-/// Makes due tombstones be looked at now instead of at their next check (a hold or pause was lifted, a purge was asked
-/// for). The restore window is not shortened. Gives back those that are due.
+/// Makes a due tombstone be looked at now instead of at its next check (a hold was lifted, a child has gone, a purge was
+/// asked for). The restore window is not shortened. `false`: it is not due, or closed, or stuck.
 ///
 /// # Errors
 /// The statement failed.
-pub async fn wake(conn: &mut PgConnection, ids: Option<&[Uuid]>) -> Result<Vec<TombstoneId>, StoreError> {
+pub async fn wake(conn: &mut PgConnection, id: TombstoneId) -> Result<bool, StoreError> {
+    let done = sqlx::query(
+        "update reprieve.tombstones set next_attempt_at = least(next_attempt_at, now())
+         where id = $1 and state in ('trashed', 'blocked', 'purging') and purge_after <= now()",
+    )
+    .bind(id.0)
+    .execute(conn)
+    .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// As [`wake`], of all that are due (a pause was lifted); passes over those that somebody works on already.
+///
+/// # Errors
+/// The statement failed.
+pub async fn wake_all(conn: &mut PgConnection) -> Result<Vec<TombstoneId>, StoreError> {
     let woken: Vec<Uuid> = sqlx::query_scalar(
-        "update reprieve.tombstones set next_attempt_at = least(next_attempt_at, greatest(now(), purge_after))
+        "update reprieve.tombstones set next_attempt_at = least(next_attempt_at, now())
          where id in (
              select id from reprieve.tombstones
-             where state in ('trashed', 'blocked', 'purging') and purge_after <= now()
-               and ($1::uuid[] is null or id = any($1))
-             order by id for no key update)
+             where state in ('trashed', 'blocked', 'purging') and purge_after <= now() for update skip locked)
          returning id",
     )
-    .bind(ids)
     .fetch_all(conn)
     .await?;
     Ok(woken.into_iter().map(TombstoneId).collect())
 }
 
-/// Notes that the broker has these tombstones' tasks. Locks them in the order of their ids, as [`wake`] does.
+/// Notes that the broker has these tombstones' tasks; passes over those that somebody works on already.
 ///
 /// # Errors
 /// The statement failed.
 pub async fn mark_queued(conn: &mut PgConnection, ids: &[Uuid]) -> Result<(), StoreError> {
     sqlx::query(
-        "update reprieve.tombstones set queued_at = now()
-         where id in (select id from reprieve.tombstones where id = any($1) order by id for no key update)",
+        "update reprieve.tombstones set queued_at = now() where id in (
+             select id from reprieve.tombstones where id = any($1) for update skip locked)",
     )
     .bind(ids)
     .execute(conn)
@@ -316,6 +328,19 @@ pub async fn overdue(
 pub async fn count_by_state(conn: &mut PgConnection) -> Result<Vec<(String, String, i64)>, StoreError> {
     Ok(sqlx::query_as(
         "select kind, state, count(*) from reprieve.tombstones group by kind, state order by kind, state",
+    )
+    .fetch_all(conn)
+    .await?)
+}
+
+/// How many open tombstones each kind has in each state; those that are closed are not looked at.
+///
+/// # Errors
+/// The statement failed.
+pub async fn count_open(conn: &mut PgConnection) -> Result<Vec<(String, String, i64)>, StoreError> {
+    Ok(sqlx::query_as(
+        "select kind, state, count(*) from reprieve.tombstones
+         where state in ('trashed', 'blocked', 'purging', 'stuck') group by kind, state",
     )
     .fetch_all(conn)
     .await?)

@@ -40,17 +40,6 @@ pub enum Fenced {
     Lost,
 }
 
-/// How a delivery ended that neither finished nor gave up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PassedOn<'a> {
-    /// Nothing is wrong: out of time, or paused.
-    Going,
-    /// It failed, for this reason, and that counts as an attempt.
-    Failed(&'a str),
-    /// A store or the database is away, for this reason. No attempt: it is waited for without end.
-    Outage(&'a str),
-}
-
 /// Whether a pause concerns the tombstone `t`, asked in the write that fences the next step.
 macro_rules! is_paused {
     () => {
@@ -76,7 +65,7 @@ pub async fn begin(
         "update reprieve.tombstones
          set state = 'purging', purging_at = now(), fence = fence + 1, lease_owner = $2,
              lease_until = now() + $3 * interval '1 second', row_found = $4, blockers = '[]', last_error = null,
-             attempts = 0, outages = 0, next_attempt_at = now()
+             attempts = 0, waits = 0, next_attempt_at = now()
          where id = $1 and state in ('trashed', 'blocked') and purge_after <= now() returning fence",
     )
     .bind(id.0)
@@ -199,20 +188,21 @@ pub async fn count_rows(conn: &mut PgConnection, lease: &Lease, rows: u64) -> Re
     Ok(paused.map_or(Fenced::Lost, |paused| Fenced::Ours { paused }))
 }
 
-/// How many outages in a row it has met: spaces the looks during one.
-///
-/// # Errors
-/// The statement failed.
-pub async fn outages(conn: &mut PgConnection, id: TombstoneId) -> Result<u32, StoreError> {
-    let count: Option<i32> = sqlx::query_scalar("select outages from reprieve.tombstones where id = $1")
-        .bind(id.0)
-        .fetch_optional(conn)
-        .await?;
-    Ok(count.and_then(|count| u32::try_from(count).ok()).unwrap_or(0))
+/// Why a purge is passed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PassOn<'a> {
+    /// The slice was over: nothing has failed.
+    Continues,
+    /// Somebody has paused it.
+    Paused,
+    /// A server is away or asks for less. That is waited for, however long it takes.
+    Outage(&'a str),
+    /// It failed: one of a number of attempts.
+    Failed(&'a str),
 }
 
-/// Gives the lease back and looks again after `wait`. Attempts count until somebody retries: a pass can take many
-/// deliveries, and those that did well do not make up for the one that ends each pass with a failure.
+/// Gives the lease back and looks again after `wait`. What only continues does not forget its failed attempts, or a
+/// purge of many slices would try a key that cannot be deleted for ever.
 ///
 /// # Errors
 /// The statement failed.
@@ -220,25 +210,26 @@ pub async fn pass_on(
     conn: &mut PgConnection,
     lease: &Lease,
     wait: Duration,
-    how: PassedOn<'_>,
+    why: PassOn<'_>,
 ) -> Result<Fenced, StoreError> {
-    let (error, failed, outage) = match how {
-        PassedOn::Going => (None, 0, false),
-        PassedOn::Failed(reason) => (Some(reason), 1, false),
-        PassedOn::Outage(reason) => (Some(reason), 0, true),
+    let (attempts, waits, error) = match why {
+        PassOn::Continues => (0, None, None),
+        PassOn::Paused => (0, Some(0), Some("paused")),
+        PassOn::Outage(reason) => (0, Some(1), Some(reason)),
+        PassOn::Failed(reason) => (1, None, Some(reason)),
     };
     let done = sqlx::query(
         "update reprieve.tombstones
          set lease_owner = null, lease_until = null, next_attempt_at = now() + $3 * interval '1 second',
-             last_error = $4, attempts = attempts + $5, outages = case when $6 then outages + 1 else 0 end
+             attempts = attempts + $4, waits = coalesce(waits + $5, 0), last_error = $6
          where id = $1 and fence = $2 and state = 'purging'",
     )
     .bind(lease.id.0)
     .bind(lease.fence.0)
     .bind(wait.as_secs_f64())
+    .bind(attempts)
+    .bind(waits)
     .bind(error)
-    .bind(failed)
-    .bind(outage)
     .execute(conn)
     .await?;
     Ok(ours(done.rows_affected()))
@@ -269,7 +260,7 @@ pub async fn give_up(conn: &mut PgConnection, lease: &Lease, reason: &str) -> Re
 pub async fn retry(conn: &mut PgConnection, id: TombstoneId) -> Result<bool, StoreError> {
     let done = sqlx::query(
         "update reprieve.tombstones
-         set state = 'purging', attempts = 0, outages = 0, next_attempt_at = now(), lease_owner = null, lease_until = null
+         set state = 'purging', attempts = 0, waits = 0, next_attempt_at = now(), lease_owner = null, lease_until = null
          where id = $1 and state = 'stuck'",
     )
     .bind(id.0)

@@ -1,0 +1,216 @@
+//! `reprieve check`: tries configuration and map against the live system.
+//!
+//! Invariant: it looks only. Nothing is declared, written or deleted, and one finding hides no other.
+
+use clap::Args;
+use serde::Serialize;
+use sqlx::PgConnection;
+
+use super::{
+    CliError,
+    output::{Output, table},
+};
+use crate::{
+    app::App,
+    domain::map::{ResourceKind, SoftDelete},
+    objects::Versioning,
+    queue::TaskQueue,
+    store::{StoreError, guards, inspect, migrate},
+};
+
+#[derive(Debug, Args)]
+pub(super) struct Check {}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Level {
+    Ok,
+    /// Works, and may surprise.
+    Warning,
+    /// Will not work.
+    Problem,
+}
+
+#[derive(Debug, Serialize)]
+struct Finding {
+    level: Level,
+    about: String,
+    finding: String,
+}
+
+/// Everything found, in the order of looking.
+#[derive(Debug, Default)]
+struct Findings(Vec<Finding>);
+
+impl Findings {
+    fn add(&mut self, level: Level, about: impl Into<String>, finding: impl Into<String>) {
+        self.0.push(Finding { level, about: about.into(), finding: finding.into() });
+    }
+}
+
+impl Check {
+    pub(super) async fn run(self, app: App, output: Output) -> Result<(), CliError> {
+        let mut findings = Findings::default();
+        findings.add(Level::Ok, "configuration", "no mistakes");
+        if let Err(error) = check_database(&app, &mut findings).await {
+            findings.add(Level::Problem, "database", error.to_string());
+        }
+        check_stores(&app, &mut findings).await;
+        check_broker(&app, &mut findings).await;
+        let problems = findings.0.iter().filter(|finding| finding.level == Level::Problem).count();
+        output.print(&findings.0, |findings| {
+            let rows = findings.iter().map(|finding| {
+                let level = match finding.level {
+                    Level::Ok => "ok",
+                    Level::Warning => "WARNING",
+                    Level::Problem => "PROBLEM",
+                };
+                vec![level.to_owned(), finding.about.clone(), finding.finding.clone()]
+            });
+            table(&["", "about", "finding"], rows)
+        })?;
+        if problems == 0 { Ok(()) } else { Err(CliError::Check(problems)) }
+    }
+}
+
+async fn check_database(app: &App, findings: &mut Findings) -> Result<(), StoreError> {
+    app.store.ping().await?;
+    match migrate::pending(&app.store).await? {
+        0 => findings.add(Level::Ok, "database", "answers, and the schema `reprieve` is up to date"),
+        n => findings.add(Level::Problem, "database", format!("{n} migrations are missing: run `reprieve migrate`")),
+    }
+    let mut conn = app.store.conn().await?;
+    for kind in app.trash.map().kinds() {
+        check_kind(&mut conn, kind, findings).await?;
+    }
+    for guard in guards::states(&mut conn, app.trash.map()).await? {
+        let about = format!("{} / {}", guard.kind, guard.reference);
+        if guard.installed {
+            findings.add(Level::Ok, about, format!("its guard on {} is installed", guard.table));
+        } else {
+            let advice = "new uses of what is in the trash are not refused: run `reprieve migrate --guards`";
+            findings.add(Level::Warning, about, format!("its guard on {} is not installed; {advice}", guard.table));
+        }
+    }
+    Ok(())
+}
+
+async fn check_kind(conn: &mut PgConnection, kind: &ResourceKind, findings: &mut Findings) -> Result<(), StoreError> {
+    let about = kind.kind.to_string();
+    let failures = inspect::try_queries(conn, kind).await;
+    if failures.is_empty() {
+        findings.add(Level::Ok, &about, "its table, columns and queries fit the database");
+    }
+    for failure in failures {
+        findings.add(Level::Problem, &about, failure);
+    }
+    if let (Some(mark), Some(found)) = (&kind.soft_delete, inspect::mark_type(conn, kind).await?) {
+        let fits = match mark {
+            SoftDelete::Timestamp(_) => found.starts_with("timestamp") || found == "date",
+            SoftDelete::Boolean(_) => found == "boolean",
+            SoftDelete::Pair { .. } => !found.starts_with("timestamp") && found != "boolean",
+        };
+        if !fits {
+            findings.add(
+                Level::Problem,
+                &about,
+                format!("its soft_delete column is of the type {found}, which does not fit its form"),
+            );
+        }
+    }
+    if kind.references.is_empty() {
+        findings.add(Level::Warning, &about, "nothing in the map keeps it alive: it has no [[resource.references]]");
+    }
+    let mapped: Vec<String> = kind.rows.iter().map(|rows| rows.table.to_string()).collect();
+    for key in inspect::foreign_keys_onto(conn, &kind.table.to_string(), &mapped).await? {
+        let child = format!("{}.{}", key.table, key.column);
+        match key.action.as_str() {
+            "n" | "d" => findings.add(
+                Level::Warning,
+                &about,
+                format!("the foreign key {child} is set to null or its default by a purge: that lineage is erased"),
+            ),
+            "c" if !key.mapped => findings.add(
+                Level::Warning,
+                &about,
+                format!("the foreign key {child} deletes its rows in one cascade; with many rows map them as [[resource.rows]]"),
+            ),
+            "a" | "r" if !key.mapped => findings.add(
+                Level::Warning,
+                &about,
+                format!("the foreign key {child} will refuse the row's deletion while it points there"),
+            ),
+            _ => {}
+        }
+        if !key.indexed {
+            findings.add(Level::Warning, &about, format!("{child} has no index: each deleted row scans that table"));
+        }
+    }
+    for rows in &kind.rows {
+        if !inspect::is_indexed(conn, &rows.table.to_string(), rows.column.as_str()).await? {
+            let place = format!("{}.{}", rows.table, rows.column);
+            findings.add(Level::Warning, &about, format!("{place} has no index: each chunk of rows scans the table"));
+        }
+        for key in inspect::foreign_keys_onto(conn, &rows.table.to_string(), &mapped).await? {
+            if !key.indexed {
+                let child = format!("{}.{}", key.table, key.column);
+                findings.add(Level::Warning, &about, format!("{child} points at {} and has no index: deleting rows there becomes slow by orders of magnitude", rows.table));
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn check_stores(app: &App, findings: &mut Findings) {
+    for (name, store) in app.stores.iter() {
+        for bucket in &store.buckets {
+            let about = format!("store {name}, bucket {bucket}");
+            match store.objects.facts(bucket).await {
+                Ok(facts) => {
+                    let versions = match facts.versioning {
+                        Versioning::Off => "no versions",
+                        Versioning::Kept => "keeps versions",
+                    };
+                    let lock = match facts.object_lock {
+                        Some(true) => "object lock is on",
+                        Some(false) => "no object lock",
+                        None => "object lock unknown",
+                    };
+                    findings.add(Level::Ok, &about, format!("answers; {versions}, {lock}"));
+                    if facts.object_lock == Some(true) {
+                        findings.add(Level::Warning, &about, "locked objects cannot be purged before their date");
+                    }
+                }
+                Err(error) => findings.add(Level::Problem, &about, error.to_string()),
+            }
+        }
+    }
+}
+
+async fn check_broker(app: &App, findings: &mut Findings) {
+    let Some(queue) = app.rabbitmq() else {
+        findings.add(Level::Warning, "broker", "there is no section [broker]; `serve` needs one");
+        return;
+    };
+    if let Err(error) = queue.publisher().await {
+        findings.add(Level::Problem, "broker", error.to_string());
+        return;
+    }
+    match queue.depths().await {
+        Ok(depths) => {
+            let waiting = format!("{} requests, {} purge tasks wait", depths.requests, depths.purge);
+            findings.add(Level::Ok, "broker", format!("answers, its queues are there; {waiting}"));
+            if depths.dead > 0 {
+                findings.add(
+                    Level::Warning,
+                    "broker",
+                    format!("{} messages lie in the dead-letter queue", depths.dead),
+                );
+            }
+        }
+        Err(error) if app.config.broker.as_ref().is_some_and(|broker| broker.declare) => {
+            findings.add(Level::Warning, "broker", format!("answers; `serve` will declare what is missing ({error})"));
+        }
+        Err(error) => findings.add(Level::Problem, "broker", error.to_string()),
+    }
+}

@@ -1,0 +1,96 @@
+//! How a command ends badly: a message, advice, and an exit code that a script can rely on.
+
+use serde_json::{Value, json};
+
+use crate::{
+    app::ServeError,
+    config::InvalidConfig,
+    domain::map::UnknownKind,
+    store::{StoreError, migrate::MigrateError},
+    trash::TrashError,
+};
+
+/// A command that did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    /// Wrong usage.
+    #[error("{0}")]
+    Usage(String),
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] InvalidConfig),
+    /// Refused, not found, or the database.
+    #[error(transparent)]
+    Trash(#[from] TrashError),
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A migration.
+    #[error(transparent)]
+    Migrate(#[from] MigrateError),
+    /// The service.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+    /// `check` found so many problems, and has printed them.
+    #[error("{}", if *.0 == 1 { "1 problem found".to_owned() } else { format!("{} problems found", .0) })]
+    Check(usize),
+    /// Anything else.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl From<UnknownKind> for CliError {
+    fn from(error: UnknownKind) -> Self {
+        Self::Trash(error.into())
+    }
+}
+
+impl CliError {
+    /// As `--help` lists them.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Usage(_) => 2,
+            Self::Config(_) => 6,
+            Self::Check(_) => 7,
+            Self::Trash(error) if error.is_malformed() => 2,
+            Self::Trash(TrashError::RetentionTooShort { .. }) => 2,
+            Self::Trash(TrashError::Refused { refusals, .. }) if !refusals.blockers.is_empty() => 3,
+            Self::Trash(TrashError::NotFound(_) | TrashError::NotInTrash(_)) => 4,
+            Self::Trash(
+                TrashError::Refused { .. }
+                | TrashError::PastReturn { .. }
+                | TrashError::RowGone(_)
+                | TrashError::NotStuck { .. }
+                | TrashError::UnsafePlace { .. }
+                | TrashError::ForeignBucket { .. },
+            ) => 5,
+            Self::Trash(_) | Self::Store(_) | Self::Migrate(_) | Self::Serve(_) | Self::Failed(_) => 1,
+        }
+    }
+
+    /// What to do about it; empty where the message says it.
+    pub fn advice(&self) -> &'static str {
+        match self {
+            Self::Trash(error) => error.advice(),
+            Self::Config(_) => "correct the file, or override a key with REPRIEVE__SECTION__KEY",
+            Self::Store(StoreError::Unavailable(_)) => "check [database] and try again; nothing has changed",
+            Self::Migrate(MigrateError::Store(_)) => "check [database] and try again",
+            _ => "",
+        }
+    }
+
+    /// For programs.
+    pub fn to_json(&self) -> Value {
+        let (code, details) = match self {
+            Self::Usage(_) => ("usage", Value::Null),
+            Self::Config(error) => {
+                let problems = error.problems.iter().map(|p| json!({ "key": p.key, "message": p.message }));
+                ("invalid_config", problems.collect())
+            }
+            Self::Trash(error) => (error.code(), error.details()),
+            Self::Check(_) => ("check", Value::Null),
+            Self::Store(_) | Self::Migrate(_) | Self::Serve(_) | Self::Failed(_) => ("failed", Value::Null),
+        };
+        json!({ "ok": false, "error": { "code": code, "message": self.to_string(), "details": details } })
+    }
+}

@@ -1,0 +1,190 @@
+//! The command line: one file a verb.
+//!
+//! Invariant: looking is free, destroying is asked for. A verb that leads to objects being destroyed is a dry run until
+//! `--execute` is given, and says so. With `--json` standard output holds one JSON document and nothing else.
+
+mod check;
+mod demo;
+mod dev;
+mod error;
+mod hold;
+mod list;
+mod migrate;
+mod output;
+mod pause;
+mod restore;
+mod retry;
+mod serve;
+mod show;
+mod trash;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Args, Parser, Subcommand};
+
+pub use self::error::CliError;
+use self::output::Output;
+use crate::{
+    app::App,
+    config::{Config, LogFormat},
+    domain::{
+        ids::{Actor, ResourceRef},
+        tombstone::Provenance,
+    },
+    telemetry,
+};
+
+/// What `--help` says of exit codes.
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done (or: nothing to do)
+  1  failed: a server is away, or refused
+  2  wrong usage: unknown flag, unknown kind, malformed id
+  3  refused: in use, by whom is said
+  4  not found, or not in the trash
+  5  refused: protected, held, past the point of no return, not stuck
+  6  the configuration has mistakes
+  7  check found problems";
+
+/// A trash bin for data platforms: soft delete, a restore window, and a verified purge.
+#[derive(Debug, Parser)]
+#[command(name = "reprieve", version, about, after_help = EXIT_CODES)]
+struct Cli {
+    /// Configuration file; several are merged, later ones win [default: reprieve.toml, /etc/reprieve/reprieve.toml]
+    #[arg(long, global = true, env = "REPRIEVE_CONFIG", value_delimiter = ':')]
+    config: Vec<PathBuf>,
+    /// Print JSON, for programs
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Bring the schema `reprieve` up to date
+    Migrate(migrate::Migrate),
+    /// Try configuration and resource map against the live system; changes nothing
+    Check(check::Check),
+    /// Run the service
+    Serve(serve::Serve),
+    /// Put a resource into the trash (a dry run until --execute)
+    Trash(trash::Trash),
+    /// Take a resource out of the trash
+    Restore(restore::Restore),
+    /// List what is, or was, in the trash
+    List(list::List),
+    /// Show a resource's tombstone, history and receipt
+    Show(show::Show),
+    /// Let a stuck purge go on (a dry run until --execute)
+    Retry(retry::Retry),
+    /// Keep a resource from being trashed or purged
+    Hold(hold::Hold),
+    /// End a hold
+    Release(hold::Release),
+    /// Pause purging: everywhere, of a kind, or in a store
+    Pause(pause::Pause),
+    /// Resume purging
+    Resume(pause::Resume),
+    /// Play the whole story on sample data, with servers of its own
+    Demo(demo::Demo),
+    /// Run everything on sample data with servers of its own, to try commands against
+    Dev(dev::Dev),
+}
+
+/// A resource on the command line.
+#[derive(Debug, Args)]
+struct Target {
+    /// Its kind, from the resource map
+    kind: String,
+    /// Its id
+    #[arg(allow_hyphen_values = true)]
+    id: String,
+}
+
+impl Target {
+    fn resolve(&self, app: &App) -> Result<ResourceRef, CliError> {
+        Ok(app.trash.resource(&self.kind, &self.id)?)
+    }
+}
+
+/// Who asks and why.
+#[derive(Debug, Args)]
+struct Who {
+    /// Who asks, for the audit log [default: the login name]
+    #[arg(long, env = "REPRIEVE_ACTOR")]
+    actor: Option<String>,
+    /// Why, for the audit log
+    #[arg(long)]
+    reason: Option<String>,
+}
+
+impl Who {
+    fn provenance(&self) -> Result<Provenance, CliError> {
+        let login = || ["USER", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok());
+        let actor = self.actor.clone().or_else(login).or_else(account).unwrap_or_else(|| "unknown".into());
+        let actor = Actor::parse(&actor).map_err(|error| CliError::Usage(format!("--actor: {error}")))?;
+        Ok(Provenance { actor, origin: "cli".into(), reason: self.reason.clone() })
+    }
+}
+
+/// The name of the account that we run as, where the environment does not say it.
+fn account() -> Option<String> {
+    use std::os::unix::fs::MetadataExt;
+    let uid = std::fs::metadata("/proc/self").ok()?.uid().to_string();
+    let accounts = std::fs::read_to_string("/etc/passwd").ok()?;
+    let line = accounts.lines().find(|line| line.split(':').nth(2) == Some(&uid))?;
+    line.split(':').next().map(str::to_owned)
+}
+
+/// Parses the command line, runs the verb, prints, and says how it ended.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let output = Output::new(cli.json);
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return output.fail(&CliError::Failed(format!("cannot start: {error}"))),
+    };
+    let ended = runtime.block_on(run(cli, output));
+    // a look-up of a name may hang in a thread of its own; nobody waits for it
+    runtime.shutdown_background();
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => output.fail(&error),
+    }
+}
+
+async fn run(cli: Cli, output: Output) -> Result<(), CliError> {
+    let files = cli.config;
+    let quiet = || {
+        telemetry::start_logging("reprieve=warn,lapin=off,s3s=off,error", Some(LogFormat::Pretty))
+            .map_err(CliError::Usage)
+    };
+    let app = || async {
+        quiet()?;
+        Ok::<App, CliError>(App::new(Config::load(&files)?).await?)
+    };
+    match cli.verb {
+        Verb::Migrate(verb) => {
+            quiet()?;
+            verb.run(Config::load(&files)?, output).await
+        }
+        Verb::Serve(verb) => {
+            let config = Config::load(&files)?;
+            telemetry::start_logging(&config.service.log, config.service.log_format).map_err(CliError::Usage)?;
+            verb.run(App::new(config).await?).await
+        }
+        Verb::Check(verb) => verb.run(app().await?, output).await,
+        Verb::Trash(verb) => verb.run(app().await?, output).await,
+        Verb::Restore(verb) => verb.run(app().await?, output).await,
+        Verb::List(verb) => verb.run(app().await?, output).await,
+        Verb::Show(verb) => verb.run(app().await?, output).await,
+        Verb::Retry(verb) => verb.run(app().await?, output).await,
+        Verb::Hold(verb) => verb.run(app().await?, output).await,
+        Verb::Release(verb) => verb.run(app().await?, output).await,
+        Verb::Pause(verb) => verb.run(app().await?, output).await,
+        Verb::Resume(verb) => verb.run(app().await?, output).await,
+        Verb::Demo(verb) => verb.run().await.map_err(|error| CliError::Failed(format!("{error:#}"))),
+        Verb::Dev(verb) => verb.run().await.map_err(|error| CliError::Failed(format!("{error:#}"))),
+    }
+}

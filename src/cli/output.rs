@@ -1,0 +1,85 @@
+//! What commands print: tables for people, one JSON document for programs.
+//!
+//! Invariant: a reader that goes away (`reprieve list | head`) is no failure.
+
+use std::{
+    io::{self, IsTerminal, Write},
+    process::ExitCode,
+};
+
+use comfy_table::{ContentArrangement, Table, presets};
+use serde::Serialize;
+use time::{OffsetDateTime, macros::format_description};
+
+use super::CliError;
+
+/// Where and how to print.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Output {
+    json: bool,
+}
+
+impl Output {
+    pub(super) fn new(json: bool) -> Self {
+        Self { json }
+    }
+
+    /// Prints `document` for programs, or what `text` makes of it for people.
+    pub(super) fn print<T: Serialize>(self, document: &T, text: impl FnOnce(&T) -> String) -> Result<(), CliError> {
+        let rendered = if self.json {
+            serde_json::to_string_pretty(document).map_err(|error| CliError::Failed(error.to_string()))?
+        } else {
+            text(document)
+        };
+        match writeln!(io::stdout().lock(), "{}", rendered.trim_end()) {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                Err(CliError::Failed(format!("cannot print: {error}")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Prints how a command ended badly.
+    pub(super) fn fail(self, error: &CliError) -> ExitCode {
+        let printed = if self.json {
+            writeln!(io::stdout().lock(), "{:#}", error.to_json())
+        } else {
+            let advice = error.advice();
+            let advice = if advice.is_empty() { String::new() } else { format!("\n  {advice}") };
+            writeln!(io::stderr().lock(), "error: {error}{advice}")
+        };
+        // there is nobody left to tell
+        drop(printed);
+        ExitCode::from(error.exit_code())
+    }
+}
+
+/// A table without frames; as wide as the terminal, if there is one.
+pub(super) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_header(header).add_rows(rows);
+    if io::stdout().is_terminal() {
+        table.set_content_arrangement(ContentArrangement::Dynamic);
+    }
+    table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
+}
+
+/// A time in UTC, to the second.
+pub(super) fn at(time: OffsetDateTime) -> String {
+    let format = format_description!("[year]-[month]-[day] [hour]:[minute]:[second]Z");
+    time.to_offset(time::UtcOffset::UTC).format(format).unwrap_or_else(|_| time.to_string())
+}
+
+/// How far away a time is: `in 13d 23h`, `2m 5s ago`.
+pub(super) fn distance(time: OffsetDateTime) -> String {
+    let seconds = (time - OffsetDateTime::now_utc()).whole_seconds();
+    let whole = std::time::Duration::from_secs(seconds.unsigned_abs());
+    let text = humantime::format_duration(whole).to_string();
+    let short = text.split(' ').take(2).collect::<Vec<_>>().join(" ");
+    if seconds >= 0 { format!("in {short}") } else { format!("{short} ago") }
+}
+
+/// Bytes for people.
+pub(super) fn bytes(count: u64) -> String {
+    indicatif::BinaryBytes(count).to_string()
+}

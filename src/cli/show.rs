@@ -1,0 +1,104 @@
+//! `reprieve show`: a resource's tombstone, what happened to it, and its receipt.
+
+use clap::Args;
+use serde::Serialize;
+
+use super::{
+    CliError, Target,
+    output::{Output, at, bytes, distance, table},
+};
+use crate::{
+    app::App,
+    domain::tombstone::Tombstone,
+    store::{
+        audit::{self, Entry},
+        holds::{self, Hold},
+        tombstones,
+    },
+    trash::TrashError,
+};
+
+#[derive(Debug, Args)]
+pub(super) struct Show {
+    #[command(flatten)]
+    target: Target,
+}
+
+#[derive(Serialize)]
+struct Shown {
+    tombstone: Tombstone,
+    hold: Option<Hold>,
+    history: Vec<Entry>,
+    /// The receipt, once it is purged.
+    receipt: Option<serde_json::Value>,
+}
+
+impl Show {
+    pub(super) async fn run(self, app: App, output: Output) -> Result<(), CliError> {
+        let resource = self.target.resolve(&app)?;
+        let mut conn = app.store.conn().await?;
+        let tombstone = tombstones::newest_of(&mut conn, &resource).await?;
+        let tombstone = tombstone.ok_or_else(|| TrashError::NotInTrash(resource.clone()))?;
+        let hold = holds::find(&mut conn, &resource).await?;
+        let history = audit::of_tombstone(&mut conn, tombstone.id).await?;
+        let receipt = history.iter().find(|entry| entry.event == "purged").map(|entry| entry.details.clone());
+        output.print(&Shown { tombstone, hold, history, receipt }, text)
+    }
+}
+
+/// An entry's reason and circumstances, without what stands elsewhere on the page.
+fn details(entry: &Entry) -> String {
+    let mut details = entry.details.clone();
+    if let Some(members) = details.as_object_mut() {
+        members.retain(|key, value| !value.is_null() && !["locations", "purge_after"].contains(&key.as_str()));
+    }
+    let empty = entry.event == "purged" || details.as_object().is_some_and(serde_json::Map::is_empty);
+    let figures = (!empty).then(|| details.to_string());
+    entry.reason.clone().into_iter().chain(figures).collect::<Vec<_>>().join(" ")
+}
+
+fn text(shown: &Shown) -> String {
+    let tombstone = &shown.tombstone;
+    let progress = &tombstone.progress;
+    let mut facts = vec![
+        ("resource", tombstone.resource.to_string()),
+        ("name", tombstone.name.clone().unwrap_or_default()),
+        ("state", tombstone.state.to_string()),
+        ("tombstone", tombstone.id.to_string()),
+        ("trashed", format!("{} by {}", at(tombstone.trashed_at), tombstone.actor)),
+        ("reason", tombstone.reason.clone().unwrap_or_default()),
+        ("purge after", format!("{} ({})", at(tombstone.purge_after), distance(tombstone.purge_after))),
+        ("last error", tombstone.last_error.clone().unwrap_or_default()),
+    ];
+    if let Some(hold) = &shown.hold {
+        facts.push(("held", format!("by {}: {}", hold.actor, hold.reason.as_deref().unwrap_or("no reason given"))));
+    }
+    facts.extend(tombstone.blockers.iter().map(|blocker| ("blocked", blocker.to_string())));
+    facts.extend(tombstone.locations.iter().map(|location| ("objects", location.to_string())));
+    if tombstone.purging_at.is_some() {
+        facts.push((
+            "progress",
+            format!(
+                "{} listed = {} deleted + {} absent + {} failed + {} unknown; {} freed; {} rows deleted",
+                progress.objects_listed,
+                progress.objects_deleted,
+                progress.objects_absent,
+                progress.objects_failed,
+                progress.objects_unknown,
+                bytes(progress.bytes_freed),
+                progress.rows_deleted
+            ),
+        ));
+    }
+    let facts = facts.into_iter().filter(|(_, value)| !value.is_empty());
+    let width = "purge after".len();
+    let mut text: String = facts.map(|(name, value)| format!("{name:width$}  {value}\n")).collect();
+    let rows = shown.history.iter().map(|entry| {
+        vec![at(entry.at), entry.event.clone(), entry.actor.clone(), entry.origin.clone(), details(entry)]
+    });
+    text += &format!("\n{}\n", table(&["at", "event", "by", "way", "details"], rows));
+    if let Some(receipt) = &shown.receipt {
+        text += &format!("\nreceipt\n{receipt:#}\n");
+    }
+    text
+}

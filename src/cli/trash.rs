@@ -1,0 +1,147 @@
+//! `reprieve trash`: shows the plan; with `--execute` carries it out.
+
+use clap::Args;
+use serde::Serialize;
+
+use super::{
+    CliError, Target, Who,
+    output::{Output, at, bytes, distance, table},
+};
+use crate::{
+    app::App,
+    domain::{location::Location, retention::Retention},
+    objects::ObjectsError,
+    trash::{Plan, TrashError, TrashRequest},
+};
+
+/// Pages listed of one location for a plan's counts; a hundred thousand objects.
+const MOST_PAGES: usize = 100;
+
+#[derive(Debug, Args)]
+pub(super) struct Trash {
+    #[command(flatten)]
+    target: Target,
+    /// Trash the children of this kind along with it (repeatable); without it they stay
+    #[arg(long, value_name = "KIND", value_delimiter = ',')]
+    with: Vec<String>,
+    /// Restore window, such as 30d [default: the kind's]
+    #[arg(long)]
+    retention: Option<String>,
+    /// Do it; without this the plan is shown and nothing changes
+    #[arg(long)]
+    execute: bool,
+    #[command(flatten)]
+    who: Who,
+}
+
+/// The plan with what lies below its prefixes now.
+#[derive(Serialize)]
+struct CountedPlan {
+    dry_run: bool,
+    #[serde(flatten)]
+    plan: Plan,
+    counts: Vec<Count>,
+}
+
+#[derive(Serialize)]
+struct Count {
+    location: Location,
+    objects: u64,
+    bytes: u64,
+    /// There are more; counting stopped.
+    at_least: bool,
+    error: Option<String>,
+}
+
+impl Trash {
+    pub(super) async fn run(self, app: App, output: Output) -> Result<(), CliError> {
+        let retention = self.retention.as_deref().map(Retention::parse).transpose();
+        let request = TrashRequest {
+            resource: self.target.resolve(&app)?,
+            with: app.trash.kinds(self.with.iter().map(String::as_str))?,
+            retention: retention.map_err(TrashError::from)?,
+            by: self.who.provenance()?,
+        };
+        if !self.execute {
+            let plan = app.trash.plan(&request).await?;
+            let mut counts = Vec::new();
+            for location in plan.members.iter().flat_map(|member| &member.locations) {
+                counts.push(count(&app, location).await);
+            }
+            return output.print(&CountedPlan { dry_run: true, plan, counts }, show_plan);
+        }
+        let trashed = app.trash.trash(&request).await?;
+        output.print(&trashed, |trashed| {
+            let tombstone = &trashed.tombstone;
+            let due = format!("{} ({})", at(tombstone.purge_after), distance(tombstone.purge_after));
+            if trashed.already {
+                return format!(
+                    "{} is in the trash already ({}); purge after {due}",
+                    tombstone.resource, tombstone.state
+                );
+            }
+            let mut lines = vec![format!("trashed {}; purge after {due}", tombstone.resource)];
+            lines.extend(trashed.children.iter().map(|child| format!("trashed {} along with it", child.resource)));
+            let already = trashed.children_already.iter();
+            lines.extend(already.map(|child| format!("{} was in the trash already", child.resource)));
+            lines.push(format!("take it back with: reprieve restore {}", tombstone.resource));
+            lines.join("\n")
+        })
+    }
+}
+
+/// Lists a location to count it; a store that does not answer spoils the count and not the plan.
+async fn count(app: &App, location: &Location) -> Count {
+    let mut count = Count { location: location.clone(), objects: 0, bytes: 0, at_least: false, error: None };
+    let listed = async {
+        let store = app.stores.get(&location.store).map_err(|error| error.to_string())?;
+        let mut after = None;
+        for _ in 0..MOST_PAGES {
+            let page = store.objects.list(&location.bucket, location.prefix.as_str(), after.as_ref()).await;
+            let page = page.map_err(|error: ObjectsError| error.to_string())?;
+            count.objects += page.entries.len() as u64;
+            count.bytes += page.entries.iter().map(|entry| entry.size).sum::<u64>();
+            after = page.next;
+            if after.is_none() {
+                return Ok(());
+            }
+        }
+        count.at_least = true;
+        Ok::<(), String>(())
+    }
+    .await;
+    count.error = listed.err();
+    count
+}
+
+fn show_plan(counted: &CountedPlan) -> String {
+    let plan = &counted.plan;
+    if let Some(open) = &plan.already {
+        let due = distance(open.purge_after);
+        return format!("{} is in the trash already ({}), purge after {due}; nothing to do", open.resource, open.state);
+    }
+    let members = plan.members.iter().map(|member| {
+        let name = member.name.clone().unwrap_or_default();
+        vec![member.resource.to_string(), name, member.retention.to_string()]
+    });
+    let places = counted.counts.iter().map(|count| {
+        let number = match (&count.error, count.at_least) {
+            (Some(error), _) => format!("unknown: {error}"),
+            (None, true) => format!("at least {}", count.objects),
+            (None, false) => count.objects.to_string(),
+        };
+        let place = format!("s3://{}/{}", count.location.bucket, count.location.prefix);
+        vec![place, count.location.store.to_string(), number, bytes(count.bytes)]
+    });
+    let mut text = format!("would trash:\n{}\n", table(&["resource", "name", "restore window"], members));
+    if counted.counts.is_empty() {
+        text += "\nno objects belong to it\n";
+    } else {
+        text += "\nand purge after the window:\n";
+        text += &table(&["prefix", "store", "objects", "size"], places);
+        text += "\n";
+    }
+    let already = plan.children_already.iter().map(|child| format!("{} is in the trash already\n", child.resource));
+    text += &already.collect::<String>();
+    text + "\nThis was a dry run: nothing has changed. Add --execute to do it."
+}

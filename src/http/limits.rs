@@ -1,0 +1,40 @@
+//! What holds for every request: a deadline, a log line, a count.
+//!
+//! Invariant: no label and no log line takes its text from the client, so neither can be flooded with new values.
+
+use axum::{
+    extract::{MatchedPath, Request, State},
+    http::Method,
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use tokio::time::{Instant, timeout};
+
+use super::{Shared, problem::Problem};
+
+/// Drops a request that takes too long, the reading of its body included. Its transaction is rolled back, unless the
+/// commit was already on its way: the answer says that the outcome is unknown.
+pub(super) async fn deadline(State(api): State<Shared>, request: Request, next: Next) -> Response {
+    match timeout(api.deadline, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => Problem::too_slow(api.deadline).into_response(),
+    }
+}
+
+/// Counts and logs the answer.
+pub(super) async fn observe(State(api): State<Shared>, request: Request, next: Next) -> Response {
+    let began = Instant::now();
+    let method = match *request.method() {
+        Method::GET => "GET",
+        Method::HEAD => "HEAD",
+        Method::POST => "POST",
+        _ => "other",
+    };
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let response = next.run(request).await;
+    let (route, status) = (route.as_ref().map_or("none", MatchedPath::as_str), response.status().as_u16());
+    api.metrics.http_request(method, route, status);
+    let duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+    tracing::debug!(method, route, status, duration_ms, "request answered");
+    response
+}

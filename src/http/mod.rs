@@ -1,0 +1,107 @@
+//! The role `api`: the trash bin over HTTP, for services and people.
+//!
+//! Invariant: a handler parses, calls [`TrashBin`] and writes the answer; it decides nothing about a resource. What
+//! cannot be done is a problem document (RFC 9457) with a stable code, and what destroys is a dry run unless the body
+//! says `"dry_run": false`. With a token configured, everything but health and metrics needs it.
+//!
+//! ```text
+//! GET  /health/live  /health/ready  /metrics                                     open
+//! GET  /v1/tombstones?state=&kind=&limit=        /v1/resources/{kind}/{id}       with the token
+//! POST /v1/resources/{kind}/{id}/{trash|restore|hold|release|retry}              with the token, JSON alone
+//! ```
+
+mod body;
+mod changes;
+mod guard;
+mod health;
+mod limits;
+mod metrics;
+mod problem;
+mod reads;
+mod server;
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    extract::{DefaultBodyLimit, FromRequestParts, Path},
+    http::request::Parts,
+    middleware,
+    routing::{get, post},
+};
+use secrecy::SecretString;
+
+use self::problem::Problem;
+pub use self::server::serve;
+use crate::{domain::ids::ResourceRef, telemetry::Metrics, trash::TrashBin};
+
+/// The longest that a request may take: longer than the 20 s that a statement waits for a row's lock, so a lock that
+/// is not to be had is reported as what it is.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// What the API works with.
+#[derive(Debug)]
+pub struct Api {
+    /// What is asked, and the database behind it.
+    trash: TrashBin,
+    /// Shown at `/metrics`.
+    metrics: Metrics,
+    /// What requests must carry. `None`: only ones that name this machine's loopback as their host are answered.
+    token: Option<SecretString>,
+    /// For one request.
+    deadline: Duration,
+}
+
+/// An [`Api`] as its handlers share it.
+type Shared = Arc<Api>;
+
+impl Api {
+    /// An API over this trash bin. The configuration leaves `token` out only where it listens on loopback.
+    pub fn new(trash: TrashBin, metrics: Metrics, token: Option<SecretString>) -> Self {
+        Self { trash, metrics, token, deadline: DEADLINE }
+    }
+
+    /// Gives requests another deadline than 30 seconds. One that passes it is dropped, its transaction rolled back.
+    #[must_use]
+    pub fn with_deadline(self, deadline: Duration) -> Self {
+        Self { deadline, ..self }
+    }
+
+    /// Every route, with its limits.
+    pub fn router(self) -> Router {
+        let api = Arc::new(self);
+        Router::new()
+            .route("/health/live", get(health::live))
+            .route("/health/ready", get(health::ready))
+            .route("/metrics", get(metrics::scrape))
+            .route("/v1/tombstones", get(reads::tombstones))
+            .route("/v1/resources/{kind}/{id}", get(reads::resource))
+            .route("/v1/resources/{kind}/{id}/trash", post(changes::trash))
+            .route("/v1/resources/{kind}/{id}/restore", post(changes::restore))
+            .route("/v1/resources/{kind}/{id}/hold", post(changes::hold))
+            .route("/v1/resources/{kind}/{id}/release", post(changes::release))
+            .route("/v1/resources/{kind}/{id}/retry", post(changes::retry))
+            .fallback(async || Problem::no_route())
+            .method_not_allowed_fallback(async || Problem::wrong_method())
+            .layer(DefaultBodyLimit::max(body::MOST_BYTES))
+            // the last is the outermost
+            .layer(middleware::from_fn_with_state(api.clone(), limits::deadline))
+            .layer(middleware::from_fn_with_state(api.clone(), guard::admit))
+            .layer(middleware::from_fn_with_state(api.clone(), limits::observe))
+            .with_state(api)
+    }
+}
+
+/// The resource that a path names: its kind is in the map, its id is one of that kind.
+struct Named(ResourceRef);
+
+impl FromRequestParts<Shared> for Named {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, api: &Shared) -> Result<Self, Problem> {
+        let Path((kind, id)) = Path::<(String, String)>::from_request_parts(parts, api)
+            .await
+            .map_err(|_| Problem::malformed("malformed_id", "the path does not decode to a kind and an id in UTF-8"))?;
+        Ok(Self(api.trash.resource(&kind, &id)?))
+    }
+}

@@ -6,6 +6,7 @@ pub mod domain;
 pub mod embedded;
 pub mod history;
 pub mod http;
+pub mod intake;
 pub mod objects;
 pub mod purge;
 pub mod queue;

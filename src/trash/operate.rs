@@ -62,10 +62,10 @@ impl TrashBin {
         let changed = holds::delete(&mut tx, resource).await?;
         if changed {
             note(&mut tx, Happened::Released, Some(resource), by, json!({})).await?;
-            if let Some(open) = tombstones::open_of(&mut tx, resource).await? {
-                if tombstones::wake(&mut tx, open.id).await? {
-                    outbox::hurry(&mut tx, &[open.id]).await?;
-                }
+            if let Some(open) = tombstones::open_of(&mut tx, resource).await?
+                && tombstones::wake(&mut tx, open.id).await?
+            {
+                outbox::hurry(&mut tx, &[open.id]).await?;
             }
         }
         commit(tx).await?;

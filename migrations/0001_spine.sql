@@ -19,8 +19,8 @@ create table reprieve.tombstones (
     locations jsonb not null,
     blockers jsonb not null default '[]',
     attempts integer not null default 0 check (attempts >= 0),
-    -- how often a due resource was found in use; spaces the re-checks
-    rechecks integer not null default 0 check (rechecks >= 0),
+    -- looks in vain (in use, held, a server away) since it last got further; spaces the next look
+    waits integer not null default 0 check (waits >= 0),
     next_attempt_at timestamptz not null,
     -- when the relay last handed its task to the broker
     queued_at timestamptz,

@@ -121,22 +121,21 @@ async fn check_kind(conn: &mut PgConnection, kind: &ResourceKind, findings: &mut
     if kind.references.is_empty() {
         findings.add(Level::Warning, &about, "nothing in the map keeps it alive: it has no [[resource.references]]");
     }
-    let mapped: Vec<String> = kind.rows.iter().map(|rows| rows.table.to_string().replace('"', "")).collect();
-    for key in inspect::foreign_keys_onto(conn, &kind.table.to_string()).await? {
+    let mapped: Vec<String> = kind.rows.iter().map(|rows| rows.table.to_string()).collect();
+    for key in inspect::foreign_keys_onto(conn, &kind.table.to_string(), &mapped).await? {
         let child = format!("{}.{}", key.table, key.column);
-        let is_mapped = mapped.contains(&key.table);
         match key.action.as_str() {
             "n" | "d" => findings.add(
                 Level::Warning,
                 &about,
                 format!("the foreign key {child} is set to null or its default by a purge: that lineage is erased"),
             ),
-            "c" if !is_mapped => findings.add(
+            "c" if !key.mapped => findings.add(
                 Level::Warning,
                 &about,
                 format!("the foreign key {child} deletes its rows in one cascade; with many rows map them as [[resource.rows]]"),
             ),
-            "a" | "r" if !is_mapped => findings.add(
+            "a" | "r" if !key.mapped => findings.add(
                 Level::Warning,
                 &about,
                 format!("the foreign key {child} will refuse the row's deletion while it points there"),
@@ -152,7 +151,7 @@ async fn check_kind(conn: &mut PgConnection, kind: &ResourceKind, findings: &mut
             let place = format!("{}.{}", rows.table, rows.column);
             findings.add(Level::Warning, &about, format!("{place} has no index: each chunk of rows scans the table"));
         }
-        for key in inspect::foreign_keys_onto(conn, &rows.table.to_string()).await? {
+        for key in inspect::foreign_keys_onto(conn, &rows.table.to_string(), &mapped).await? {
             if !key.indexed {
                 let child = format!("{}.{}", key.table, key.column);
                 findings.add(Level::Warning, &about, format!("{child} points at {} and has no index: deleting rows there becomes slow by orders of magnitude", rows.table));

@@ -102,7 +102,8 @@ impl Intake {
 
     async fn carry_out(&self, delivery: &Delivery) -> Result<Verdict, StoreError> {
         let mut tx = self.trash.store().begin().await?;
-        let message_id = delivery.message_id.as_deref().filter(|id| !id.is_empty() && id.len() <= MOST_ID);
+        let storable = |id: &&str| !id.is_empty() && id.len() <= MOST_ID && !id.contains('\0');
+        let message_id = delivery.message_id.as_deref().filter(storable);
         if let Some(id) = message_id
             && let Some(answer) = requests::claim(&mut tx, id).await?
         {
@@ -204,8 +205,10 @@ fn provenance(request: &Request) -> Result<Provenance, TrashError> {
 }
 
 async fn reply(conn: &mut sqlx::PgConnection, delivery: &Delivery, answer: &Value) -> Result<(), StoreError> {
-    match delivery.reply_to.as_deref().filter(|queue| !queue.is_empty()) {
-        Some(queue) => outbox::reply(conn, queue, delivery.correlation_id.as_deref(), answer).await,
+    let storable = |text: &&str| !text.is_empty() && !text.contains('\0');
+    let correlation_id = delivery.correlation_id.as_deref().filter(storable);
+    match delivery.reply_to.as_deref().filter(storable) {
+        Some(queue) => outbox::reply(conn, queue, correlation_id, answer).await,
         None => Ok(()),
     }
 }

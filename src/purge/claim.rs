@@ -87,8 +87,8 @@ impl Purger {
     }
 
     async fn begin(&self, mut tx: Tx, mut tombstone: Tombstone) -> Result<Claim, super::PurgeError> {
-        let rechecks = tombstones::rechecks(&mut tx, tombstone.id).await?;
-        let wait = self.recheck.delay_for(rechecks.saturating_add(1));
+        let waits = tombstones::waits(&mut tx, tombstone.id).await?;
+        let wait = self.recheck.delay_for(waits.saturating_add(1));
         let remaining = tombstones::until_due(&mut tx, tombstone.id).await?;
         if !remaining.is_zero() {
             return self.later(tx, &tombstone, remaining, "its window is still open".into()).await;

@@ -15,6 +15,9 @@ pub const VERSION: u64 = 1;
 /// The largest request that is read, in bytes. A request names one resource; this is plenty.
 pub const MAX_REQUEST: usize = 64 * 1024;
 
+/// The longest reason, in characters.
+const MOST_REASON: usize = 2000;
+
 /// "Look at this tombstone." Nothing in it decides anything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PurgeTask {
@@ -115,6 +118,13 @@ impl Request {
     /// [`Malformed`].
     pub fn decode(body: &[u8]) -> Result<Self, Malformed> {
         let request: Self = decode(body)?;
+        let texts = [Some(&request.kind), Some(&request.id), Some(&request.actor), request.reason.as_ref()];
+        if texts.into_iter().flatten().any(|text| text.contains('\0')) {
+            return Err(Malformed::Shape("a text holds a NUL character, which cannot be stored".into()));
+        }
+        if request.reason.as_ref().is_some_and(|reason| reason.chars().count() > MOST_REASON) {
+            return Err(Malformed::Shape(format!("`reason` has more than {MOST_REASON} characters")));
+        }
         let misplaced = match request.op {
             Op::Trash if request.partial => Some("partial"),
             Op::Restore | Op::Purge if !request.with.is_empty() => Some("with"),
@@ -197,6 +207,7 @@ mod tests {
             (br#"{"v":1,"op":"trash","kind":"a","id":"1","actor":"a","dry_run":true}"#, "dry_run"),
             (br#"{"v":1,"op":"restore","kind":"a","id":"1","actor":"a","with":["b"]}"#, "with"),
             (br#"{"v":1,"op":"trash","kind":"a","id":["1"],"actor":"a"}"#, "id"),
+            (br#"{"v":1,"op":"trash","kind":"a","id":"1","actor":"a","reason":"\u0000"}"#, "NUL"),
         ] {
             let error = Request::decode(body).unwrap_err().to_string();
             assert!(error.contains(reason), "{error} should mention {reason}");

@@ -1,5 +1,7 @@
 //! Imports point down, and the rules at the bottom touch nothing: read from the sources themselves.
 
+#![expect(clippy::unwrap_used, reason = "in a test an unwrap is an assertion, in its helpers too")]
+
 use std::{
     fs,
     path::{Path, PathBuf},

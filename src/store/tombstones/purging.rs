@@ -55,7 +55,7 @@ pub async fn begin(
         "update reprieve.tombstones
          set state = 'purging', purging_at = now(), fence = fence + 1, lease_owner = $2,
              lease_until = now() + $3 * interval '1 second', row_found = $4, blockers = '[]', last_error = null,
-             attempts = 0, next_attempt_at = now()
+             attempts = 0, waits = 0, next_attempt_at = now()
          where id = $1 and state in ('trashed', 'blocked') and purge_after <= now() returning fence",
     )
     .bind(id.0)
@@ -178,8 +178,21 @@ pub async fn count_rows(conn: &mut PgConnection, lease: &Lease, rows: u64) -> Re
     Ok(ours(done.rows_affected()))
 }
 
-/// Gives the lease back and looks again after `wait`. With `error` the delivery has failed and counts as an attempt;
-/// one that has not failed makes the count begin anew.
+/// Why a purge is passed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PassOn<'a> {
+    /// The slice was over: nothing has failed.
+    Continues,
+    /// Somebody has paused it.
+    Paused,
+    /// A server is away or asks for less. That is waited for, however long it takes.
+    Outage(&'a str),
+    /// It failed: one of a number of attempts.
+    Failed(&'a str),
+}
+
+/// Gives the lease back and looks again after `wait`. What only continues does not forget its failed attempts, or a
+/// purge of many slices would try a key that cannot be deleted for ever.
 ///
 /// # Errors
 /// The statement failed.
@@ -187,17 +200,25 @@ pub async fn pass_on(
     conn: &mut PgConnection,
     lease: &Lease,
     wait: Duration,
-    error: Option<&str>,
+    why: PassOn<'_>,
 ) -> Result<Fenced, StoreError> {
+    let (attempts, waits, error) = match why {
+        PassOn::Continues => (0, None, None),
+        PassOn::Paused => (0, Some(0), Some("paused")),
+        PassOn::Outage(reason) => (0, Some(1), Some(reason)),
+        PassOn::Failed(reason) => (1, None, Some(reason)),
+    };
     let done = sqlx::query(
         "update reprieve.tombstones
          set lease_owner = null, lease_until = null, next_attempt_at = now() + $3 * interval '1 second',
-             attempts = case when $4::text is null then 0 else attempts + 1 end, last_error = $4
+             attempts = attempts + $4, waits = coalesce(waits + $5, 0), last_error = $6
          where id = $1 and fence = $2 and state = 'purging'",
     )
     .bind(lease.id.0)
     .bind(lease.fence.0)
     .bind(wait.as_secs_f64())
+    .bind(attempts)
+    .bind(waits)
     .bind(error)
     .execute(conn)
     .await?;
@@ -229,7 +250,7 @@ pub async fn give_up(conn: &mut PgConnection, lease: &Lease, reason: &str) -> Re
 pub async fn retry(conn: &mut PgConnection, id: TombstoneId) -> Result<bool, StoreError> {
     let done = sqlx::query(
         "update reprieve.tombstones
-         set state = 'purging', attempts = 0, next_attempt_at = now(), lease_owner = null, lease_until = null
+         set state = 'purging', attempts = 0, waits = 0, next_attempt_at = now(), lease_owner = null, lease_until = null
          where id = $1 and state = 'stuck'",
     )
     .bind(id.0)

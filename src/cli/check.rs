@@ -8,7 +8,7 @@ use sqlx::PgConnection;
 
 use super::{
     CliError,
-    output::{Output, table},
+    output::{Output, counted, table},
 };
 use crate::{
     app::App,
@@ -77,7 +77,11 @@ async fn check_database(app: &App, findings: &mut Findings) -> Result<(), StoreE
     app.store.ping().await?;
     match migrate::pending(&app.store).await? {
         0 => findings.add(Level::Ok, "database", "answers, and the schema `reprieve` is up to date"),
-        n => findings.add(Level::Problem, "database", format!("{n} migrations are missing: run `reprieve migrate`")),
+        n => findings.add(
+            Level::Problem,
+            "database",
+            format!("{} to apply: run `reprieve migrate`", counted(n as u64, "migration")),
+        ),
     }
     let mut conn = app.store.conn().await?;
     for kind in app.trash.map().kinds() {
@@ -198,13 +202,14 @@ async fn check_broker(app: &App, findings: &mut Findings) {
     }
     match queue.depths().await {
         Ok(depths) => {
-            let waiting = format!("{} requests, {} purge tasks wait", depths.requests, depths.purge);
+            let waiting =
+                format!("waiting: {}, {}", counted(depths.requests, "request"), counted(depths.purge, "purge task"));
             findings.add(Level::Ok, "broker", format!("answers, its queues are there; {waiting}"));
             if depths.dead > 0 {
                 findings.add(
                     Level::Warning,
                     "broker",
-                    format!("{} messages lie in the dead-letter queue", depths.dead),
+                    format!("{} in the dead-letter queue", counted(depths.dead, "message")),
                 );
             }
         }

@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::{
     CliError, Target,
-    output::{Output, at, bytes, distance, table},
+    output::{Output, at, bytes, counted, distance, table},
 };
 use crate::{
     app::App,
@@ -79,14 +79,14 @@ fn text(shown: &Shown) -> String {
         facts.push((
             "progress",
             format!(
-                "{} listed = {} deleted + {} absent + {} failed + {} unknown; {} freed; {} rows deleted",
+                "{} listed = {} deleted + {} absent + {} failed + {} unknown; {} freed; {} deleted",
                 progress.objects_listed,
                 progress.objects_deleted,
                 progress.objects_absent,
                 progress.objects_failed,
                 progress.objects_unknown,
                 bytes(progress.bytes_freed),
-                progress.rows_deleted
+                counted(progress.rows_deleted, "row")
             ),
         ));
     }

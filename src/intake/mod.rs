@@ -81,7 +81,11 @@ impl Intake {
     async fn handle(&self, delivery: Delivery) -> Result<(), (Delivery, StoreError)> {
         let verdict = match self.carry_out(&delivery).await {
             Ok(verdict) => verdict,
-            Err(error) => return Err((delivery, error)),
+            Err(error) if error.is_transient() || matches!(error, StoreError::NotMigrated(_)) => {
+                return Err((delivery, error));
+            }
+            // it would fail again, and hold up every request behind it
+            Err(error) => Verdict::Malformed { reply: Value::Null, reason: error.to_string() },
         };
         let answered = match verdict {
             Verdict::Answered(_) => delivery.answer.ack().await,
@@ -102,8 +106,7 @@ impl Intake {
 
     async fn carry_out(&self, delivery: &Delivery) -> Result<Verdict, StoreError> {
         let mut tx = self.trash.store().begin().await?;
-        let storable = |id: &&str| !id.is_empty() && id.len() <= MOST_ID && !id.contains('\0');
-        let message_id = delivery.message_id.as_deref().filter(storable);
+        let message_id = delivery.message_id.as_deref().filter(|id| is_storable(id) && id.len() <= MOST_ID);
         if let Some(id) = message_id
             && let Some(answer) = requests::claim(&mut tx, id).await?
         {
@@ -205,10 +208,14 @@ fn provenance(request: &Request) -> Result<Provenance, TrashError> {
 }
 
 async fn reply(conn: &mut sqlx::PgConnection, delivery: &Delivery, answer: &Value) -> Result<(), StoreError> {
-    let storable = |text: &&str| !text.is_empty() && !text.contains('\0');
-    let correlation_id = delivery.correlation_id.as_deref().filter(storable);
-    match delivery.reply_to.as_deref().filter(storable) {
+    let correlation_id = delivery.correlation_id.as_deref().filter(|id| is_storable(id));
+    match delivery.reply_to.as_deref().filter(|queue| is_storable(queue)) {
         Some(queue) => outbox::reply(conn, queue, correlation_id, answer).await,
         None => Ok(()),
     }
+}
+
+/// Properties come from outside too, and PostgreSQL stores no NUL.
+fn is_storable(property: &str) -> bool {
+    !property.is_empty() && !property.contains('\0')
 }

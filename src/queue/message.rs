@@ -118,10 +118,6 @@ impl Request {
     /// [`Malformed`].
     pub fn decode(body: &[u8]) -> Result<Self, Malformed> {
         let request: Self = decode(body)?;
-        let texts = [Some(&request.kind), Some(&request.id), Some(&request.actor), request.reason.as_ref()];
-        if texts.into_iter().flatten().any(|text| text.contains('\0')) {
-            return Err(Malformed::Shape("a text holds a NUL character, which cannot be stored".into()));
-        }
         if request.reason.as_ref().is_some_and(|reason| reason.chars().count() > MOST_REASON) {
             return Err(Malformed::Shape(format!("`reason` has more than {MOST_REASON} characters")));
         }
@@ -149,7 +145,20 @@ fn decode<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, Malformed> {
         Some(v) if v.as_u64() == Some(VERSION) => {}
         Some(v) => return Err(Malformed::Version(v.to_string().chars().take(40).collect())),
     }
+    if holds_nul(&value) {
+        return Err(Malformed::Shape("it holds the character NUL (\\u0000), which cannot be stored".into()));
+    }
     serde_json::from_value(value).map_err(|error| Malformed::Shape(error.to_string()))
+}
+
+/// Whether a text or a field's name in it holds what PostgreSQL stores neither as text nor as json.
+fn holds_nul(value: &Value) -> bool {
+    match value {
+        Value::String(text) => text.contains('\0'),
+        Value::Array(items) => items.iter().any(holds_nul),
+        Value::Object(fields) => fields.iter().any(|(name, value)| name.contains('\0') || holds_nul(value)),
+        Value::Null | Value::Bool(_) | Value::Number(_) => false,
+    }
 }
 
 fn text_or_number<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
@@ -207,7 +216,8 @@ mod tests {
             (br#"{"v":1,"op":"trash","kind":"a","id":"1","actor":"a","dry_run":true}"#, "dry_run"),
             (br#"{"v":1,"op":"restore","kind":"a","id":"1","actor":"a","with":["b"]}"#, "with"),
             (br#"{"v":1,"op":"trash","kind":"a","id":["1"],"actor":"a"}"#, "id"),
-            (br#"{"v":1,"op":"trash","kind":"a","id":"1","actor":"a","reason":"\u0000"}"#, "NUL"),
+            (br#"{"v":1,"op":"trash","kind":"a","id":"1","actor":"a","reason":"x\u0000"}"#, "NUL"),
+            (br#"{"v":1,"op":"trash","kind":"a","id":"1","actor":"a","x\u0000":[{}]}"#, "NUL"),
         ] {
             let error = Request::decode(body).unwrap_err().to_string();
             assert!(error.contains(reason), "{error} should mention {reason}");

@@ -1,0 +1,19 @@
+//! The real program on real servers: `reprieve` purges objects from SeaweedFS, on tasks from RabbitMQ, with rows in
+//! PostgreSQL in the platform's tables. Every test has a database, a bucket and a broker namespace of its own.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod amqp;
+mod process;
+mod world;
+
+mod commands;
+mod golden;
+mod killed;
+mod messages;
+mod paused;
+mod producer;
+mod reconnects;
+mod terminated;
+mod versions;

@@ -19,8 +19,8 @@ create table reprieve.tombstones (
     locations jsonb not null,
     blockers jsonb not null default '[]',
     attempts integer not null default 0 check (attempts >= 0),
-    -- how often a due resource was found in use; spaces the re-checks
-    rechecks integer not null default 0 check (rechecks >= 0),
+    -- looks in vain (in use, held, a server away) since it last got further; spaces the next look
+    waits integer not null default 0 check (waits >= 0),
     next_attempt_at timestamptz not null,
     -- when the relay last handed its task to the broker
     queued_at timestamptz,
@@ -43,6 +43,8 @@ create table reprieve.tombstones (
     constraint window_is_not_negative check (purge_after >= trashed_at),
     constraint counters_add_up
         check (objects_listed = objects_deleted + objects_absent + objects_failed + objects_unknown),
+    constraint counters_are_counts
+        check (least(objects_deleted, objects_absent, objects_failed, objects_unknown, bytes_freed, rows_deleted) >= 0),
     constraint closed_when_final check ((closed_at is not null) = (state in ('restored', 'purged'))),
     constraint no_return_is_dated check ((purging_at is not null) = (state in ('purging', 'stuck', 'purged')))
 );

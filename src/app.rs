@@ -10,6 +10,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     config::{BrokerConfig, Config, StoreConfig},
     http,
+    intake::Intake,
     objects::{
         s3::{S3Credentials, S3Settings, S3Store, VersionsPolicy},
         stores::{NamedStore, Stores},
@@ -20,7 +21,7 @@ use crate::{
         rabbitmq::{RabbitQueue, RabbitSettings},
         supervise::supervise,
     },
-    relay::{Intake, Relay, Sweeper},
+    relay::{Relay, Sweeper},
     retry::{Backoff, InvalidBackoff},
     shutdown,
     store::{Store, StoreError, migrate},

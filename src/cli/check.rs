@@ -8,7 +8,7 @@ use sqlx::PgConnection;
 
 use super::{
     CliError,
-    output::{Output, table},
+    output::{Output, counted, table},
 };
 use crate::{
     app::App,
@@ -77,7 +77,11 @@ async fn check_database(app: &App, findings: &mut Findings) -> Result<(), StoreE
     app.store.ping().await?;
     match migrate::pending(&app.store).await? {
         0 => findings.add(Level::Ok, "database", "answers, and the schema `reprieve` is up to date"),
-        n => findings.add(Level::Problem, "database", format!("{n} migrations are missing: run `reprieve migrate`")),
+        n => findings.add(
+            Level::Problem,
+            "database",
+            format!("{} to apply: run `reprieve migrate`", counted(n as u64, "migration")),
+        ),
     }
     let mut conn = app.store.conn().await?;
     for kind in app.trash.map().kinds() {
@@ -121,22 +125,21 @@ async fn check_kind(conn: &mut PgConnection, kind: &ResourceKind, findings: &mut
     if kind.references.is_empty() {
         findings.add(Level::Warning, &about, "nothing in the map keeps it alive: it has no [[resource.references]]");
     }
-    let mapped: Vec<String> = kind.rows.iter().map(|rows| rows.table.to_string().replace('"', "")).collect();
-    for key in inspect::foreign_keys_onto(conn, &kind.table.to_string()).await? {
+    let mapped: Vec<String> = kind.rows.iter().map(|rows| rows.table.to_string()).collect();
+    for key in inspect::foreign_keys_onto(conn, &kind.table.to_string(), &mapped).await? {
         let child = format!("{}.{}", key.table, key.column);
-        let is_mapped = mapped.contains(&key.table);
         match key.action.as_str() {
             "n" | "d" => findings.add(
                 Level::Warning,
                 &about,
                 format!("the foreign key {child} is set to null or its default by a purge: that lineage is erased"),
             ),
-            "c" if !is_mapped => findings.add(
+            "c" if !key.mapped => findings.add(
                 Level::Warning,
                 &about,
                 format!("the foreign key {child} deletes its rows in one cascade; with many rows map them as [[resource.rows]]"),
             ),
-            "a" | "r" if !is_mapped => findings.add(
+            "a" | "r" if !key.mapped => findings.add(
                 Level::Warning,
                 &about,
                 format!("the foreign key {child} will refuse the row's deletion while it points there"),
@@ -152,7 +155,7 @@ async fn check_kind(conn: &mut PgConnection, kind: &ResourceKind, findings: &mut
             let place = format!("{}.{}", rows.table, rows.column);
             findings.add(Level::Warning, &about, format!("{place} has no index: each chunk of rows scans the table"));
         }
-        for key in inspect::foreign_keys_onto(conn, &rows.table.to_string()).await? {
+        for key in inspect::foreign_keys_onto(conn, &rows.table.to_string(), &mapped).await? {
             if !key.indexed {
                 let child = format!("{}.{}", key.table, key.column);
                 findings.add(Level::Warning, &about, format!("{child} points at {} and has no index: deleting rows there becomes slow by orders of magnitude", rows.table));
@@ -199,13 +202,14 @@ async fn check_broker(app: &App, findings: &mut Findings) {
     }
     match queue.depths().await {
         Ok(depths) => {
-            let waiting = format!("{} requests, {} purge tasks wait", depths.requests, depths.purge);
+            let waiting =
+                format!("waiting: {}, {}", counted(depths.requests, "request"), counted(depths.purge, "purge task"));
             findings.add(Level::Ok, "broker", format!("answers, its queues are there; {waiting}"));
             if depths.dead > 0 {
                 findings.add(
                     Level::Warning,
                     "broker",
-                    format!("{} messages lie in the dead-letter queue", depths.dead),
+                    format!("{} in the dead-letter queue", counted(depths.dead, "message")),
                 );
             }
         }

@@ -32,7 +32,7 @@ pub enum CliError {
     #[error(transparent)]
     Serve(#[from] ServeError),
     /// `check` found so many problems, and has printed them.
-    #[error("{0} problems found")]
+    #[error("{}", if *.0 == 1 { "1 problem found".to_owned() } else { format!("{} problems found", .0) })]
     Check(usize),
     /// Anything else.
     #[error("{0}")]

@@ -3,7 +3,10 @@
 use clap::Args;
 use serde_json::json;
 
-use super::{CliError, output::Output};
+use super::{
+    CliError,
+    output::{Output, counted},
+};
 use crate::{
     config::Config,
     store::{Store, commit, guards, migrate},
@@ -27,7 +30,8 @@ impl Migrate {
             commit(tx).await?;
         }
         output.print(&json!({ "ok": true, "guards_installed": installed }), |_| {
-            let guards = if self.guards { format!("; {installed} guards installed") } else { String::new() };
+            let guards =
+                if self.guards { format!("; {} installed", counted(installed as u64, "guard")) } else { String::new() };
             format!("the schema `reprieve` is up to date{guards}")
         })
     }

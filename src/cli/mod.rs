@@ -122,10 +122,19 @@ struct Who {
 impl Who {
     fn provenance(&self) -> Result<Provenance, CliError> {
         let login = || ["USER", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok());
-        let actor = self.actor.clone().or_else(login).unwrap_or_else(|| "unknown".into());
+        let actor = self.actor.clone().or_else(login).or_else(account).unwrap_or_else(|| "unknown".into());
         let actor = Actor::parse(&actor).map_err(|error| CliError::Usage(format!("--actor: {error}")))?;
         Ok(Provenance { actor, origin: "cli".into(), reason: self.reason.clone() })
     }
+}
+
+/// The name of the account that we run as, where the environment does not say it.
+fn account() -> Option<String> {
+    use std::os::unix::fs::MetadataExt;
+    let uid = std::fs::metadata("/proc/self").ok()?.uid().to_string();
+    let accounts = std::fs::read_to_string("/etc/passwd").ok()?;
+    let line = accounts.lines().find(|line| line.split(':').nth(2) == Some(&uid))?;
+    line.split(':').next().map(str::to_owned)
 }
 
 /// Parses the command line, runs the verb, prints, and says how it ended.

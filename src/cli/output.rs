@@ -82,6 +82,11 @@ pub(super) fn distance(time: OffsetDateTime) -> String {
     if seconds >= 0 { format!("in {short}") } else { format!("{short} ago") }
 }
 
+/// `1 guard`, `2 guards`.
+pub(super) fn counted(count: u64, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
+}
+
 /// Bytes for people.
 pub(super) fn bytes(count: u64) -> String {
     indicatif::BinaryBytes(count).to_string()

@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::{
     CliError, Target,
-    output::{Output, at, bytes, distance, table},
+    output::{Output, at, bytes, counted, distance, table},
 };
 use crate::{
     app::App,
@@ -46,6 +46,17 @@ impl Show {
     }
 }
 
+/// An entry's reason and circumstances, without what stands elsewhere on the page.
+fn details(entry: &Entry) -> String {
+    let mut details = entry.details.clone();
+    if let Some(members) = details.as_object_mut() {
+        members.retain(|key, value| !value.is_null() && !["locations", "purge_after"].contains(&key.as_str()));
+    }
+    let empty = entry.event == "purged" || details.as_object().is_some_and(serde_json::Map::is_empty);
+    let figures = (!empty).then(|| details.to_string());
+    entry.reason.clone().into_iter().chain(figures).collect::<Vec<_>>().join(" ")
+}
+
 fn text(shown: &Shown) -> String {
     let tombstone = &shown.tombstone;
     let progress = &tombstone.progress;
@@ -68,14 +79,14 @@ fn text(shown: &Shown) -> String {
         facts.push((
             "progress",
             format!(
-                "{} listed = {} deleted + {} absent + {} failed + {} unknown; {} freed; {} rows deleted",
+                "{} listed = {} deleted + {} absent + {} failed + {} unknown; {} freed; {} deleted",
                 progress.objects_listed,
                 progress.objects_deleted,
                 progress.objects_absent,
                 progress.objects_failed,
                 progress.objects_unknown,
                 bytes(progress.bytes_freed),
-                progress.rows_deleted
+                counted(progress.rows_deleted, "row")
             ),
         ));
     }
@@ -83,8 +94,7 @@ fn text(shown: &Shown) -> String {
     let width = "purge after".len();
     let mut text: String = facts.map(|(name, value)| format!("{name:width$}  {value}\n")).collect();
     let rows = shown.history.iter().map(|entry| {
-        let details = if entry.event == "purged" { "see the receipt".into() } else { entry.details.to_string() };
-        vec![at(entry.at), entry.event.clone(), entry.actor.clone(), entry.origin.clone(), details]
+        vec![at(entry.at), entry.event.clone(), entry.actor.clone(), entry.origin.clone(), details(entry)]
     });
     text += &format!("\n{}\n", table(&["at", "event", "by", "way", "details"], rows));
     if let Some(receipt) = &shown.receipt {

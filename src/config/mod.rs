@@ -211,8 +211,9 @@ fn read_file(path: &Path, problems: &Problems) -> Option<Map<String, Value>> {
 /// A syntax error quotes the line that it is in, which may hold a secret: keep the position and the reason.
 fn without_values(error: &str) -> String {
     let quoted = |line: &&str| {
-        let line = line.trim_start();
-        !line.starts_with('|') && !line.split_once('|').is_some_and(|(number, _)| number.trim().parse::<u32>().is_ok())
+        // `12 | secret = "…"` and the marks below it
+        line.split_once('|')
+            .is_none_or(|(number, _)| number.trim().parse::<u32>().is_err() && !number.trim().is_empty())
     };
     error.lines().filter(quoted).map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(", ")
 }

@@ -9,7 +9,7 @@ use super::reader::Reader;
 pub struct PurgeConfig {
     /// Purges at once in one process.
     pub concurrency: u16,
-    /// How long a worker may be silent before another takes over.
+    /// How long a worker may be silent before another takes over; a heartbeat extends it every third of it.
     pub lease: Duration,
     /// How long one delivery is worked on before the rest becomes a new task. Well below the broker's 30 minutes.
     pub slice: Duration,
@@ -37,7 +37,7 @@ pub fn read(section: Reader<'_>) -> PurgeConfig {
     const DAY: Duration = Duration::from_secs(24 * 3600);
     let purge = PurgeConfig {
         concurrency: section.count("concurrency", 4, 1..=256),
-        lease: section.duration("lease", 5 * MINUTE, SECOND..=60 * MINUTE),
+        lease: section.duration("lease", MINUTE, SECOND..=60 * MINUTE),
         slice: section.duration("slice", 2 * MINUTE, MILLI..=15 * MINUTE),
         row_chunk: section.count("row_chunk", 5_000, 1..=100_000),
         key_attempts: section.count("key_attempts", 4, 1..=20),

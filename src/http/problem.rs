@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use axum::{
     Json,
-    http::{HeaderName, HeaderValue, StatusCode, header},
+    http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
@@ -17,6 +17,8 @@ use crate::{store::StoreError, trash::TrashError};
 
 /// Seconds after which a client may ask again: a failover takes a few.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("5");
+
+const CHALLENGE: HeaderValue = HeaderValue::from_static("Bearer realm=\"reprieve\"");
 
 const PROBLEM_JSON: HeaderValue = HeaderValue::from_static("application/problem+json");
 
@@ -28,7 +30,15 @@ pub(super) struct Problem {
     detail: String,
     details: Value,
     advice: &'static str,
-    header: Option<(HeaderName, HeaderValue)>,
+    header: Extra,
+}
+
+/// A header that some problems carry.
+#[derive(Debug, Clone, Copy)]
+enum Extra {
+    Nothing,
+    RetryAfter,
+    Challenge,
 }
 
 /// The document.
@@ -47,7 +57,7 @@ struct Document<'a> {
 
 impl Problem {
     fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
-        Self { status, code, detail: detail.into(), details: Value::Null, advice: "", header: None }
+        Self { status, code, detail: detail.into(), details: Value::Null, advice: "", header: Extra::Nothing }
     }
 
     /// 400.
@@ -57,9 +67,8 @@ impl Problem {
 
     /// 401.
     pub(super) fn no_token() -> Self {
-        let challenge = (header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"reprieve\""));
         let detail = "this needs `Authorization: Bearer …` with the token of the configuration (api.token)";
-        Self { header: Some(challenge), ..Self::new(StatusCode::UNAUTHORIZED, "unauthorized", detail) }
+        Self { header: Extra::Challenge, ..Self::new(StatusCode::UNAUTHORIZED, "unauthorized", detail) }
     }
 
     /// 403.
@@ -102,8 +111,7 @@ impl Problem {
     }
 
     fn later(code: &'static str, detail: impl Into<String>) -> Self {
-        let header = Some((header::RETRY_AFTER, RETRY_AFTER));
-        Self { header, ..Self::new(StatusCode::SERVICE_UNAVAILABLE, code, detail) }
+        Self { header: Extra::RetryAfter, ..Self::new(StatusCode::SERVICE_UNAVAILABLE, code, detail) }
     }
 }
 
@@ -168,9 +176,11 @@ impl IntoResponse for Problem {
         };
         let mut response = (self.status, Json(document)).into_response();
         response.headers_mut().insert(header::CONTENT_TYPE, PROBLEM_JSON);
-        if let Some((name, value)) = self.header {
-            response.headers_mut().insert(name, value);
-        }
+        match self.header {
+            Extra::Nothing => None,
+            Extra::RetryAfter => response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER),
+            Extra::Challenge => response.headers_mut().insert(header::WWW_AUTHENTICATE, CHALLENGE),
+        };
         response
     }
 }

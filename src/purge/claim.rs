@@ -35,6 +35,15 @@ pub(super) struct Claimed {
     pub(super) tombstone: Tombstone,
     pub(super) checkpoint: Checkpoint,
     pub(super) progress: Progress,
+    /// Whether this delivery has deleted anything yet. However short its time, it does one step, or it would be no
+    /// further when its time is over, for ever.
+    pub(super) has_worked: bool,
+}
+
+impl Claimed {
+    fn new(lease: Lease, tombstone: Tombstone, checkpoint: Checkpoint) -> Self {
+        Self { lease, progress: tombstone.progress, tombstone, checkpoint, has_worked: false }
+    }
 }
 
 /// What a claim found.
@@ -80,15 +89,18 @@ impl Purger {
         };
         let lease = Lease { id: tombstone.id, fence, duration: self.config.lease };
         let stored = purging::load_checkpoint(&mut tx, tombstone.id).await?;
-        let checkpoint = stored.map(serde_json::from_value).transpose()?.unwrap_or_default();
+        let checkpoint = stored.map(serde_json::from_value).transpose().unwrap_or_else(|error| {
+            // of another version; it only says where to go on, and a pass from the beginning ends at the same place
+            tracing::warn!(tombstone.id = %tombstone.id, %error, "checkpoint cannot be read, the pass begins anew");
+            None
+        });
         commit(tx).await?;
-        let progress = tombstone.progress;
-        Ok(Claim::Ours(Box::new(Claimed { lease, tombstone, checkpoint, progress })))
+        Ok(Claim::Ours(Box::new(Claimed::new(lease, tombstone, checkpoint.unwrap_or_default()))))
     }
 
     async fn begin(&self, mut tx: Tx, mut tombstone: Tombstone) -> Result<Claim, super::PurgeError> {
-        let rechecks = tombstones::rechecks(&mut tx, tombstone.id).await?;
-        let wait = self.recheck.delay_for(rechecks.saturating_add(1));
+        let waits = tombstones::waits(&mut tx, tombstone.id).await?;
+        let wait = self.recheck.delay_for(waits.saturating_add(1));
         let remaining = tombstones::until_due(&mut tx, tombstone.id).await?;
         if !remaining.is_zero() {
             return self.later(tx, &tombstone, remaining, "its window is still open".into()).await;
@@ -107,7 +119,7 @@ impl Purger {
         let looked = self.look(&mut tx, kind, &tombstone).await;
         let (row_found, blockers) = match looked {
             Ok(looked) => looked,
-            Err(error) if error.is_transient() => return Err(error.into()),
+            Err(error @ StoreError::Unavailable(_)) => return Err(error.into()),
             Err(error) => {
                 // the failed query has spoiled its transaction
                 drop(tx);
@@ -128,8 +140,7 @@ impl Purger {
         tombstone.row_found = Some(row_found);
         // attempts count anew past the point of no return
         tombstone.attempts = 0;
-        let progress = tombstone.progress;
-        Ok(Claim::Ours(Box::new(Claimed { lease, tombstone, checkpoint: Checkpoint::default(), progress })))
+        Ok(Claim::Ours(Box::new(Claimed::new(lease, tombstone, Checkpoint::default()))))
     }
 
     /// Locks the resource's row and asks who uses it.

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     domain::{
         location::Location,
-        outcome::{FailureClass, KeyOutcome, ObjectRef},
+        outcome::{FailureClass, KeyFailure, KeyOutcome, ObjectRef},
         progress::Progress,
     },
     objects::{Cursor, stores::NamedStore},
@@ -100,7 +100,7 @@ impl Purger {
         batch: Vec<Entry>,
         budget: &Budget,
     ) -> Result<Option<Early>, PurgeError> {
-        if budget.is_spent() {
+        if budget.is_spent(claimed.has_worked) {
             claimed.checkpoint.in_hand = batch;
             self.write_checkpoint(claimed).await?;
             return Ok(Some(Early::OutOfTime));
@@ -113,18 +113,24 @@ impl Purger {
         let batch = &claimed.checkpoint.in_hand;
         let after = claimed.checkpoint.after.as_ref();
         let outcomes = self.settle(store, location, batch, after, budget).await?;
+        claimed.has_worked = true;
         let batch = std::mem::take(&mut claimed.checkpoint.in_hand);
         let mut counted = Progress::default();
+        let (code, message) = ("NoAnswer".to_owned(), "no answer of the store mentions it".to_owned());
+        let unanswered = KeyFailure { code, message, class: FailureClass::Transient };
         for entry in &batch {
             let object = entry.object();
             // each object of a listing is named once in it; one named twice counts once
             let outcome = outcomes.get(&object).unwrap_or(&KeyOutcome::Unknown);
             counted.count(outcome, entry.size);
             claimed.progress.count(outcome, entry.size);
-            if let KeyOutcome::Failed(why) = outcome {
-                tracing::debug!(s3.key = object.key, code = why.code, "object stays behind");
-                claimed.checkpoint.leave(&object, why);
-            }
+            let why = match outcome {
+                KeyOutcome::Deleted | KeyOutcome::AlreadyAbsent => continue,
+                KeyOutcome::Failed(why) => why,
+                KeyOutcome::Unknown => &unanswered,
+            };
+            tracing::debug!(s3.key = object.key, code = why.code, "object stays behind");
+            claimed.checkpoint.leave(&object, why);
         }
         self.metrics.count_objects(&location.store, &counted);
         claimed.checkpoint.after = batch.last().map(Entry::cursor);

@@ -107,8 +107,9 @@ impl Budget {
         Self { deadline: Instant::now() + time, stop }
     }
 
-    fn is_spent(&self) -> bool {
-        self.stop.is_cancelled() || Instant::now() >= self.deadline
+    /// Whether to stop before the next step. The time alone ends nothing that has not done a step yet.
+    fn is_spent(&self, has_worked: bool) -> bool {
+        self.stop.is_cancelled() || (has_worked && Instant::now() >= self.deadline)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Deletes the child rows, a few thousand a transaction.
 //!
 //! Invariant: rows go after the objects that they alone list, which is why this takes [`Verified`]. Each chunk is
-//! deleted and counted in one fenced transaction.
+//! deleted and counted in one fenced transaction, which also asks for pauses.
 
 use super::{Budget, PurgeError, Purger, claim::Claimed, verify::Verified};
 use crate::{
@@ -26,6 +26,8 @@ pub(super) enum Rows {
     Gone(RowsGone),
     /// The slice is over; the next one verifies again and goes on.
     OutOfTime(Box<Claimed>),
+    /// Somebody paused it.
+    Paused(Box<Claimed>),
 }
 
 impl Purger {
@@ -34,7 +36,7 @@ impl Purger {
         let kind = self.kind_of(&claimed)?;
         for rows in &kind.rows {
             loop {
-                if budget.is_spent() {
+                if budget.is_spent(claimed.has_worked) {
                     return Ok(Rows::OutOfTime(claimed));
                 }
                 let mut tx = self.store.begin().await?;
@@ -44,11 +46,15 @@ impl Purger {
                 if deleted == 0 {
                     break;
                 }
-                if purging::count_rows(&mut tx, &claimed.lease, deleted).await? == Fenced::Lost {
+                let Fenced::Ours { paused } = purging::count_rows(&mut tx, &claimed.lease, deleted).await? else {
                     return Err(PurgeError::LeaseLost);
-                }
+                };
                 commit(tx).await?;
                 claimed.progress.rows_deleted += deleted;
+                claimed.has_worked = true;
+                if paused {
+                    return Ok(Rows::Paused(claimed));
+                }
             }
         }
         Ok(Rows::Gone(RowsGone { claimed }))

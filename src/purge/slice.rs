@@ -23,7 +23,10 @@ use crate::{
         StoreError,
         audit::Happened,
         commit, outbox,
-        tombstones::purging::{self, Fenced, Lease},
+        tombstones::{
+            self,
+            purging::{self, Fenced, Lease, PassOn},
+        },
     },
 };
 
@@ -129,6 +132,10 @@ impl Purger {
                 self.begin_anew(&mut claimed).await?;
                 Ok(Outcome::OutOfTime(claimed.lease))
             }
+            Rows::Paused(mut claimed) => {
+                self.begin_anew(&mut claimed).await?;
+                Ok(Outcome::Paused(claimed.lease))
+            }
         }
     }
 
@@ -167,77 +174,98 @@ impl Purger {
                 Ok(SliceEnd::Purged)
             }
             Ok(Outcome::OutOfTime(lease)) => {
-                self.pass_on(tombstone, &lease, Duration::ZERO, None).await.map(|()| SliceEnd::Continues)
+                self.pass_on(tombstone, &lease, Duration::ZERO, PassOn::Continues).await?;
+                Ok(SliceEnd::Continues)
             }
             Ok(Outcome::Paused(lease)) => {
-                let wait = self.recheck.delay_for(1);
-                self.pass_on(tombstone, &lease, wait, None).await?;
+                self.pass_on(tombstone, &lease, self.recheck.delay_for(1), PassOn::Paused).await?;
                 Ok(SliceEnd::Deferred("paused".into()))
             }
-            Ok(Outcome::Leftovers { lease, reason, permanent }) => {
-                let last = tombstone.attempts + 1 >= self.config.max_attempts;
-                self.fail(tombstone, &lease, reason, permanent || last).await
+            Ok(Outcome::Leftovers { lease, reason, permanent: true }) => self.give_up(tombstone, &lease, reason).await,
+            Ok(Outcome::Leftovers { lease, reason, permanent: false }) => {
+                self.count_failure(tombstone, &lease, reason).await
             }
             Err(PurgeError::LeaseLost) => {
                 tracing::warn!(tombstone.id = %tombstone.id, fence = lease.fence.0, "lease lost, stopping");
                 Ok(SliceEnd::LeaseLost)
             }
-            Err(PurgeError::Store(error)) if error.is_transient() => Err(error),
-            Err(error) => {
-                let last = !error.is_outage() && tombstone.attempts + 1 >= self.config.max_attempts;
-                self.fail(tombstone, lease, error.to_string(), error.is_hopeless() || last).await
-            }
+            Err(PurgeError::Store(error @ StoreError::Unavailable(_))) => Err(error),
+            Err(error) if error.is_hopeless() => self.give_up(tombstone, lease, error.to_string()).await,
+            Err(error) if error.is_outage() => self.wait_out(tombstone, lease, error.to_string()).await,
+            Err(error) => self.count_failure(tombstone, lease, error.to_string()).await,
         }
     }
 
-    /// Writes a failure down: to be tried again after a back-off, or set aside.
-    async fn fail(
+    /// Sets the purge aside: nothing but somebody's help can finish it.
+    async fn give_up(&self, tombstone: &Tombstone, lease: &Lease, reason: String) -> Result<SliceEnd, StoreError> {
+        let mut tx = self.store.begin().await?;
+        if purging::give_up(&mut tx, lease, &reason).await? == Fenced::Lost {
+            return Ok(SliceEnd::LeaseLost);
+        }
+        let details = json!({ "reason": reason, "attempts": tombstone.attempts + 1 });
+        history::record(&mut tx, Happened::Stuck, tombstone, &self.provenance(), details).await?;
+        outbox::remove_purge(&mut tx, tombstone.id).await?;
+        commit(tx).await?;
+        tracing::error!(tombstone.id = %tombstone.id, resource = %tombstone.resource, reason, "stuck");
+        Ok(SliceEnd::Stuck(reason))
+    }
+
+    /// One of a number of attempts has failed: another after a back-off, or none.
+    async fn count_failure(
         &self,
         tombstone: &Tombstone,
         lease: &Lease,
         reason: String,
-        give_up: bool,
     ) -> Result<SliceEnd, StoreError> {
-        let by = self.provenance();
-        if give_up {
-            let mut tx = self.store.begin().await?;
-            if purging::give_up(&mut tx, lease, &reason).await? == Fenced::Lost {
-                return Ok(SliceEnd::LeaseLost);
-            }
-            let details = json!({ "reason": reason, "attempts": tombstone.attempts + 1 });
-            history::record(&mut tx, Happened::Stuck, tombstone, &by, details).await?;
-            outbox::remove_purge(&mut tx, tombstone.id).await?;
-            commit(tx).await?;
-            tracing::error!(tombstone.id = %tombstone.id, resource = %tombstone.resource, reason, "stuck");
-            return Ok(SliceEnd::Stuck(reason));
+        let attempt = tombstone.attempts.saturating_add(1);
+        if attempt >= self.config.max_attempts {
+            return self.give_up(tombstone, lease, reason).await;
         }
-        let wait = self.backoff.delay_for(tombstone.attempts.saturating_add(1));
-        tracing::warn!(
-            tombstone.id = %tombstone.id, resource = %tombstone.resource, reason,
-            attempt = tombstone.attempts + 1, wait_ms = wait.as_millis(), "purge failed, will try again"
-        );
-        self.pass_on(tombstone, lease, wait, Some(&reason)).await?;
+        let wait = self.backoff.delay_for(attempt);
+        self.pass_on(tombstone, lease, wait, PassOn::Failed(&reason)).await?;
         Ok(SliceEnd::Failed(reason))
     }
 
-    /// Gives the lease back and writes the next task. With a reason it counts as a failed attempt.
+    /// A server is away: wait for it, longer each time, however often.
+    async fn wait_out(&self, tombstone: &Tombstone, lease: &Lease, reason: String) -> Result<SliceEnd, StoreError> {
+        let mut conn = self.store.conn().await?;
+        let waits = tombstones::waits(&mut conn, tombstone.id).await?;
+        drop(conn);
+        let wait = self.backoff.delay_for(waits.saturating_add(1));
+        self.pass_on(tombstone, lease, wait, PassOn::Outage(&reason)).await?;
+        Ok(SliceEnd::Failed(reason))
+    }
+
+    /// Gives the lease back and writes the next task.
     async fn pass_on(
         &self,
         tombstone: &Tombstone,
         lease: &Lease,
         wait: Duration,
-        reason: Option<&str>,
+        why: PassOn<'_>,
     ) -> Result<(), StoreError> {
         let mut tx = self.store.begin().await?;
-        if purging::pass_on(&mut tx, lease, wait, reason).await? == Fenced::Lost {
+        if purging::pass_on(&mut tx, lease, wait, why).await? == Fenced::Lost {
             return Ok(());
         }
-        if let Some(reason) = reason {
-            let details = json!({ "reason": reason, "attempt": tombstone.attempts + 1 });
+        if let PassOn::Outage(reason) | PassOn::Failed(reason) = why {
+            let counted = matches!(why, PassOn::Failed(_));
+            let details = json!({ "reason": reason, "attempt": tombstone.attempts + u32::from(counted) });
             history::record(&mut tx, Happened::PurgeFailed, tombstone, &self.provenance(), details).await?;
+            tracing::warn!(
+                tombstone.id = %tombstone.id, resource = %tombstone.resource, reason,
+                wait_ms = wait.as_millis(), "purge failed, will try again"
+            );
         }
         let task = PurgeTask { tombstone: tombstone.id }.encode();
         outbox::schedule_purge(&mut tx, tombstone.id, &task, wait).await?;
         commit(tx).await
+    }
+
+    /// Brings a tombstone back after a slice that could not even write down what comes next.
+    pub(super) async fn look_again(&self, id: TombstoneId) -> Result<(), StoreError> {
+        let mut conn = self.store.conn().await?;
+        let task = PurgeTask { tombstone: id }.encode();
+        outbox::schedule_purge(&mut conn, id, &task, self.backoff.delay_for(1)).await
     }
 }

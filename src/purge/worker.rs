@@ -43,8 +43,9 @@ impl Purger {
                     Err(error) => break Err(error),
                 },
                 Some(done) = slices.join_next() => if let Some(error) = database_error(done) {
-                    tracing::error!(%error, "database is away, worker stops consuming");
-                    break consumer.cancel().await;
+                    // what it could not cancel the broker takes back when the connection goes
+                    let _ = consumer.cancel().await;
+                    break Err(QueueError::new("work on purge tasks", error.to_string()));
                 },
             }
         };
@@ -95,10 +96,16 @@ impl Purger {
                 Err(error)
             }
             Ok(Err(error)) => {
-                // busy, or a map that does not fit: the sweeper brings the task again when its lease has run out
+                // busy, or a map that does not fit
                 self.metrics.slice("error");
                 tracing::warn!(tombstone.id = %task.tombstone, %error, "slice failed");
-                log_answer(delivery.answer.ack().await);
+                match self.look_again(task.tombstone).await {
+                    Ok(()) => log_answer(delivery.answer.ack().await),
+                    Err(error) => {
+                        tracing::warn!(tombstone.id = %task.tombstone, %error, "no new task, the old one goes back");
+                        log_answer(delivery.answer.requeue().await);
+                    }
+                }
                 Ok(())
             }
             Err(panic) => {

@@ -1,17 +1,15 @@
-//! Between the outbox and the broker: the relay publishes what is due, the sweeper makes up for what was lost, the
-//! intake takes other services' requests in.
+//! Between the outbox and the broker: the relay publishes what is due, the sweeper makes up for what was lost.
 //!
 //! Invariant: a message leaves the outbox after the broker has confirmed it, and no tombstone that is due waits for a
 //! message that no longer exists for longer than `sweeper.redeliver_after`.
 
-mod intake;
 mod sweeper;
 
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-pub use self::{intake::Intake, sweeper::Sweeper};
+pub use self::sweeper::Sweeper;
 use crate::{
     config::RelayConfig,
     queue::{Outgoing, PublishOutcome, Publisher, QueueError, Target, TaskQueue},

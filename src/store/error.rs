@@ -48,9 +48,16 @@ impl StoreError {
     pub fn of_platform(error: sqlx::Error, what: impl FnOnce() -> String) -> Self {
         match Self::from(error) {
             Self::NotMigrated(source) | Self::Other(source) => Self::Platform { what: what(), source },
+            // a query that is too slow for `statement_timeout` is a matter of the map, or of an index
+            Self::Busy(source) if is_timeout(&source) => Self::Platform { what: what(), source },
             other => other,
         }
     }
+}
+
+/// query_canceled
+fn is_timeout(error: &sqlx::Error) -> bool {
+    error.as_database_error().and_then(sqlx::error::DatabaseError::code).as_deref() == Some("57014")
 }
 
 /// PostgreSQL's class or code (Appendix A of its manual) says which it is.

@@ -58,10 +58,11 @@ pub async fn install(conn: &mut PgConnection, map: &ResourceMap) -> Result<usize
     }
     let mut count = 0;
     for Placed { kind, reference, guard, trigger } in each(map) {
+        let table = qualified(&mut *conn, kind).await?;
         let quote = |text: &str| format!("'{}'", text.replace('\'', "''"));
         let arguments = [
             quote(kind.kind.as_str()),
-            quote(&kind.table.to_string()),
+            quote(&table),
             quote(&kind.id.to_string()),
             quote(guard.column.as_str()),
             quote(guard.when.as_ref().map_or("", |when| when.as_str())),
@@ -79,6 +80,18 @@ pub async fn install(conn: &mut PgConnection, map: &ResourceMap) -> Result<usize
         count += 1;
     }
     Ok(count)
+}
+
+/// The resource's table with its schema, which a trigger needs: it runs with a search path of its own.
+async fn qualified(conn: &mut PgConnection, kind: &ResourceKind) -> Result<String, StoreError> {
+    let found: Option<String> = sqlx::query_scalar(
+        "select format('%I.%I', n.nspname, c.relname) from pg_catalog.pg_class c
+         join pg_catalog.pg_namespace n on n.oid = c.relnamespace where c.oid = to_regclass($1)",
+    )
+    .bind(kind.table.to_string())
+    .fetch_optional(conn)
+    .await?;
+    found.ok_or_else(|| StoreError::Unusable(format!("there is no table {} (kind {})", kind.table, kind.kind)))
 }
 
 /// Which guards are there.

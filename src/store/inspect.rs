@@ -25,6 +25,8 @@ pub struct ForeignKey {
     pub action: String,
     /// Whether an index begins with that column; without one every deleted row scans the table.
     pub indexed: bool,
+    /// Whether the table is one of those that the caller named.
+    pub mapped: bool,
 }
 
 /// Runs every query of a kind for an id that no row has, and reads a row that does not exist.
@@ -92,14 +94,19 @@ pub async fn mark_type(conn: &mut PgConnection, kind: &ResourceKind) -> Result<O
     .await?)
 }
 
-/// The foreign keys that point at `table` (quoted).
+/// The foreign keys that point at `table` (quoted); `mapped` names the tables (quoted) whose rows the map deletes itself.
 ///
 /// # Errors
 /// The statement failed.
-pub async fn foreign_keys_onto(conn: &mut PgConnection, table: &str) -> Result<Vec<ForeignKey>, StoreError> {
+pub async fn foreign_keys_onto(
+    conn: &mut PgConnection,
+    table: &str,
+    mapped: &[String],
+) -> Result<Vec<ForeignKey>, StoreError> {
     Ok(sqlx::query_as(
         "select n.nspname || '.' || r.relname as table, a.attname::text as column, c.confdeltype::text as action,
-                exists (select from pg_catalog.pg_index i where i.indrelid = c.conrelid and i.indkey[0] = c.conkey[1]) as indexed
+                exists (select from pg_catalog.pg_index i where i.indrelid = c.conrelid and i.indkey[0] = c.conkey[1]) as indexed,
+                exists (select from unnest($2::text[]) as m where to_regclass(m) = c.conrelid) as mapped
          from pg_catalog.pg_constraint c
          join pg_catalog.pg_class r on r.oid = c.conrelid
          join pg_catalog.pg_namespace n on n.oid = r.relnamespace
@@ -108,6 +115,7 @@ pub async fn foreign_keys_onto(conn: &mut PgConnection, table: &str) -> Result<V
          order by 1, 2",
     )
     .bind(table)
+    .bind(mapped)
     .fetch_all(conn)
     .await?)
 }

@@ -231,7 +231,8 @@ pub async fn delete_row(conn: &mut PgConnection, kind: &ResourceKind, id: &Resou
     Ok(done.map_err(|error| StoreError::of_platform(error, what))?.rows_affected())
 }
 
-/// Not kept prepared: the platform changes its tables while we run.
+/// Not kept prepared: the platform changes its tables while we run. Such a statement must return plain types alone,
+/// since looking up another type would take its unnamed place: hence the casts to text.
 fn query<'q>(sql: String) -> Query<'q, Postgres, PgArguments> {
     sqlx::query(AssertSqlSafe(sql)).persistent(false)
 }

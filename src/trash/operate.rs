@@ -38,8 +38,9 @@ impl TrashBin {
             None => None,
         };
         let row = platform::find(&mut tx, kind, &resource.id, Locking::ForUpdate).await?;
-        match open {
-            Some(tombstone) if !tombstone.state.is_restorable() && tombstone.state.is_open() => {
+        // while we waited for its lock it may have been closed
+        match open.filter(|tombstone| tombstone.state.is_open()) {
+            Some(tombstone) if !tombstone.state.is_restorable() => {
                 return Err(TrashError::PastReturn { tombstone: Box::new(tombstone) });
             }
             None if !row.is_some_and(|row| row.fits) => return Err(TrashError::NotFound(resource.clone())),
@@ -62,10 +63,10 @@ impl TrashBin {
         let changed = holds::delete(&mut tx, resource).await?;
         if changed {
             note(&mut tx, Happened::Released, Some(resource), by, json!({})).await?;
-            if let Some(open) = tombstones::open_of(&mut tx, resource).await? {
-                if tombstones::wake(&mut tx, open.id).await? {
-                    outbox::hurry(&mut tx, &[open.id]).await?;
-                }
+            if let Some(open) = tombstones::open_of(&mut tx, resource).await?
+                && tombstones::wake(&mut tx, open.id).await?
+            {
+                outbox::hurry(&mut tx, &[open.id]).await?;
             }
         }
         commit(tx).await?;

@@ -83,7 +83,9 @@ impl TrashBin {
                 if parent.is_some() {
                     continue;
                 }
-                return Err(TrashError::NotFound(resource));
+                // the platform may have removed its row since
+                plan.already = tombstones::open_of(&mut *conn, &resource).await?;
+                return if plan.already.is_some() { Ok(plan) } else { Err(TrashError::NotFound(resource)) };
             };
             if let Some(open) = tombstones::open_of(&mut *conn, &resource).await? {
                 if parent.is_some() {

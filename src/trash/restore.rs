@@ -32,11 +32,12 @@ pub struct Restored {
     pub already: bool,
     /// The tombstones of the children that came back with it.
     pub children: Vec<Tombstone>,
-    /// Children past the point of no return; only a partial restore leaves them behind.
+    /// Children past the point of no return, or whose rows somebody else has removed; only a partial restore leaves
+    /// them behind.
     pub lost: Vec<Tombstone>,
 }
 
-/// What to do when some of the children are past the point of no return.
+/// What to do when some of the children are past the point of no return, or have no row any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum IfChildrenLost {
     /// Restore nothing.
@@ -85,12 +86,12 @@ impl TrashBin {
         if newest.state == State::Restored {
             return Ok(Restored { tombstone: newest, already: true, children: Vec::new(), lost: Vec::new() });
         }
-        let tombstone = self.restore_one(&mut *conn, newest, by).await?;
+        let tombstone = self.restore_one(&mut *conn, &newest, by).await?;
         let (mut children, mut lost) = (Vec::new(), Vec::new());
         let mut parents = vec![tombstone.id];
         while let Some(parent) = parents.pop() {
             for child in tombstones::children_of(&mut *conn, parent).await? {
-                match self.restore_one(&mut *conn, child, by).await {
+                match self.restore_one(&mut *conn, &child, by).await {
                     Ok(child) => {
                         parents.push(child.id);
                         children.push(child);
@@ -99,6 +100,7 @@ impl TrashBin {
                     Err(TrashError::PastReturn { tombstone }) if if_lost == IfChildrenLost::RestoreTheRest => {
                         lost.push(*tombstone);
                     }
+                    Err(TrashError::RowGone(_)) if if_lost == IfChildrenLost::RestoreTheRest => lost.push(child),
                     Err(error) => return Err(error),
                 }
             }
@@ -109,19 +111,20 @@ impl TrashBin {
     async fn restore_one(
         &self,
         conn: &mut PgConnection,
-        seen: Tombstone,
+        seen: &Tombstone,
         by: &Provenance,
     ) -> Result<Tombstone, TrashError> {
         // waits here for a claim in progress, and then sees what it has decided
-        let Some(restored) = tombstones::restore(&mut *conn, seen.id).await? else {
-            let now = tombstones::find(&mut *conn, seen.id).await?;
-            return Err(TrashError::PastReturn { tombstone: Box::new(now.unwrap_or(seen)) });
-        };
-        let kind = self.kind_of(&restored.resource)?;
-        let row = platform::find(&mut *conn, kind, &restored.resource.id, Locking::ForUpdate).await?;
-        if row.is_none() {
-            return Err(TrashError::RowGone(restored.resource));
+        let now = tombstones::lock(&mut *conn, seen.id).await?.unwrap_or_else(|| seen.clone());
+        let kind = self.kind_of(&now.resource)?;
+        if now.state.is_restorable()
+            && platform::find(&mut *conn, kind, &now.resource.id, Locking::ForUpdate).await?.is_none()
+        {
+            return Err(TrashError::RowGone(now.resource));
         }
+        let Some(restored) = tombstones::restore(&mut *conn, now.id).await? else {
+            return Err(TrashError::PastReturn { tombstone: Box::new(now) });
+        };
         platform::mark(&mut *conn, kind, &restored.resource.id, false).await?;
         outbox::remove_purge(&mut *conn, restored.id).await?;
         let details = json!({ "parent": restored.parent });

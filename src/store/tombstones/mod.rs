@@ -174,7 +174,7 @@ pub async fn block(
 ) -> Result<bool, StoreError> {
     let done = sqlx::query(
         "update reprieve.tombstones
-         set state = 'blocked', blockers = $2, rechecks = rechecks + 1, last_error = null,
+         set state = 'blocked', blockers = $2, waits = waits + 1, last_error = null,
              next_attempt_at = now() + $3 * interval '1 second'
          where id = $1 and state in ('trashed', 'blocked')",
     )
@@ -194,7 +194,7 @@ pub async fn block(
 pub async fn defer(conn: &mut PgConnection, id: TombstoneId, reason: &str, wait: Duration) -> Result<bool, StoreError> {
     let done = sqlx::query(
         "update reprieve.tombstones
-         set last_error = $2, rechecks = rechecks + 1, next_attempt_at = now() + $3 * interval '1 second'
+         set last_error = $2, waits = waits + 1, next_attempt_at = now() + $3 * interval '1 second'
          where id = $1 and state in ('trashed', 'blocked')",
     )
     .bind(id.0)
@@ -235,12 +235,12 @@ pub async fn until_free(conn: &mut PgConnection, id: TombstoneId) -> Result<Dura
     Ok(Duration::from_secs_f64(seconds.unwrap_or(LEAST).max(LEAST)))
 }
 
-/// How often a due resource was looked at in vain; spaces the next look.
+/// How often it was looked at in vain since it last got further; spaces the next look.
 ///
 /// # Errors
 /// The statement failed.
-pub async fn rechecks(conn: &mut PgConnection, id: TombstoneId) -> Result<u32, StoreError> {
-    let count: Option<i32> = sqlx::query_scalar("select rechecks from reprieve.tombstones where id = $1")
+pub async fn waits(conn: &mut PgConnection, id: TombstoneId) -> Result<u32, StoreError> {
+    let count: Option<i32> = sqlx::query_scalar("select waits from reprieve.tombstones where id = $1")
         .bind(id.0)
         .fetch_optional(conn)
         .await?;

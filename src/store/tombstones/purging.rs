@@ -40,6 +40,16 @@ pub enum Fenced {
     Lost,
 }
 
+/// Whether a pause concerns the tombstone `t`, asked in the write that fences the next step.
+macro_rules! is_paused {
+    () => {
+        "exists (
+             select from reprieve.pauses p
+             where p.scope = 'all' or (p.scope = 'kind' and p.name = t.kind)
+                or (p.scope = 'store' and t.locations @> jsonb_build_array(jsonb_build_object('store', p.name))))"
+    };
+}
+
 /// The point of no return: `trashed`/`blocked` and due → `purging`, with a new fence and a lease. `None`: no longer so.
 ///
 /// # Errors
@@ -55,7 +65,7 @@ pub async fn begin(
         "update reprieve.tombstones
          set state = 'purging', purging_at = now(), fence = fence + 1, lease_owner = $2,
              lease_until = now() + $3 * interval '1 second', row_found = $4, blockers = '[]', last_error = null,
-             attempts = 0, next_attempt_at = now()
+             attempts = 0, waits = 0, next_attempt_at = now()
          where id = $1 and state in ('trashed', 'blocked') and purge_after <= now() returning fence",
     )
     .bind(id.0)
@@ -117,14 +127,13 @@ pub async fn checkpoint(
 ) -> Result<Fenced, StoreError> {
     let n = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
     let paused: Option<bool> = sqlx::query_scalar(
-        "update reprieve.tombstones t
-         set objects_listed = $3, objects_deleted = $4, objects_absent = $5, objects_failed = $6,
-             objects_unknown = $7, bytes_freed = $8, checkpoint = $9, lease_until = now() + $10 * interval '1 second'
-         where id = $1 and fence = $2 and state = 'purging'
-         returning exists (
-             select from reprieve.pauses p
-             where p.scope = 'all' or (p.scope = 'kind' and p.name = t.kind)
-                or (p.scope = 'store' and t.locations @> jsonb_build_array(jsonb_build_object('store', p.name))))",
+        concat!(
+            "update reprieve.tombstones t
+             set objects_listed = $3, objects_deleted = $4, objects_absent = $5, objects_failed = $6,
+                 objects_unknown = $7, bytes_freed = $8, checkpoint = $9, lease_until = now() + $10 * interval '1 second'
+             where id = $1 and fence = $2 and state = 'purging' returning ",
+            is_paused!()
+        ),
     )
     .bind(lease.id.0)
     .bind(lease.fence.0)
@@ -164,22 +173,36 @@ pub async fn renew(conn: &mut PgConnection, lease: &Lease) -> Result<Fenced, Sto
 /// # Errors
 /// The statement failed.
 pub async fn count_rows(conn: &mut PgConnection, lease: &Lease, rows: u64) -> Result<Fenced, StoreError> {
-    let done = sqlx::query(
-        "update reprieve.tombstones
+    let paused: Option<bool> = sqlx::query_scalar(concat!(
+        "update reprieve.tombstones t
          set rows_deleted = rows_deleted + $3, lease_until = now() + $4 * interval '1 second'
-         where id = $1 and fence = $2 and state = 'purging'",
-    )
+         where id = $1 and fence = $2 and state = 'purging' returning ",
+        is_paused!()
+    ))
     .bind(lease.id.0)
     .bind(lease.fence.0)
     .bind(i64::try_from(rows).unwrap_or(i64::MAX))
     .bind(lease.duration.as_secs_f64())
-    .execute(conn)
+    .fetch_optional(conn)
     .await?;
-    Ok(ours(done.rows_affected()))
+    Ok(paused.map_or(Fenced::Lost, |paused| Fenced::Ours { paused }))
 }
 
-/// Gives the lease back and looks again after `wait`. With `error` the delivery has failed and counts as an attempt;
-/// one that has not failed makes the count begin anew.
+/// Why a purge is passed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PassOn<'a> {
+    /// The slice was over: nothing has failed.
+    Continues,
+    /// Somebody has paused it.
+    Paused,
+    /// A server is away or asks for less. That is waited for, however long it takes.
+    Outage(&'a str),
+    /// It failed: one of a number of attempts.
+    Failed(&'a str),
+}
+
+/// Gives the lease back and looks again after `wait`. What only continues does not forget its failed attempts, or a
+/// purge of many slices would try a key that cannot be deleted for ever.
 ///
 /// # Errors
 /// The statement failed.
@@ -187,17 +210,25 @@ pub async fn pass_on(
     conn: &mut PgConnection,
     lease: &Lease,
     wait: Duration,
-    error: Option<&str>,
+    why: PassOn<'_>,
 ) -> Result<Fenced, StoreError> {
+    let (attempts, waits, error) = match why {
+        PassOn::Continues => (0, None, None),
+        PassOn::Paused => (0, Some(0), Some("paused")),
+        PassOn::Outage(reason) => (0, Some(1), Some(reason)),
+        PassOn::Failed(reason) => (1, None, Some(reason)),
+    };
     let done = sqlx::query(
         "update reprieve.tombstones
          set lease_owner = null, lease_until = null, next_attempt_at = now() + $3 * interval '1 second',
-             attempts = case when $4::text is null then 0 else attempts + 1 end, last_error = $4
+             attempts = attempts + $4, waits = coalesce(waits + $5, 0), last_error = $6
          where id = $1 and fence = $2 and state = 'purging'",
     )
     .bind(lease.id.0)
     .bind(lease.fence.0)
     .bind(wait.as_secs_f64())
+    .bind(attempts)
+    .bind(waits)
     .bind(error)
     .execute(conn)
     .await?;
@@ -229,7 +260,7 @@ pub async fn give_up(conn: &mut PgConnection, lease: &Lease, reason: &str) -> Re
 pub async fn retry(conn: &mut PgConnection, id: TombstoneId) -> Result<bool, StoreError> {
     let done = sqlx::query(
         "update reprieve.tombstones
-         set state = 'purging', attempts = 0, next_attempt_at = now(), lease_owner = null, lease_until = null
+         set state = 'purging', attempts = 0, waits = 0, next_attempt_at = now(), lease_owner = null, lease_until = null
          where id = $1 and state = 'stuck'",
     )
     .bind(id.0)

@@ -1,0 +1,232 @@
+use reprieve::domain::outcome::FailureClass;
+use reprieve::domain::state::State;
+use reprieve::objects::Versioning;
+use reprieve::objects::faulty::{Times, failure};
+use reprieve::purge::SliceEnd;
+use uuid::Uuid;
+
+use crate::bench::{BUCKET, Bench, SIZE, alice};
+use crate::support::heimdall::key;
+
+async fn due(samples: u32) -> (Bench, Uuid, reprieve::domain::ids::TombstoneId) {
+    let bench = Bench::heimdall().await;
+    let dataset = bench.dataset("set a", samples).await;
+    let id = bench.trash_due("dataset", dataset).await;
+    (bench, dataset, id)
+}
+
+#[tokio::test]
+async fn thousands_of_objects_go_in_batches_and_the_neighbours_stay() {
+    let (bench, dataset, id) = due(2_543).await;
+    let memory = bench.objects.memory();
+    let neighbours = [
+        format!("synthetic/{dataset}-copy/0/RX_000.npy"),
+        format!("synthetic/{dataset}.npy"),
+        format!("synthetic/dataset-{dataset}0/x"),
+        format!("synthetic/{}/0/RX_000.npy", Uuid::new_v4()),
+        format!("Synthetic/{dataset}/0"),
+    ];
+    neighbours.iter().for_each(|key| memory.put(BUCKET, key, 1));
+    memory.put(BUCKET, &format!("synthetic/dataset-{dataset}/old layout"), 20);
+    assert_eq!(bench.slice(id).await, SliceEnd::Purged);
+    assert_eq!(bench.objects(), neighbours.len());
+    let progress = bench.tombstone(id).await.progress;
+    assert_eq!((progress.objects_listed, progress.objects_deleted), (2_544, 2_544));
+    assert_eq!(progress.bytes_freed, 2_543 * SIZE + 20);
+    assert_eq!(progress.rows_deleted, 101, "50 samples, 50 features, the dataset");
+    let batches = bench.objects.faults.batches();
+    assert_eq!(batches.iter().sum::<usize>(), 2_544);
+    assert!(batches.iter().all(|batch| *batch <= 1000) && batches.len() == 4, "{batches:?}");
+}
+
+#[tokio::test]
+async fn keys_that_fail_in_passing_are_tried_again_alone() {
+    let (bench, dataset, id) = due(10).await;
+    for sample in [2, 5] {
+        let busy = failure("SlowDown", FailureClass::Throttled);
+        bench.objects.faults.fail_key(&key(dataset, sample, 0), Times::Next(1), busy);
+    }
+    assert_eq!(bench.slice(id).await, SliceEnd::Purged);
+    assert_eq!(bench.objects.faults.batches(), [10, 2]);
+    assert_eq!(bench.tombstone(id).await.progress.objects_deleted, 10);
+}
+
+#[tokio::test]
+async fn one_locked_object_sets_the_purge_aside_with_its_reason_while_the_rest_goes() {
+    let (bench, dataset, id) = due(10).await;
+    let locked = key(dataset, 3, 0);
+    bench.objects.faults.fail_key(&locked, Times::Next(1), failure("AccessDenied", FailureClass::Permanent));
+    let end = bench.slice(id).await;
+    assert!(
+        matches!(&end, SliceEnd::Stuck(why) if why.contains("1 objects: AccessDenied") && why.contains(&locked)),
+        "{end:?}"
+    );
+    assert_eq!(bench.objects(), 1);
+    let tombstone = bench.tombstone(id).await;
+    assert_eq!((tombstone.state, tombstone.progress.objects_failed), (State::Stuck, 1));
+    assert_eq!((tombstone.progress.objects_listed, tombstone.progress.objects_deleted), (10, 9));
+    assert_eq!(bench.count("heimdall.synthetic_datasets").await, 1, "its rows stay, all of them");
+    assert_eq!(bench.count("heimdall.synthetic_iq_samples").await, 10);
+    assert_eq!(bench.count("reprieve.outbox where topic = 'purge'").await, 0, "it waits for somebody");
+    assert_eq!(bench.slice(id).await, SliceEnd::Nothing("it is stuck and waits for a retry"));
+
+    bench.bin.retry(&bench.resource("dataset", dataset), &alice()).await.expect("goes on");
+    assert_eq!(bench.slice(id).await, SliceEnd::Purged);
+    let progress = bench.tombstone(id).await.progress;
+    assert_eq!((progress.objects_listed, progress.objects_deleted, progress.objects_failed), (10, 10, 0));
+    assert_eq!(bench.events(id).await, ["trashed", "purge_begun", "stuck", "retried", "purged"]);
+}
+
+#[tokio::test]
+async fn a_lost_answer_is_resolved_by_trying_again_and_counts_once() {
+    let (bench, _, id) = due(10).await;
+    bench.objects.faults.lose_next_answer();
+    assert_eq!(bench.slice(id).await, SliceEnd::Purged);
+    let progress = bench.tombstone(id).await.progress;
+    assert_eq!((progress.objects_listed, progress.objects_gone(), progress.objects_unknown), (10, 10, 0));
+    assert_eq!(progress.bytes_freed, 10 * SIZE);
+}
+
+#[tokio::test]
+async fn answers_lost_to_the_last_try_are_resolved_by_a_listing() {
+    let (bench, _, id) = due(10).await;
+    bench.objects.faults.lose_next_answer();
+    bench.objects.faults.lose_next_answer();
+    assert_eq!(bench.slice(id).await, SliceEnd::Purged);
+    let progress = bench.tombstone(id).await.progress;
+    assert_eq!((progress.objects_listed, progress.objects_deleted, progress.objects_absent), (10, 0, 10));
+    assert_eq!(progress.bytes_freed, 10 * SIZE);
+}
+
+#[tokio::test]
+async fn keys_that_every_answer_leaves_out_are_gone_when_a_listing_says_so() {
+    let (bench, dataset, id) = due(10).await;
+    bench.objects.faults.leave_out(&key(dataset, 4, 0), Times::Always);
+    assert_eq!(bench.slice(id).await, SliceEnd::Purged);
+    let progress = bench.tombstone(id).await.progress;
+    assert_eq!((progress.objects_deleted, progress.objects_absent), (9, 1));
+}
+
+#[tokio::test]
+async fn a_key_that_no_answer_mentions_and_that_is_still_there_keeps_the_rows_and_is_named() {
+    let (bench, dataset, id) = due(10).await;
+    let silent = key(dataset, 4, 0);
+    bench.objects.ignore(&silent);
+    let SliceEnd::Failed(why) = bench.slice(id).await else { panic!("an object is left") };
+    assert!(why.contains("1 objects") && why.contains(&silent), "{why:?}");
+    let tombstone = bench.tombstone(id).await;
+    assert_eq!((tombstone.progress.objects_unknown, tombstone.progress.objects_listed), (1, 10));
+    assert_eq!((bench.objects(), bench.count("heimdall.synthetic_iq_samples").await), (1, 10));
+    bench.objects.heed();
+    bench.make_due(id).await;
+    assert_eq!(bench.slice(id).await, SliceEnd::Purged);
+    let progress = bench.tombstone(id).await.progress;
+    assert_eq!((progress.objects_listed, progress.objects_deleted, progress.objects_unknown), (10, 10, 0));
+}
+
+#[tokio::test]
+async fn a_listing_that_fails_is_a_failure_and_never_an_empty_prefix() {
+    let (bench, _, id) = due(10).await;
+    bench.objects.faults.fail_next_list(failure("InternalError", FailureClass::Transient));
+    let end = bench.slice(id).await;
+    assert!(matches!(&end, SliceEnd::Failed(why) if why.contains("InternalError")), "{end:?}");
+    assert_eq!((bench.state(id).await, bench.objects()), (State::Purging, 10));
+    let waiting = "reprieve.outbox where topic = 'purge' and available_at > now() + interval '20 minutes'";
+    assert_eq!(bench.count(waiting).await, 1, "it backs off");
+    let kept = bench.tombstone(id).await;
+    assert!(kept.lease_owner.is_none() && kept.last_error.is_some());
+    bench.make_due(id).await;
+    assert_eq!(bench.slice(id).await, SliceEnd::Purged);
+    assert!(bench.tombstone(id).await.last_error.is_none());
+}
+
+#[tokio::test]
+async fn an_outage_however_long_never_sets_a_purge_aside_nor_uses_up_its_attempts() {
+    let (bench, dataset, id) = due(4).await;
+    for _ in 0..8 {
+        bench.objects.faults.fail_next_list(failure("Connection", FailureClass::Transient));
+        assert!(matches!(bench.slice(id).await, SliceEnd::Failed(_)));
+        bench.make_due(id).await;
+    }
+    bench.objects.ignore(&key(dataset, 0, 0));
+    let end = bench.slice(id).await;
+    assert!(matches!(end, SliceEnd::Failed(_)), "the first failure of its own: {end:?}");
+    bench.objects.heed();
+    bench.make_due(id).await;
+    assert_eq!(bench.slice(id).await, SliceEnd::Purged);
+}
+
+#[tokio::test]
+async fn a_listing_that_fails_while_verifying_deletes_no_row() {
+    let (bench, _, id) = due(3).await;
+    // the first prefix, the second, and then the first again to verify
+    let gate = bench.objects.stop_a_delete(0, crate::gate::At::After);
+    let worker = bench.purger();
+    let working = tokio::spawn(async move { worker.run_slice(id, &crate::bench::budget()).await });
+    gate.reached().await;
+    bench.objects.fail_list_after(1, failure("InternalError", FailureClass::Transient));
+    gate.open();
+    let end = working.await.expect("no panic").expect("the database is there");
+    assert!(matches!(&end, SliceEnd::Failed(why) if why.contains("InternalError")), "{end:?}");
+    assert_eq!((bench.objects(), bench.count("heimdall.synthetic_iq_samples").await), (0, 3));
+    bench.make_due(id).await;
+    assert_eq!(bench.slice(id).await, SliceEnd::Purged);
+    assert_eq!(bench.tombstone(id).await.progress.objects_listed, 3);
+}
+
+#[tokio::test]
+async fn a_bucket_that_does_not_exist_is_stuck_and_no_row_goes() {
+    let (bench, dataset, id) = due(3).await;
+    bench.objects.faults.fail_next_list(failure("NoSuchBucket", FailureClass::Permanent));
+    let end = bench.slice(id).await;
+    assert!(matches!(&end, SliceEnd::Stuck(why) if why.contains("NoSuchBucket")), "{end:?}");
+    assert_eq!((bench.state(id).await, bench.count("heimdall.synthetic_iq_samples").await), (State::Stuck, 3));
+    bench.bin.retry(&bench.resource("dataset", dataset), &alice()).await.expect("goes on");
+    assert_eq!(bench.slice(id).await, SliceEnd::Purged);
+}
+
+#[tokio::test]
+async fn what_a_late_writer_puts_is_found_by_the_verification_and_goes_in_the_next_pass() {
+    let (bench, dataset, id) = due(3).await;
+    // after both prefixes have been listed empty, before the verification
+    bench.objects.write_late(2, BUCKET, &key(dataset, 77, 0));
+    let end = bench.slice(id).await;
+    assert!(
+        matches!(&end, SliceEnd::Failed(why) if why.contains("writer") && why.contains(&key(dataset, 77, 0))),
+        "{end:?}"
+    );
+    assert_eq!((bench.state(id).await, bench.count("heimdall.synthetic_iq_samples").await), (State::Purging, 3));
+    bench.make_due(id).await;
+    assert_eq!(bench.slice(id).await, SliceEnd::Purged);
+    assert_eq!((bench.objects(), bench.tombstone(id).await.progress.objects_deleted), (0, 4));
+}
+
+#[tokio::test]
+async fn a_writer_that_never_stops_ends_as_stuck_with_every_row_in_place() {
+    let (bench, dataset, id) = due(3).await;
+    for attempt in 1..=3 {
+        bench.objects.write_late(2, BUCKET, &key(dataset, 100 + attempt, 0));
+        let end = bench.slice(id).await;
+        assert_eq!(matches!(end, SliceEnd::Stuck(_)), attempt == 3, "{attempt}: {end:?}");
+        bench.make_due(id).await;
+    }
+    assert_eq!(bench.count("heimdall.synthetic_iq_samples").await, 3);
+}
+
+#[tokio::test]
+async fn every_version_and_every_delete_marker_goes() {
+    let map = crate::bench::HEIMDALL.replace("heimdall-synthetic-iq", "second-bucket");
+    let bench = Bench::with(&map, "", |_| ()).await;
+    let dataset = bench.dataset("set a", 0).await;
+    let memory = bench.objects.memory();
+    memory.make_bucket("second-bucket", Versioning::Kept);
+    for _ in 0..3 {
+        memory.put("second-bucket", &key(dataset, 0, 0), SIZE);
+    }
+    let id = bench.trash_due("dataset", dataset).await;
+    bench.objects.faults.lose_next_answer();
+    assert_eq!(bench.slice(id).await, SliceEnd::Purged);
+    assert_eq!(memory.count("second-bucket"), 0);
+    let progress = bench.tombstone(id).await.progress;
+    assert_eq!((progress.objects_listed, progress.objects_absent), (3, 3), "deleted unseen, found gone");
+}

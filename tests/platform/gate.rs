@@ -1,0 +1,166 @@
+//! An object store whose next delete can be stopped at a gate, so that a test decides what happens meanwhile, and that
+//! can do what no scripted fault does: leave a key alone and say nothing of it, or be written to between two listings.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use reprieve::domain::outcome::{BatchOutcome, KeyFailure, ObjectRef};
+use reprieve::objects::faulty::FaultyStore;
+use reprieve::objects::memory::MemoryStore;
+use reprieve::objects::{BucketFacts, Cursor, ObjectStore, ObjectsError, Page};
+use tokio::sync::{Notify, Semaphore};
+
+/// Where a delete waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum At {
+    /// Nothing is deleted yet.
+    Before,
+    /// Everything is deleted, and nobody knows.
+    After,
+}
+
+/// A gate that one delete request waits at.
+#[derive(Debug)]
+pub struct Gate {
+    at: At,
+    /// Requests that still pass before one has to wait.
+    passes: usize,
+    reached: Arc<Notify>,
+    open: Arc<Semaphore>,
+}
+
+/// The test's side of a gate.
+#[derive(Debug, Clone)]
+pub struct Keeper {
+    reached: Arc<Notify>,
+    open: Arc<Semaphore>,
+}
+
+impl Keeper {
+    /// Waits until a request stands at the gate.
+    pub async fn reached(&self) {
+        tokio::time::timeout(crate::support::SOON, self.reached.notified()).await.expect("a delete reaches the gate");
+    }
+
+    /// Lets it pass.
+    pub fn open(&self) {
+        self.open.add_permits(1);
+    }
+}
+
+/// The store of the tests.
+#[derive(Debug)]
+pub struct GateStore {
+    /// Scripted faults, and the objects behind them.
+    pub faults: FaultyStore<MemoryStore>,
+    gate: Mutex<Option<Gate>>,
+    ignored: Mutex<HashSet<String>>,
+    late: Mutex<Vec<(usize, String, String)>>,
+    failing_list: Mutex<Option<(usize, KeyFailure)>>,
+}
+
+impl GateStore {
+    pub fn new(memory: MemoryStore) -> Self {
+        let faults = FaultyStore::new(memory);
+        let (gate, ignored, late, failing_list) =
+            (Mutex::default(), Mutex::default(), Mutex::default(), Mutex::default());
+        Self { faults, gate, ignored, late, failing_list }
+    }
+
+    /// The delete after the next `passes` has to wait; whoever holds the keeper says for how long.
+    pub fn stop_a_delete(&self, passes: usize, at: At) -> Keeper {
+        let (reached, open) = (Arc::new(Notify::new()), Arc::new(Semaphore::new(0)));
+        let keeper = Keeper { reached: Arc::clone(&reached), open: Arc::clone(&open) };
+        *self.gate.lock().expect("no panic") = Some(Gate { at, passes, reached, open });
+        keeper
+    }
+
+    /// Deletes of this key do nothing, and the answer does not mention it, until [`GateStore::heed`].
+    pub fn ignore(&self, key: &str) {
+        self.ignored.lock().expect("no panic").insert(key.to_owned());
+    }
+
+    /// Deletes work again.
+    pub fn heed(&self) {
+        self.ignored.lock().expect("no panic").clear();
+    }
+
+    /// A writer that does not know: puts `key` when `lists` more listings have been answered.
+    pub fn write_late(&self, lists: usize, bucket: &str, key: &str) {
+        self.late.lock().expect("no panic").push((lists, bucket.to_owned(), key.to_owned()));
+    }
+
+    /// The listing after the next `passes` fails.
+    pub fn fail_list_after(&self, passes: usize, failure: KeyFailure) {
+        *self.failing_list.lock().expect("no panic") = Some((passes, failure));
+    }
+
+    /// The objects behind everything.
+    pub fn memory(&self) -> &MemoryStore {
+        self.faults.inner()
+    }
+
+    fn gate_for_this(&self) -> Option<Gate> {
+        let mut gate = self.gate.lock().expect("no panic");
+        match gate.as_mut() {
+            Some(waiting) if waiting.passes > 0 => {
+                waiting.passes -= 1;
+                None
+            }
+            _ => gate.take(),
+        }
+    }
+
+    fn write_what_is_late(&self) {
+        self.late.lock().expect("no panic").retain_mut(|(lists, bucket, key)| {
+            if *lists > 1 {
+                *lists -= 1;
+                return true;
+            }
+            self.memory().put(bucket, key, 1);
+            false
+        });
+    }
+}
+
+impl Gate {
+    async fn wait(&self) {
+        self.reached.notify_one();
+        let _permit = self.open.acquire().await.expect("never closed");
+    }
+}
+
+#[async_trait]
+impl ObjectStore for GateStore {
+    async fn list(&self, bucket: &str, prefix: &str, after: Option<&Cursor>) -> Result<Page, ObjectsError> {
+        let fails = self.failing_list.lock().expect("no panic").take();
+        match fails {
+            Some((0, failure)) => self.faults.fail_next_list(failure),
+            Some((passes, failure)) => self.fail_list_after(passes - 1, failure),
+            None => {}
+        }
+        let page = self.faults.list(bucket, prefix, after).await;
+        self.write_what_is_late();
+        page
+    }
+
+    async fn delete(&self, bucket: &str, objects: &[ObjectRef]) -> BatchOutcome {
+        let gate = self.gate_for_this();
+        if let Some(gate) = gate.as_ref().filter(|gate| gate.at == At::Before) {
+            gate.wait().await;
+        }
+        let ignored = self.ignored.lock().expect("no panic").clone();
+        let passed: Vec<ObjectRef> = objects.iter().filter(|object| !ignored.contains(&object.key)).cloned().collect();
+        let outcome = self.faults.delete(bucket, &passed).await;
+        let lost = outcome.lost_answer().cloned();
+        if let Some(gate) = gate.filter(|gate| gate.at == At::After) {
+            gate.wait().await;
+        }
+        BatchOutcome::reconcile(objects, [], outcome.into_outcomes()).with_lost_answer(lost)
+    }
+
+    async fn facts(&self, bucket: &str) -> Result<BucketFacts, ObjectsError> {
+        self.faults.facts(bucket).await
+    }
+}

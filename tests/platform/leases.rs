@@ -1,0 +1,162 @@
+//! One worker at a time, whatever the messages say.
+
+use std::time::Duration;
+
+use reprieve::domain::ids::Fence;
+use reprieve::domain::progress::Progress;
+use reprieve::domain::state::State;
+use reprieve::purge::SliceEnd;
+use reprieve::store::tombstones::purging::{self, Fenced, Lease, PassOn};
+
+use crate::bench::{Bench, budget};
+use crate::gate::At;
+
+const RUN_OUT: &str = "update reprieve.tombstones set lease_until = now() - interval '1 second'";
+
+#[tokio::test]
+async fn of_two_claims_at_once_one_wins_and_the_other_leaves_it_alone() {
+    let bench = Bench::heimdall().await;
+    let dataset = bench.dataset("set a", 3).await;
+    let id = bench.trash_due("dataset", dataset).await;
+    let gate = bench.objects.stop_a_delete(0, At::Before);
+    let (one, two) = (bench.purger(), bench.purger());
+    let (one, two) = (
+        tokio::spawn(async move { one.run_slice(id, &budget()).await }),
+        tokio::spawn(async move { two.run_slice(id, &budget()).await }),
+    );
+    gate.reached().await;
+    let (ended, working) = if one.is_finished() { (one, two) } else { (two, one) };
+    let loser = ended.await.expect("no panic").expect("the database is there");
+    assert!(matches!(&loser, SliceEnd::Deferred(why) if why.contains("lease")), "{loser:?}");
+    gate.open();
+    assert_eq!(working.await.expect("no panic").expect("the database is there"), SliceEnd::Purged);
+    let tombstone = bench.tombstone(id).await;
+    assert_eq!((tombstone.fence, tombstone.progress.objects_deleted), (Fence(1), 3));
+    assert_eq!(bench.count("reprieve.audit where event = 'purged'").await, 1);
+}
+
+#[tokio::test]
+async fn a_task_for_what_another_works_on_waits_until_the_lease_has_run_out() {
+    let bench = Bench::heimdall().await;
+    let dataset = bench.dataset("set a", 3).await;
+    let id = bench.trash_due("dataset", dataset).await;
+    let gate = bench.objects.stop_a_delete(0, At::Before);
+    let worker = bench.purger();
+    let working = tokio::spawn(async move { worker.run_slice(id, &budget()).await });
+    gate.reached().await;
+    assert!(matches!(bench.slice(id).await, SliceEnd::Deferred(_)));
+    let at_its_end = "reprieve.outbox o join reprieve.tombstones t on t.id = o.tombstone_id where o.topic = 'purge'
+        and o.available_at between t.lease_until - interval '10 seconds' and t.lease_until + interval '10 seconds'";
+    assert_eq!(bench.count(at_its_end).await, 1);
+    gate.open();
+    assert_eq!(working.await.expect("no panic").expect("the database is there"), SliceEnd::Purged);
+    assert_eq!(bench.count("reprieve.outbox where topic = 'purge'").await, 0, "nothing left to look at");
+}
+
+#[tokio::test]
+async fn a_worker_that_comes_back_from_the_dead_touches_nothing_any_more() {
+    let bench = Bench::heimdall().await;
+    let dataset = bench.dataset("set a", 3).await;
+    let id = bench.trash_due("dataset", dataset).await;
+    let gate = bench.objects.stop_a_delete(0, At::After);
+    let zombie = bench.purger();
+    let stopped = tokio::spawn(async move { zombie.run_slice(id, &budget()).await });
+    gate.reached().await;
+    bench.run(RUN_OUT).await;
+    assert_eq!(bench.slice(id).await, SliceEnd::Purged, "the other takes over");
+    let after = bench.tombstone(id).await;
+    assert_eq!(after.fence, Fence(2));
+    gate.open();
+    let end = stopped.await.expect("no panic").expect("the database is there");
+    assert_eq!(end, SliceEnd::LeaseLost);
+    let now = bench.tombstone(id).await;
+    assert_eq!((now.state, now.progress, now.fence), (after.state, after.progress, after.fence));
+    assert_eq!(bench.events(id).await, ["trashed", "purge_begun", "purged"]);
+    assert_eq!(bench.count("reprieve.outbox where topic = 'purge'").await, 0);
+}
+
+#[tokio::test]
+async fn no_write_that_carries_an_old_fence_touches_a_row() {
+    let bench = Bench::heimdall().await;
+    let dataset = bench.dataset("set a", 2).await;
+    bench.objects.ignore(&crate::support::heimdall::key(dataset, 0, 0));
+    let id = bench.trash_due("dataset", dataset).await;
+    assert!(matches!(bench.slice(id).await, SliceEnd::Failed(_)));
+    bench.make_due(id).await;
+    let before: String = bench.value("select t::text from reprieve.tombstones t").await;
+
+    let mut conn = bench.store.conn().await.expect("a connection");
+    let old = Lease { id, fence: Fence(0), duration: Duration::from_secs(60) };
+    let progress = Progress { objects_listed: 9, objects_deleted: 9, ..Progress::default() };
+    let nothing = serde_json::json!({});
+    assert_eq!(purging::checkpoint(&mut conn, &old, &progress, &nothing).await.expect("runs"), Fenced::Lost);
+    assert_eq!(purging::renew(&mut conn, &old).await.expect("runs"), Fenced::Lost);
+    assert_eq!(purging::count_rows(&mut conn, &old, 5).await.expect("runs"), Fenced::Lost);
+    assert_eq!(purging::pass_on(&mut conn, &old, Duration::ZERO, PassOn::Continues).await.expect("runs"), Fenced::Lost);
+    assert_eq!(purging::give_up(&mut conn, &old, "tired").await.expect("runs"), Fenced::Lost);
+    assert!(purging::finish(&mut conn, &old, 1).await.expect("runs").is_none());
+    let after: String = bench.value("select t::text from reprieve.tombstones t").await;
+    assert_eq!(before, after);
+}
+
+#[tokio::test]
+async fn a_worker_that_dies_after_its_claim_is_followed_by_one_with_a_higher_fence() {
+    let bench = Bench::heimdall().await;
+    let dataset = bench.dataset("set a", 3).await;
+    let id = bench.trash_due("dataset", dataset).await;
+    let gate = bench.objects.stop_a_delete(0, At::Before);
+    let worker = bench.purger();
+    let dies = tokio::spawn(async move { worker.run_slice(id, &budget()).await });
+    gate.reached().await;
+    dies.abort();
+    assert!(dies.await.expect_err("aborted").is_cancelled());
+    assert_eq!(bench.state(id).await, State::Purging);
+    assert!(matches!(bench.slice(id).await, SliceEnd::Deferred(_)), "its lease is not over");
+    bench.run(RUN_OUT).await;
+    assert_eq!(bench.slice(id).await, SliceEnd::Purged);
+    assert_eq!(bench.tombstone(id).await.fence, Fence(2));
+}
+
+#[tokio::test]
+async fn a_long_request_keeps_its_lease() {
+    let bench = Bench::with(crate::bench::HEIMDALL, "", |config| config.purge.lease = Duration::from_millis(900)).await;
+    let dataset = bench.dataset("set a", 3).await;
+    let id = bench.trash_due("dataset", dataset).await;
+    let gate = bench.objects.stop_a_delete(0, At::Before);
+    let worker = bench.purger();
+    let working = tokio::spawn(async move { worker.run_slice(id, &budget()).await });
+    gate.reached().await;
+    let first = bench.tombstone(id).await.lease_until.expect("leased");
+    crate::support::wait_until("two leases have been asked for anew", crate::support::SOON, async || {
+        bench.tombstone(id).await.lease_until.expect("leased") > first + 2 * Duration::from_millis(900)
+    })
+    .await;
+    assert!(matches!(bench.slice(id).await, SliceEnd::Deferred(_)), "nobody takes over what lives");
+    gate.open();
+    assert_eq!(working.await.expect("no panic").expect("the database is there"), SliceEnd::Purged);
+}
+
+#[tokio::test]
+async fn a_restore_and_a_claim_at_once_end_in_exactly_one_of_them() {
+    let bench = Bench::heimdall().await;
+    for round in 0..12 {
+        let dataset = bench.dataset(&format!("set {round}"), 1).await;
+        let id = bench.trash_due("dataset", dataset).await;
+        let before = bench.objects();
+        let purger = bench.purger();
+        let (end, back) = tokio::join!(
+            tokio::spawn(async move { purger.run_slice(id, &budget()).await }),
+            bench.try_restore("dataset", dataset)
+        );
+        let end = end.expect("no panic").expect("the database is there");
+        match back {
+            Ok(back) => {
+                assert_eq!((back.tombstone.state, bench.objects()), (State::Restored, before));
+                assert!(matches!(end, SliceEnd::Nothing(_)), "{end:?}");
+            }
+            Err(refused) => {
+                assert_eq!((refused.code(), end, bench.objects()), ("past_return", SliceEnd::Purged, before - 1));
+            }
+        }
+    }
+}

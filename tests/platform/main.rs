@@ -1,0 +1,24 @@
+//! Trash, restore and purge against a real PostgreSQL with a platform's real tables, and object stores whose faults
+//! the tests choose. No test waits for a time to pass: what has to be due is made due in the database.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod bench;
+mod gate;
+
+mod cascade;
+mod claiming;
+mod emptying;
+mod flow;
+mod guards;
+mod intake;
+mod interrupted;
+mod kinds;
+mod leases;
+mod migrating;
+mod requesting;
+mod restoring;
+mod rows;
+mod tables;
+mod trashing;

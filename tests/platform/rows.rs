@@ -1,0 +1,114 @@
+use reprieve::domain::state::State;
+use reprieve::purge::SliceEnd;
+
+use crate::bench::{Bench, HEIMDALL, SIZE, alice};
+use crate::support::heimdall::{Dataset, Model};
+
+#[tokio::test]
+async fn child_rows_go_in_chunks_and_are_counted() {
+    let bench = Bench::with(HEIMDALL, "", |config| config.purge.row_chunk = 7).await;
+    let dataset = Dataset { samples: 30, features: 15, ..Dataset::iq_raw("set a") }.insert(&bench.pool).await;
+    let other = Dataset { samples: 5, features: 5, ..Dataset::feature_based("set b") }.insert(&bench.pool).await;
+    bench
+        .run(
+            "create table chunks (n int); create function note() returns trigger language plpgsql as $$ begin
+                  insert into chunks select count(*) from gone; return null; end $$;
+              create trigger notes after delete on heimdall.synthetic_iq_samples
+                  referencing old table as gone for each statement execute function note()",
+        )
+        .await;
+    let id = bench.trash_due("dataset", dataset).await;
+    assert_eq!(bench.slice(id).await, SliceEnd::Purged);
+    assert_eq!(bench.tombstone(id).await.progress.rows_deleted, 30 + 15 + 1);
+    assert_eq!(bench.value::<i32>("select max(n) from chunks").await, 7);
+    assert_eq!(bench.value::<i64>("select sum(n) from chunks").await, 30, "all of them in chunks, none by a cascade");
+    let left = format!("heimdall.synthetic_training_samples where dataset_id = '{other}'");
+    assert_eq!((bench.count(&left).await, bench.count("heimdall.measurement_features").await), (5, 5));
+}
+
+#[tokio::test]
+async fn rows_that_the_map_does_not_know_and_that_must_not_go_fail_it_with_their_tables_name() {
+    let schema = "create table heimdall.exports (id int primary key, dataset uuid references heimdall.synthetic_datasets on delete restrict)";
+    let bench = Bench::with(HEIMDALL, schema, |_| ()).await;
+    let dataset = bench.dataset("set a", 3).await;
+    bench.run(&format!("insert into heimdall.exports values (1, '{dataset}')")).await;
+    let id = bench.trash_due("dataset", dataset).await;
+    for attempt in 1..=3 {
+        let (SliceEnd::Failed(why) | SliceEnd::Stuck(why)) = bench.slice(id).await else {
+            panic!("a row refers to it")
+        };
+        assert!(why.contains("exports") && why.contains("foreign key"), "{attempt}: {why}");
+        bench.make_due(id).await;
+    }
+    assert_eq!((bench.state(id).await, bench.count("heimdall.synthetic_datasets").await), (State::Stuck, 1));
+    bench.run("delete from heimdall.exports").await;
+    bench.bin.retry(&bench.resource("dataset", dataset), &alice()).await.expect("goes on");
+    assert_eq!(bench.slice(id).await, SliceEnd::Purged);
+    assert_eq!(bench.tombstone(id).await.progress.rows_deleted, 7, "what went before the failure is counted too");
+}
+
+#[tokio::test]
+async fn the_receipt_tells_what_was_destroyed_and_by_whose_wish() {
+    let bench = Bench::heimdall().await;
+    let dataset = bench.dataset("set a", 12).await;
+    Model { datasets: vec![dataset], ..Model::named("idle") }.insert(&bench.pool).await;
+    let id = bench.trash_due("dataset", dataset).await;
+    assert_eq!(bench.slice(id).await, SliceEnd::Purged);
+    let entry = bench.told(id, "purged").await;
+    assert!(entry.actor.starts_with("worker ") && entry.origin == "worker");
+    let receipt = entry.details;
+    let objects = serde_json::json!({ "listed": 12, "deleted": 12, "absent": 0, "failed": 0, "unknown": 0 });
+    assert_eq!(receipt["objects"], objects);
+    assert_eq!(receipt["bytes_freed"], 12 * SIZE);
+    assert_eq!(receipt["rows_deleted"], 25);
+    assert_eq!((&receipt["row_found"], &receipt["row_deleted"]), (&true.into(), &true.into()));
+    assert_eq!((&receipt["trashed_by"], &receipt["name"]), (&"alice".into(), &"set a".into()));
+    let places = receipt["verified_empty"].as_array().expect("places");
+    assert_eq!(places.len(), 2);
+    assert_eq!(places[0]["bucket"], crate::bench::BUCKET);
+    let keys: Vec<String> =
+        sqlx::query_scalar("select destination from reprieve.outbox where topic = 'event' order by id")
+            .fetch_all(&bench.pool)
+            .await
+            .expect("reads");
+    assert_eq!(keys, ["dataset.trashed", "dataset.purge_begun", "dataset.purged"]);
+    let told: serde_json::Value =
+        bench.value("select payload from reprieve.outbox where destination = 'dataset.purged'").await;
+    assert_eq!(told["details"], receipt, "the event says the same");
+}
+
+#[tokio::test]
+async fn a_hold_that_meets_the_last_commit_neither_hangs_nor_breaks_it() {
+    let bench = Bench::heimdall().await;
+    let dataset = bench.dataset("set a", 1).await;
+    let id = bench.trash_due("dataset", dataset).await;
+    // the row's delete waits until the hold has come
+    bench
+        .run(
+            "create function waits() returns trigger language plpgsql as $$ begin
+                  perform pg_advisory_xact_lock(8); return null; end $$;
+              create trigger waits after delete on heimdall.synthetic_datasets
+                  for each row execute function waits()",
+        )
+        .await;
+    let mut gate = bench.pool.acquire().await.expect("a connection");
+    sqlx::query("select pg_advisory_lock(8)").execute(&mut *gate).await.expect("locks");
+    let (worker, bin, resource) = (bench.purger(), bench.bin.clone(), bench.resource("dataset", dataset));
+    let working = tokio::spawn(async move { worker.run_slice(id, &crate::bench::budget()).await });
+    let waiting = async |what: &str, locks: i64| {
+        crate::support::wait_until(what, crate::support::SOON, async || {
+            bench.count("pg_locks where not granted").await >= locks
+        })
+        .await;
+    };
+    waiting("the row's delete waits", 1).await;
+    let holding = tokio::spawn(async move { bin.hold(&resource, &alice()).await });
+    waiting("the hold waits", 2).await;
+    sqlx::query("select pg_advisory_unlock(8)").execute(&mut *gate).await.expect("unlocks");
+    assert_eq!(working.await.expect("no panic").expect("no deadlock"), SliceEnd::Purged);
+    let refused = holding.await.expect("no panic").expect_err("there is nothing left to hold");
+    assert_eq!(refused.code(), "not_found", "{refused}");
+    let deadlocks = "select deadlocks from pg_stat_database where datname = current_database()";
+    assert_eq!(bench.value::<i64>(deadlocks).await, 0);
+    assert_eq!(bench.count("reprieve.holds").await, 0);
+}

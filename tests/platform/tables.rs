@@ -1,0 +1,99 @@
+//! What the tables refuse, whoever asks.
+
+use uuid::Uuid;
+
+use crate::bench::Bench;
+
+async fn refused(bench: &Bench, sql: &str) -> String {
+    match bench.try_run(sql).await {
+        Ok(()) => panic!("not refused: {sql}"),
+        Err(error) => error.to_string(),
+    }
+}
+
+#[tokio::test]
+async fn the_audit_log_can_be_added_to_and_nothing_else() {
+    let bench = Bench::heimdall().await;
+    bench.trash("dataset", bench.dataset("set a", 1).await).await;
+    for sql in [
+        "update reprieve.audit set actor = 'nobody'",
+        "delete from reprieve.audit",
+        "truncate reprieve.audit",
+        "truncate reprieve.tombstones, reprieve.outbox, reprieve.audit",
+        "update reprieve.audit set id = default where false or true",
+    ] {
+        let why = refused(&bench, sql).await;
+        assert!(why.contains("append-only"), "{sql}: {why}");
+    }
+    assert_eq!(bench.count("reprieve.audit").await, 1);
+}
+
+#[tokio::test]
+async fn figures_that_do_not_add_up_are_refused() {
+    let bench = Bench::heimdall().await;
+    bench.trash("dataset", bench.dataset("set a", 1).await).await;
+    for set in [
+        "objects_deleted = 1",
+        "objects_listed = 2, objects_deleted = 1",
+        "objects_unknown = 1",
+        "objects_listed = -1, objects_deleted = -1",
+        "objects_failed = 1, objects_unknown = -1",
+        "bytes_freed = -1",
+        "rows_deleted = -1",
+        "attempts = -1",
+    ] {
+        let why = refused(&bench, &format!("update reprieve.tombstones set {set}")).await;
+        assert!(why.contains("check constraint"), "{set}: {why}");
+    }
+    bench.run("update reprieve.tombstones set objects_listed = 4, objects_deleted = 1, objects_absent = 1, objects_failed = 1, objects_unknown = 1").await;
+}
+
+#[tokio::test]
+async fn states_that_contradict_their_dates_are_refused() {
+    let bench = Bench::heimdall().await;
+    bench.trash("dataset", bench.dataset("set a", 1).await).await;
+    for set in [
+        "state = 'gone'",
+        "state = 'purging'",
+        "state = 'restored'",
+        "purging_at = now()",
+        "closed_at = now()",
+        "state = 'purged', closed_at = now()",
+        "purge_after = trashed_at - interval '1 second'",
+    ] {
+        let why = refused(&bench, &format!("update reprieve.tombstones set {set}")).await;
+        assert!(why.contains("check constraint"), "{set}: {why}");
+    }
+}
+
+#[tokio::test]
+async fn a_resource_has_one_open_tombstone_and_any_number_of_closed_ones() {
+    let bench = Bench::heimdall().await;
+    let dataset = bench.dataset("set a", 1).await;
+    bench.trash("dataset", dataset).await;
+    let copy = |id: Uuid| {
+        format!(
+            "insert into reprieve.tombstones (id, kind, resource_id, actor, origin, purge_after, locations, next_attempt_at)
+             select '{id}', kind, resource_id, actor, origin, now(), locations, now() from reprieve.tombstones limit 1"
+        )
+    };
+    let why = refused(&bench, &copy(Uuid::new_v4())).await;
+    assert!(why.contains("tombstones_open"), "{why}");
+    for _ in 0..3 {
+        bench.restore("dataset", dataset).await;
+        bench.trash("dataset", dataset).await;
+    }
+    assert_eq!(bench.count("reprieve.tombstones").await, 4);
+}
+
+#[tokio::test]
+async fn a_tombstone_has_one_waiting_task() {
+    let bench = Bench::heimdall().await;
+    let id = bench.trash("dataset", bench.dataset("set a", 1).await).await;
+    let why = refused(
+        &bench,
+        &format!("insert into reprieve.outbox (id, topic, destination, payload, tombstone_id) values (gen_random_uuid(), 'purge', '', '{{}}', '{id}')"),
+    )
+    .await;
+    assert!(why.contains("outbox_one_task"), "{why}");
+}

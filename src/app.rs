@@ -185,9 +185,6 @@ impl App {
                 let listener = tokio::net::TcpListener::bind(address)
                     .await
                     .map_err(|source| ServeError::Listen { address, source })?;
-                // port 0 in the configuration is a free one
-                let address = listener.local_addr().unwrap_or(address);
-                tracing::info!(%address, "api listens");
                 let api = http::Api::new(self.trash.clone(), self.metrics.clone(), self.config.api.token.clone());
                 tasks.spawn(async move { http::serve(listener, api, stop).await });
             }

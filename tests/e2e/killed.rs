@@ -1,7 +1,12 @@
 //! kill -9 at any moment: the end and its receipt are the same.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
+use lapin::BasicProperties;
+use serde_json::json;
+
+use crate::amqp::Amqp;
 use crate::support::heimdall::Shape;
 use crate::world::{Settings, World};
 
@@ -61,5 +66,45 @@ async fn workers_killed_again_and_again_converge_to_the_same_end() {
         world.purged("dataset", id, put, rows).await;
     }
     drop(older);
+    assert!(world.is_quiet(Duration::from_secs(30)).await, "no task and no message is left over");
+}
+
+#[tokio::test]
+async fn services_killed_while_they_take_requests_lose_none_and_carry_each_out_once() {
+    const DATASETS: usize = 25;
+    let shape = Shape { samples: 2, receivers: 4 };
+    let world = World::new(SMALL_BATCHES).await;
+    let mut ids = Vec::new();
+    for n in 0..DATASETS {
+        ids.push(world.dataset(&format!("set {n}"), shape).await.0);
+    }
+    let mut service = world.serve(&[]);
+    let amqp = Amqp::beside(&world, &service).await;
+    let replies = amqp.reply_queue().await;
+    for (n, id) in ids.iter().enumerate() {
+        let request = json!({ "v": 1, "op": "trash", "kind": "dataset", "id": id.to_string(), "actor": "service" });
+        let properties = BasicProperties::default()
+            .with_message_id(id.to_string().into())
+            .with_correlation_id(id.to_string().into())
+            .with_reply_to(replies.as_str().into());
+        amqp.publish("requests", request.to_string().as_bytes(), properties).await;
+        if n % 5 == 4 {
+            service.kill9();
+            service = world.serve(&[]);
+        }
+    }
+    let mut answered = BTreeMap::new();
+    while answered.len() < DATASETS {
+        let reply = amqp.take(&replies).await;
+        let status = reply.json()["status"].as_str().expect("done").to_owned();
+        let id = reply.correlation_id.expect("given back");
+        // one that is answered twice is answered the same
+        assert_eq!(answered.insert(id, status.clone()).unwrap_or(status.clone()), status);
+    }
+    assert!(answered.values().all(|status| status == "trashed"), "{answered:#?}");
+    for id in ids {
+        world.purged("dataset", id, 8, 1 + 2 + 3).await;
+    }
+    assert_eq!((amqp.depth("dead").await, amqp.depth("requests").await), (0, 0));
     assert!(world.is_quiet(Duration::from_secs(30)).await, "no task and no message is left over");
 }

@@ -25,7 +25,7 @@ async fn example(world: &World, id: Uuid, op: &str) -> Ended {
 async fn a_dataset_of_ten_thousand_objects_that_a_python_script_trashes_is_gone_after_its_window_and_nothing_else_is() {
     const LARGE: Shape = Shape { samples: 2000, receivers: 5 };
     const SMALL: Shape = Shape { samples: 10, receivers: 4 };
-    let world = World::new(Settings { window: "6s", ..Settings::default() }).await;
+    let world = World::new(Settings { window: "10s", ..Settings::default() }).await;
     let (doomed, put) = world.dataset_like(Dataset { features: 70, ..Dataset::iq_raw("doomed") }, LARGE).await;
     assert_eq!(put, 10_000);
     let rows = world.rows(doomed).await;

@@ -98,7 +98,7 @@ async fn postgresql_crashes_and_restarts_in_the_middle() {
     world.trash("dataset", crash).await;
     world.until_in_the_middle(crash, put).await;
     postgres.kill9().expect("ends");
-    service.says("database is away").await;
+    service.says("worker waits for the database").await;
     let down = world.cli(&["list"]).await.with(1);
     assert!(down.stderr.contains("database cannot be reached"), "{}", down.stderr);
     postgres.start_again().await.expect("starts again");
@@ -134,7 +134,7 @@ async fn a_service_started_before_its_servers_waits_for_them() {
 #[tokio::test]
 async fn the_object_store_crashes_and_comes_back_in_the_middle() {
     let mut store = SeaweedFs::start().await;
-    // so few attempts that an outage which counted as one would leave it stuck
+    // so few attempts that outages which counted as such would leave it stuck
     let places = Places { s3_endpoint: store.endpoint(), ..Places::shared().await };
     let world = World::unmigrated(places, Settings { max_attempts: 2, ..settings() }).await;
     world.cli(&["migrate"]).await.with(0);
@@ -142,10 +142,9 @@ async fn the_object_store_crashes_and_comes_back_in_the_middle() {
     let rows = world.rows(id).await;
     let _service = world.serve(&[]);
     world.trash("dataset", id).await;
-    world.until_in_the_middle(id, put).await;
+    let working = world.until_in_the_middle(id, put).await;
     store.kill9();
-    world.until("three deliveries have failed", id, |now| now.attempts >= 3).await;
-    let away = world.stands(id).await;
+    let away = world.until("two deliveries have failed", id, |now| now.fence >= working.fence + 2).await;
     assert_eq!((away.state.as_str(), world.rows(id).await), ("purging", rows), "an outage is waited for: {away:?}");
     store.start_again().await;
     world.purged("dataset", id, put, rows).await;

@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use crate::support::heimdall::Shape;
-use crate::world::{Settings, World};
+use crate::support::rabbitmq::RabbitMq;
+use crate::world::{Places, Settings, World};
 
 #[tokio::test]
 async fn a_worker_told_to_stop_finishes_its_batch_and_another_goes_on_without_waiting_for_the_lease() {
@@ -41,4 +42,43 @@ async fn an_idle_service_ends_at_once() {
         assert!(status.success(), "{roles}: {status}\n{}", service.log());
         assert!(asked.elapsed() < Duration::from_secs(5), "{roles} took {:?}", asked.elapsed());
     }
+}
+
+#[tokio::test]
+async fn the_deadline_holds_when_the_object_store_does_not_answer() {
+    let world = World::new(Settings::default()).await;
+    let (id, put) = world.dataset("in a black hole", Shape { samples: 5, receivers: 4 }).await;
+    // takes every connection and answers none
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let endpoint = format!("http://{}", listener.local_addr().expect("bound"));
+    let env = [("REPRIEVE__STORES__MAIN__ENDPOINT", endpoint.as_str()), ("REPRIEVE__SERVICE__SHUTDOWN_DEADLINE", "2s")];
+    let mut service = world.serve_with(&[], &env);
+    world.trash("dataset", id).await;
+    world.until("it hangs", id, |now| now.state == "purging").await;
+    let asked = Instant::now();
+    let status = service.terminate(Duration::from_secs(30)).await;
+    assert!(status.success(), "{status}: {}", service.log());
+    assert!(asked.elapsed() < Duration::from_secs(6), "the deadline of 2 s became {:?}", asked.elapsed());
+    assert!(service.log().contains("deadline passed"), "{}", service.log());
+
+    let _next = world.serve(&[]);
+    world.purged("dataset", id, put, 1 + 5 + 3).await;
+}
+
+#[tokio::test]
+async fn the_deadline_holds_when_the_broker_does_not_answer() {
+    let broker = RabbitMq::start().await;
+    let places = Places { amqp_url: broker.amqp_url(), ..Places::shared().await };
+    let world = World::unmigrated(places, Settings::default()).await;
+    world.cli(&["migrate"]).await.with(0);
+    let mut service = world.serve_with(&[], &[("REPRIEVE__SERVICE__SHUTDOWN_DEADLINE", "2s")]);
+    service.says("worker consumes").await;
+    service.says("intake consumes").await;
+    service.says("relay publishes").await;
+    broker.freeze();
+    let asked = Instant::now();
+    let status = service.terminate(Duration::from_secs(30)).await;
+    broker.thaw();
+    assert!(status.success(), "{status}: {}", service.log());
+    assert!(asked.elapsed() < Duration::from_secs(6), "the deadline of 2 s became {:?}", asked.elapsed());
 }

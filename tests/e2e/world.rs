@@ -73,7 +73,6 @@ pub struct Stands {
     pub objects_deleted: i64,
     pub objects_absent: i64,
     pub fence: i64,
-    pub attempts: i32,
     pub last_error: Option<String>,
     pub purge_after: OffsetDateTime,
     pub purging_at: Option<OffsetDateTime>,
@@ -228,7 +227,7 @@ impl World {
     /// The newest tombstone of a resource, if the database answers and has one.
     pub async fn try_stands(&self, id: Uuid) -> Option<Stands> {
         sqlx::query_as(
-            "select state, objects_deleted, objects_absent, fence, attempts, last_error, purge_after, purging_at,
+            "select state, objects_deleted, objects_absent, fence, last_error, purge_after, purging_at,
                     lease_until
              from reprieve.tombstones where resource_id = $1 order by trashed_at desc limit 1",
         )

@@ -51,6 +51,8 @@ async fn trashing_is_a_dry_run_until_told_otherwise_and_happens_once() {
     assert!(world.cli(&["trash", "dataset", &id]).await.with(0).stdout.contains("in the trash already"));
     assert_eq!(everything(&world).await, after, "the second time changes nothing");
 
+    let waiting = world.cli(&["retry", "dataset", &id, "--execute"]).await.with(5);
+    assert!(waiting.stderr.contains("is trashed, not stuck"), "{}", waiting.stderr);
     let upper = id.to_uppercase();
     let shown = world.json(&["show", "dataset", &upper]).await;
     assert_eq!((&shown["tombstone"]["actor"], &shown["tombstone"]["reason"]), (&json!("alice"), &json!("too old")));

@@ -154,6 +154,9 @@ impl App {
         roles: &[Role],
         stop: CancellationToken,
     ) -> Result<(), ServeError> {
+        if queue.is_none() && roles.iter().any(|role| matches!(role, Role::Intake | Role::Relay | Role::Worker)) {
+            return Err(ServeError::NoBroker);
+        }
         match migrate::pending(&self.store).await {
             Ok(0) => {}
             Ok(missing) => return Err(ServeError::NotMigrated(missing)),
@@ -185,7 +188,6 @@ impl App {
                 let listener = tokio::net::TcpListener::bind(address)
                     .await
                     .map_err(|source| ServeError::Listen { address, source })?;
-                tracing::info!(%address, "api listens");
                 let api = http::Api::new(self.trash.clone(), self.metrics.clone(), self.config.api.token.clone());
                 tasks.spawn(async move { http::serve(listener, api, stop).await });
             }

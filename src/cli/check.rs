@@ -193,7 +193,11 @@ async fn check_stores(app: &App, findings: &mut Findings) {
 
 async fn check_broker(app: &App, findings: &mut Findings) {
     let Some(queue) = app.rabbitmq() else {
-        findings.add(Level::Warning, "broker", "there is no section [broker]; `serve` needs one");
+        findings.add(
+            Level::Warning,
+            "broker",
+            "there is no section [broker]: `serve` refuses the roles intake, relay and worker without",
+        );
         return;
     };
     if let Err(error) = queue.publisher().await {

@@ -8,11 +8,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    domain::{
-        ids::{Actor, ResourceRef},
-        retention::Retention,
-        tombstone::Provenance,
-    },
+    domain::{ids::ResourceRef, retention::Retention, tombstone::Provenance},
     queue::{
         Delivery, QueueError, Source, TaskQueue,
         message::{self, Op, Request},
@@ -204,7 +200,7 @@ impl Intake {
 }
 
 fn provenance(request: &Request) -> Result<Provenance, TrashError> {
-    Ok(Provenance { actor: Actor::parse(&request.actor)?, origin: "message".into(), reason: request.reason.clone() })
+    Ok(Provenance::parse(&request.actor, "message", request.reason.clone())?)
 }
 
 async fn reply(conn: &mut sqlx::PgConnection, delivery: &Delivery, answer: &Value) -> Result<(), StoreError> {

@@ -71,6 +71,17 @@ pub async fn install(conn: &mut PgConnection, map: &ResourceMap) -> Result<usize
             arguments.join(", ")
         );
         let what = || format!("installing the guard of {:?} on {}", reference.name, guard.table);
+        // a trigger's arguments are not looked at before it fires: a column that does not exist would guard nothing
+        let when = guard.when.as_ref().map_or("true", |when| when.as_str());
+        let trial = format!(
+            "select 1 from (select r.{} as used from {} as r where ({when}\n) is true) as u
+             join {table} as k on k.{} = u.used limit 0",
+            guard.column, guard.table, kind.id
+        );
+        sqlx::query(AssertSqlSafe(trial))
+            .execute(&mut *conn)
+            .await
+            .map_err(|error| StoreError::of_platform(error, what))?;
         sqlx::query(AssertSqlSafe(sql))
             .execute(&mut *conn)
             .await

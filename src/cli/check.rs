@@ -93,7 +93,11 @@ async fn check_database(app: &App, findings: &mut Findings) -> Result<(), StoreE
             findings.add(Level::Ok, about, format!("its guard on {} is installed", guard.table));
         } else {
             let advice = "new uses of what is in the trash are not refused: run `reprieve migrate --guards`";
-            findings.add(Level::Warning, about, format!("its guard on {} is not installed; {advice}", guard.table));
+            findings.add(
+                Level::Warning,
+                about,
+                format!("its guard on {} is not installed as the map says it; {advice}", guard.table),
+            );
         }
     }
     Ok(())

@@ -41,7 +41,10 @@ impl Output {
 
     /// Prints how a command ended badly.
     pub(super) fn fail(self, error: &CliError) -> ExitCode {
-        let printed = if self.json {
+        let printed = if self.json && matches!(error, CliError::Check(_)) {
+            // the findings are the one document, and have been printed
+            Ok(())
+        } else if self.json {
             writeln!(io::stdout().lock(), "{:#}", error.to_json())
         } else {
             let advice = error.advice();

@@ -7,16 +7,16 @@
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// No connection, or it broke. Try again when the database is back.
-    #[error("the database cannot be reached: {0}")]
+    #[error("the database cannot be reached: {}", said(.0))]
     Unavailable(#[source] sqlx::Error),
     /// A lock was not to be had in time, or the transaction lost against another. Try again.
-    #[error("the database is busy: {0}")]
+    #[error("the database is busy: {}", said(.0))]
     Busy(#[source] sqlx::Error),
     /// The schema `reprieve` is not there, or older than this program.
-    #[error("the schema `reprieve` is missing or outdated: run `reprieve migrate` ({0})")]
+    #[error("the schema `reprieve` is missing or outdated: run `reprieve migrate` ({})", said(.0))]
     NotMigrated(#[source] sqlx::Error),
     /// A query from the map, or a statement on a table that it names, failed: the map does not fit the database.
-    #[error("{what} failed: {source}; `reprieve check` tries the whole map")]
+    #[error("{what} failed: {}; `reprieve check` tries the whole map", said(source))]
     Platform {
         /// Which query of which kind.
         what: String,
@@ -28,8 +28,14 @@ pub enum StoreError {
     #[error("{0}")]
     Unusable(String),
     /// Any other failure.
-    #[error("the database refused: {0}")]
+    #[error("the database refused: {}", said(.0))]
     Other(#[source] sqlx::Error),
+}
+
+/// What the database said, in its own words: the client adds a line number to them, which is one of PostgreSQL's own
+/// source and reads like one of the query.
+pub(super) fn said(error: &sqlx::Error) -> String {
+    error.as_database_error().map_or_else(|| error.to_string(), |error| error.message().to_owned())
 }
 
 impl StoreError {

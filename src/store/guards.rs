@@ -45,6 +45,8 @@ fn each(map: &ResourceMap) -> impl Iterator<Item = Placed<'_>> {
 /// # Errors
 /// A table or column does not exist, or we may not create triggers there.
 pub async fn install(conn: &mut PgConnection, map: &ResourceMap) -> Result<usize, StoreError> {
+    // two that install at once would both find nothing to drop
+    sqlx::query("select pg_advisory_xact_lock(hashtextextended('reprieve.guards', 0))").execute(&mut *conn).await?;
     let earlier: Vec<(String, String)> = sqlx::query_as(
         "select quote_ident(t.tgname), t.tgrelid::regclass::text from pg_catalog.pg_trigger t
          where t.tgfoid = 'reprieve.guard'::regproc and not t.tgisinternal and t.tgparentid = 0",

@@ -6,6 +6,7 @@ use sqlx::{AssertSqlSafe, PgConnection};
 
 use super::{
     StoreError,
+    error::said,
     platform::{Locking, bind_id, find, reference_sql, text_sql},
 };
 use crate::domain::{
@@ -67,7 +68,7 @@ pub async fn try_queries(conn: &mut PgConnection, kind: &ResourceKind) -> Vec<St
             }
         };
         if let Err(error) = query.fetch_all(&mut *conn).await {
-            failures.push(format!("{what} failed: {error}"));
+            failures.push(format!("{what} failed: {}", said(&error)));
         }
     }
     failures

@@ -8,12 +8,16 @@ mod amqp;
 mod process;
 mod world;
 
+mod cascade;
+mod checks;
 mod commands;
+mod embedded;
 mod golden;
 mod killed;
 mod messages;
 mod paused;
 mod producer;
 mod reconnects;
+mod roles;
 mod terminated;
 mod versions;

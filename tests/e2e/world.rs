@@ -70,7 +70,6 @@ impl Places {
 #[derive(Debug, Clone, sqlx::FromRow)]
 pub struct Stands {
     pub state: String,
-    pub objects_listed: i64,
     pub objects_deleted: i64,
     pub objects_absent: i64,
     pub fence: i64,
@@ -229,7 +228,7 @@ impl World {
     /// The newest tombstone of a resource, if the database answers and has one.
     pub async fn try_stands(&self, id: Uuid) -> Option<Stands> {
         sqlx::query_as(
-            "select state, objects_listed, objects_deleted, objects_absent, fence, attempts, last_error, purge_after, purging_at,
+            "select state, objects_deleted, objects_absent, fence, attempts, last_error, purge_after, purging_at,
                     lease_until
              from reprieve.tombstones where resource_id = $1 order by trashed_at desc limit 1",
         )

@@ -1,0 +1,254 @@
+//! `migrate`, `check`, and configurations with mistakes.
+
+use reprieve::embedded::keeper::free_port;
+use reprieve::embedded::postgres::{Options, PrivatePostgres};
+use serde_json::Value;
+
+use crate::process::Ended;
+use crate::support::seaweedfs;
+use crate::world::{Places, Settings, World};
+
+/// What stands in every place for a secret here; no output may show it.
+const SECRET: &str = "hunter2hunter2hunter2";
+
+fn config(world: &World) -> String {
+    std::fs::read_to_string(&world.config).expect("our own file")
+}
+
+/// Runs `check` with another configuration and map.
+async fn check(world: &World, config: &str, map: &str) -> Ended {
+    world.write("map.toml", map);
+    let file = world.write("other.toml", config);
+    let path = file.display().to_string();
+    let mut command = crate::process::reprieve();
+    command.args(["--config", &path, "check", "--json"]);
+    Ended::of(command).await
+}
+
+/// The problems among the findings of a `check`.
+fn problems(ended: &Ended) -> Vec<String> {
+    let findings: Vec<Value> = serde_json::from_str(&ended.stdout).expect("one document");
+    let problems = findings.iter().filter(|finding| finding["level"] == "problem");
+    problems.map(|finding| format!("{}: {}", finding["about"], finding["finding"])).collect()
+}
+
+#[tokio::test]
+async fn the_real_map_fits_the_real_schema() {
+    let world = World::new(Settings::default()).await;
+    let service = world.serve(&[]);
+    service.says("worker consumes").await;
+    let text = world.cli(&["check"]).await.with(0).stdout;
+    for landmark in ["up to date", "fit the database", "no versions", "its queues are there", "its guard on"] {
+        assert!(text.contains(landmark), "{landmark:?} is missing in {text}");
+    }
+    assert!(!text.contains("PROBLEM") && !text.contains("not installed"), "{text}");
+    // lineage that a purge would erase in silence is named
+    assert!(text.contains("models.synthetic_dataset_id") && text.contains("set to null"), "{text}");
+    let json = world.cli(&["check", "--json"]).await.with(0);
+    assert_eq!(problems(&json), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn every_problem_of_a_map_that_does_not_fit_is_named_at_once() {
+    let world = World::new(Settings::default()).await;
+    let map = world
+        .map_text()
+        .replace("name = \"name\"", "name = \"title\"")
+        .replace(
+            "select id, model_name from heimdall.models where synthetic_dataset_id = $1 and is_active",
+            "select id, modelname from heimdall.models where id = $1",
+        )
+        .replace("table = \"heimdall.measurement_features\"", "table = \"heimdall.features\"")
+        .replace("column = \"training_job_id\"", "column = \"job\"")
+        .replace(
+            "select id from heimdall.synthetic_datasets where created_by_job_id = $1",
+            "select id frm heimdall.synthetic_datasets where created_by_job_id = $1",
+        );
+    let config = config(&world).replace(
+        &format!("buckets = [\"{}\"]", world.bucket),
+        &format!("buckets = [\"{}\", \"nowhere-to-be-found\"]", world.bucket),
+    );
+    let ended = check(&world, &config, &map).await.with(7);
+    let found = problems(&ended);
+    for (about, says) in [
+        ("dataset", "title"),
+        ("dataset", "modelname"),
+        ("dataset", "heimdall.features"),
+        ("job", "job"),
+        ("job", "syntax error"),
+        ("nowhere-to-be-found", "NoSuchBucket"),
+    ] {
+        assert!(found.iter().any(|one| one.contains(about) && one.contains(says)), "{about}, {says}: {found:#?}");
+    }
+    assert!(!found.iter().any(|one| one.contains(" at line ")), "no line of PostgreSQL's own source: {found:#?}");
+    assert!(ended.stderr.is_empty(), "with --json nothing else is printed: {}", ended.stderr);
+
+    // a table that is missing altogether does not keep the next kind from being looked at
+    let map = world
+        .map_text()
+        .replace("table = \"heimdall.synthetic_datasets\"", "table = \"heimdall.datasets\"\nsoft_delete = \"gone_at\"")
+        .replace("name = \"job_name\"", "name = \"title\"");
+    let found = problems(&check(&world, &config, &map).await.with(7));
+    for (about, says) in [("dataset", "datasets"), ("job", "title"), ("nowhere-to-be-found", "NoSuchBucket")] {
+        assert!(found.iter().any(|one| one.contains(about) && one.contains(says)), "{about}, {says}: {found:#?}");
+    }
+}
+
+#[tokio::test]
+async fn servers_that_are_away_or_refuse_are_each_named_and_no_secret_is_shown() {
+    let postgres = PrivatePostgres::start(Options { tcp: true, settings: Vec::new() }).await.expect("starts");
+    let world = World::new(Settings::default()).await;
+    let config = config(&world);
+    let map = world.map_text();
+    let password = postgres.url().split(['@', ':']).nth(2).expect("a password").to_owned();
+    let nobody = free_port().expect("a port");
+    let line = |key: &str| config.lines().find(|line| line.starts_with(key)).expect("is there").to_owned();
+    let (database, broker) = (line("url = \"postgres"), line("url = \"amqp"));
+
+    // wrong passwords everywhere
+    let wrong = config
+        .replace(&database, &format!("url = \"{}\"", postgres.url().replace(&password, SECRET)))
+        .replace(&broker, &broker.replace("guest:guest", &format!("guest:{SECRET}")))
+        .replace(seaweedfs::SECRET_KEY, SECRET);
+    let ended = check(&world, &wrong, &map).await.with(7);
+    let found = problems(&ended);
+    for (about, says) in [
+        ("database", "password authentication failed"),
+        ("main", "SignatureDoesNotMatch"),
+        ("broker", "Login was refused"),
+    ] {
+        assert!(found.iter().any(|one| one.contains(about) && one.contains(says)), "{about}, {says}: {found:#?}");
+    }
+    assert!(!ended.all().contains(SECRET), "{}", ended.all());
+
+    // nobody there
+    let away = config
+        .replace(
+            &database,
+            &format!("url = \"postgres://app:{SECRET}@127.0.0.1:{nobody}/platform\"\nconnect_timeout = \"1s\""),
+        )
+        .replace("\nconnect_timeout = \"1s\"", "")
+        .replace(&broker, &format!("url = \"amqp://app:{SECRET}@127.0.0.1:{nobody}/%2f\""))
+        .replace(
+            &line("endpoint"),
+            &format!("endpoint = \"http://127.0.0.1:{nobody}\"\noperation_timeout = \"2s\"\nattempt_timeout = \"1s\""),
+        );
+    let ended = check(&world, &away, &map).await.with(7);
+    let found = problems(&ended);
+    for about in ["database", "main", "broker"] {
+        assert!(found.iter().any(|one| one.contains(about)), "{about}: {found:#?}");
+    }
+    assert!(!ended.all().contains(SECRET), "{}", ended.all());
+}
+
+#[tokio::test]
+async fn a_database_that_was_not_migrated_is_told_apart_and_serve_refuses_it() {
+    let world = World::unmigrated(Places::shared().await, Settings::default()).await;
+    let found = problems(&world.cli(&["check", "--json"]).await.with(7));
+    assert!(found.iter().any(|one| one.contains("reprieve migrate")), "{found:#?}");
+    for args in [&["list"][..], &["trash", "dataset", &uuid::Uuid::nil().to_string(), "--execute"]] {
+        // the row is asked for first, and there is none
+        let ended = world.cli(args).await;
+        assert!(ended.code == 1 && ended.stderr.contains("reprieve migrate") || ended.code == 4, "{ended:?}");
+    }
+    let serve = world.cli(&["serve"]).await.with(1);
+    assert!(serve.stderr.contains("run `reprieve migrate` first"), "{}", serve.stderr);
+    let mut both = world.json(&["migrate"]).await;
+    assert_eq!(both["ok"], true);
+    both = world.json(&["migrate", "--guards"]).await;
+    assert_eq!(both["guards_installed"], 3);
+    assert_eq!(world.json(&["migrate", "--guards"]).await["guards_installed"], 3);
+    assert!(world.cli(&["migrate"]).await.with(0).stdout.contains("up to date"));
+}
+
+#[tokio::test]
+async fn migrating_from_several_processes_at_once_is_safe() {
+    for _ in 0..3 {
+        let world = World::unmigrated(Places::shared().await, Settings::default()).await;
+        let all = (0..4).map(|_| world.cli(&["migrate", "--guards"]));
+        for ended in futures_util::future::join_all(all).await {
+            ended.with(0);
+        }
+        let once: i64 = sqlx::query_scalar("select count(*) from reprieve.migrations")
+            .fetch_one(&world.pool)
+            .await
+            .expect("counted");
+        assert_eq!(once, 1, "each migration is recorded once");
+        world.cli(&["list"]).await.with(0);
+    }
+}
+
+#[tokio::test]
+async fn every_mistake_of_a_configuration_is_reported_at_once_and_no_secret_is_shown() {
+    let world = World::unmigrated(Places::shared().await, Settings::default()).await;
+    let bad = format!(
+        r#"
+        maps = ["gone.toml"]
+        typo = 1
+        [database]
+        url = "mysql://app:{SECRET}@db/platform"
+        max_connections = 1
+        [broker]
+        url = "http://app:{SECRET}@mq"
+        namespace = "white space"
+        [stores.main]
+        endpoint = "ftp://store"
+        access_key = "key"
+        buckets = ["UPPER"]
+        batch_size = 1001
+        [retention]
+        default = "0d"
+        [purge]
+        lease = "soon"
+        backoff_initial = "1h"
+        backoff_max = "1m"
+        [api]
+        listen = "0.0.0.0:80"
+        [service]
+        log = "reprieve=loud"
+        "#
+    );
+    let file = world.write("bad.toml", &bad);
+    let path = file.display().to_string();
+    for verb in [&["list"][..], &["serve"], &["migrate"], &["check"], &["trash", "dataset", "x", "--execute"]] {
+        let mut command = crate::process::reprieve();
+        command.args(["--config", &path]).args(verb);
+        let ended = Ended::of(command).await.with(6);
+        for key in [
+            "gone.toml",
+            "typo",
+            "database.url",
+            "database.max_connections",
+            "broker.url",
+            "broker.namespace",
+            "stores.main.endpoint",
+            "stores.main.secret_key",
+            "stores.main.buckets",
+            "stores.main.batch_size",
+            "retention.default",
+            "purge.lease",
+            "purge.backoff_max",
+            "api.token",
+            "service.log",
+        ] {
+            assert!(ended.stderr.contains(key), "{key} is missing in {}", ended.stderr);
+        }
+        assert!(!ended.all().contains(SECRET), "{}", ended.all());
+    }
+    // the environment is part of it, and its mistakes are as well
+    let mut command = world.command(&["list"]);
+    command.env("REPRIEVE__DATABASE__URL", format!("mysql://{SECRET}")).env("REPRIEVE__PURGE__LEASE", "never");
+    let ended = Ended::of(command).await.with(6);
+    assert!(ended.stderr.contains("database.url") && ended.stderr.contains("purge.lease"), "{}", ended.stderr);
+    assert!(!ended.all().contains(SECRET), "{}", ended.all());
+    // a file that is none, and no file at all
+    let mut command = crate::process::reprieve();
+    command.args(["--config", "/nowhere/reprieve.toml", "list", "--json"]);
+    let ended = Ended::of(command).await.with(6).json();
+    assert_eq!(ended["error"]["code"], "invalid_config", "{ended:#}");
+    let mut command = crate::process::reprieve();
+    command.arg("list").current_dir(world.dir());
+    std::fs::rename(&world.config, world.dir().join("hidden.toml")).expect("our own file");
+    let ended = Ended::of(command).await.with(6);
+    assert!(ended.stderr.contains("--config"), "{}", ended.stderr);
+}

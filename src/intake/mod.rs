@@ -111,6 +111,7 @@ impl Intake {
             commit(tx).await?;
             return Ok(Verdict::Answered(answer));
         }
+        let mut keep = message_id;
         let verdict = match Request::decode(&delivery.body) {
             Ok(request) => {
                 use sqlx::Acquire;
@@ -125,6 +126,8 @@ impl Intake {
                     Err(TrashError::Store(error)) if error.is_transient() => return Err(error),
                     Err(error) => {
                         part.rollback().await?;
+                        // a map that does not fit is mended, and then the same request is worth another try
+                        keep = keep.filter(|_| !matches!(error, TrashError::Store(_)));
                         self.refuse(&mut tx, &request, &error).await?
                     }
                 }
@@ -136,8 +139,10 @@ impl Intake {
             }
         };
         let (Verdict::Answered(answer) | Verdict::Malformed { reply: answer, .. }) = &verdict;
-        if let Some(id) = message_id {
-            requests::answer(&mut tx, id, answer).await?;
+        match (keep, message_id) {
+            (Some(id), _) => requests::answer(&mut tx, id, answer).await?,
+            (None, Some(id)) => requests::release(&mut tx, id).await?,
+            (None, None) => {}
         }
         reply(&mut tx, delivery, answer).await?;
         commit(tx).await?;

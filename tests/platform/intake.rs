@@ -234,9 +234,12 @@ async fn a_request_that_nobody_can_carry_out_now_is_answered_and_harms_no_other(
     let dataset = service.bench.dataset("set a", 1).await;
     let job = Job::named("generation").insert(&service.bench.pool).await;
     service.bench.run("alter table heimdall.models rename column is_active to active").await;
-    let refused = service.ask(None, op("trash", "dataset", dataset)).await;
+    let refused = service.ask(Some("m-1"), op("trash", "dataset", dataset)).await;
     assert_eq!(refused["error"]["code"], "unavailable");
     assert!(refused["error"]["message"].as_str().is_some_and(|why| why.contains("active model")), "{refused}");
     assert_eq!(service.ask(None, op("trash", "job", job)).await["status"], "trashed");
     assert_eq!(service.bench.count("reprieve.tombstones where kind = 'dataset'").await, 0);
+    service.bench.run("alter table heimdall.models rename column active to is_active").await;
+    let again = service.ask(Some("m-1"), op("trash", "dataset", dataset)).await;
+    assert_eq!(again["status"], "trashed", "what nobody could carry out is not remembered as refused");
 }

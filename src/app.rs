@@ -154,6 +154,9 @@ impl App {
         roles: &[Role],
         stop: CancellationToken,
     ) -> Result<(), ServeError> {
+        if queue.is_none() && roles.iter().any(|role| matches!(role, Role::Intake | Role::Relay | Role::Worker)) {
+            return Err(ServeError::NoBroker);
+        }
         match migrate::pending(&self.store).await {
             Ok(0) => {}
             Ok(missing) => return Err(ServeError::NotMigrated(missing)),

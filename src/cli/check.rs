@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     app::App,
-    domain::map::{ResourceKind, SoftDelete},
+    domain::map::{ObjectsAt, ResourceKind, SoftDelete},
     objects::Versioning,
     queue::TaskQueue,
     store::{StoreError, guards, inspect, migrate},
@@ -83,6 +83,7 @@ async fn check_database(app: &App, findings: &mut Findings) -> Result<(), StoreE
             format!("{} to apply: run `reprieve migrate`", counted(n as u64, "migration")),
         ),
     }
+    check_overlaps(app, findings);
     let mut conn = app.store.conn().await?;
     for kind in app.trash.map().kinds() {
         check_kind(&mut conn, kind, findings).await?;
@@ -93,10 +94,41 @@ async fn check_database(app: &App, findings: &mut Findings) -> Result<(), StoreE
             findings.add(Level::Ok, about, format!("its guard on {} is installed", guard.table));
         } else {
             let advice = "new uses of what is in the trash are not refused: run `reprieve migrate --guards`";
-            findings.add(Level::Warning, about, format!("its guard on {} is not installed; {advice}", guard.table));
+            findings.add(
+                Level::Warning,
+                about,
+                format!("its guard on {} is not installed as the map says it; {advice}", guard.table),
+            );
         }
     }
     Ok(())
+}
+
+/// Kinds whose templates can give one resource a place inside of another's.
+fn check_overlaps(app: &App, findings: &mut Findings) {
+    let places: Vec<_> =
+        app.trash.map().kinds().flat_map(|kind| kind.objects.iter().map(move |at| (kind, at))).collect();
+    for (outer_kind, outer) in &places {
+        for (inner_kind, inner) in &places {
+            let (
+                ObjectsAt::Template { store, bucket, prefix },
+                ObjectsAt::Template { store: inner_store, bucket: inner_bucket, prefix: inner_prefix },
+            ) = (outer, inner)
+            else {
+                continue;
+            };
+            // kinds that are parts of one table have ids of their own
+            let same_rows = outer_kind.table == inner_kind.table && prefix == inner_prefix;
+            let one_place = (store, bucket) == (inner_store, inner_bucket);
+            if outer_kind.kind != inner_kind.kind && one_place && !same_rows && prefix.may_contain(inner_prefix) {
+                let found = format!(
+                    "its objects below {prefix} can include those of the kind {} below {inner_prefix}: a purge would delete both",
+                    inner_kind.kind
+                );
+                findings.add(Level::Warning, outer_kind.kind.to_string(), found);
+            }
+        }
+    }
 }
 
 async fn check_kind(conn: &mut PgConnection, kind: &ResourceKind, findings: &mut Findings) -> Result<(), StoreError> {
@@ -193,7 +225,11 @@ async fn check_stores(app: &App, findings: &mut Findings) {
 
 async fn check_broker(app: &App, findings: &mut Findings) {
     let Some(queue) = app.rabbitmq() else {
-        findings.add(Level::Warning, "broker", "there is no section [broker]; `serve` needs one");
+        findings.add(
+            Level::Warning,
+            "broker",
+            "there is no section [broker]: `serve` refuses the roles intake, relay and worker without",
+        );
         return;
     };
     if let Err(error) = queue.publisher().await {

@@ -15,7 +15,7 @@ use crate::{
     app::{App, Role},
     config::LogFormat,
     domain::{
-        ids::{Actor, ResourceRef},
+        ids::ResourceRef,
         state::State,
         tombstone::{Provenance, Tombstone},
     },
@@ -219,7 +219,7 @@ fn request(app: &App, dataset: &Dataset) -> anyhow::Result<TrashRequest> {
 }
 
 fn by() -> anyhow::Result<Provenance> {
-    Ok(Provenance { actor: Actor::parse("demo")?, origin: "cli".into(), reason: Some("the demo's story".into()) })
+    Ok(Provenance::parse("demo", "cli", Some("the demo's story".into()))?)
 }
 
 fn count(platform: &Platform, dataset: &Dataset) -> usize {

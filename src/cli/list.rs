@@ -6,7 +6,11 @@ use super::{
     CliError,
     output::{Output, at, distance, table},
 };
-use crate::{app::App, domain::state::State, store::tombstones};
+use crate::{
+    app::App,
+    domain::state::State,
+    store::{holds, pauses, tombstones},
+};
 
 #[derive(Debug, Args)]
 pub(super) struct List {
@@ -19,6 +23,12 @@ pub(super) struct List {
     /// Only of this kind
     #[arg(long)]
     kind: Option<String>,
+    /// The holds instead
+    #[arg(long, conflicts_with_all = ["state", "all", "kind", "pauses"])]
+    holds: bool,
+    /// The pauses instead
+    #[arg(long, conflicts_with_all = ["state", "all", "kind"])]
+    pauses: bool,
     /// At most so many, newest first
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     limit: u32,
@@ -30,6 +40,12 @@ fn parse_state(raw: &str) -> Result<State, String> {
 
 impl List {
     pub(super) async fn run(self, app: App, output: Output) -> Result<(), CliError> {
+        if self.holds {
+            return list_holds(&app, output).await;
+        }
+        if self.pauses {
+            return list_pauses(&app, output).await;
+        }
         if let Some(kind) = &self.kind {
             app.trash.map().kind(kind)?;
         }
@@ -66,4 +82,32 @@ impl List {
             table(&["resource", "name", "state", "trashed", "by", "next"], rows)
         })
     }
+}
+
+async fn list_holds(app: &App, output: Output) -> Result<(), CliError> {
+    let found = holds::list(&mut *app.store.conn().await?).await?;
+    output.print(&found, |found| {
+        if found.is_empty() {
+            return "nothing is held".into();
+        }
+        let rows = found.iter().map(|hold| {
+            let resource = format!("{} {}", hold.kind, hold.resource_id);
+            vec![resource, hold.actor.clone(), at(hold.created_at), hold.reason.clone().unwrap_or_default()]
+        });
+        table(&["resource", "held by", "since", "reason"], rows)
+    })
+}
+
+async fn list_pauses(app: &App, output: Output) -> Result<(), CliError> {
+    let found = pauses::list(&mut *app.store.conn().await?).await?;
+    output.print(&found, |found| {
+        if found.is_empty() {
+            return "nothing is paused".into();
+        }
+        let rows = found.iter().map(|pause| {
+            let scope = format!("{} {}", pause.scope, pause.name);
+            vec![scope, pause.actor.clone(), at(pause.created_at), pause.reason.clone().unwrap_or_default()]
+        });
+        table(&["what", "paused by", "since", "reason"], rows)
+    })
 }

@@ -27,10 +27,7 @@ use self::output::Output;
 use crate::{
     app::App,
     config::{Config, LogFormat},
-    domain::{
-        ids::{Actor, ResourceRef},
-        tombstone::Provenance,
-    },
+    domain::{ids::ResourceRef, tombstone::Provenance},
     telemetry,
 };
 
@@ -123,8 +120,7 @@ impl Who {
     fn provenance(&self) -> Result<Provenance, CliError> {
         let login = || ["USER", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok());
         let actor = self.actor.clone().or_else(login).or_else(account).unwrap_or_else(|| "unknown".into());
-        let actor = Actor::parse(&actor).map_err(|error| CliError::Usage(format!("--actor: {error}")))?;
-        Ok(Provenance { actor, origin: "cli".into(), reason: self.reason.clone() })
+        Provenance::parse(&actor, "cli", self.reason.clone()).map_err(|error| CliError::Usage(error.to_string()))
     }
 }
 

@@ -76,9 +76,16 @@ pub(super) fn at(time: OffsetDateTime) -> String {
 /// How far away a time is: `in 13d 23h`, `2m 5s ago`.
 pub(super) fn distance(time: OffsetDateTime) -> String {
     let seconds = (time - OffsetDateTime::now_utc()).whole_seconds();
-    let whole = std::time::Duration::from_secs(seconds.unsigned_abs());
-    let text = humantime::format_duration(whole).to_string();
-    let short = text.split(' ').take(2).collect::<Vec<_>>().join(" ");
+    let whole = seconds.unsigned_abs();
+    let units = [(86_400, "d"), (3_600, "h"), (60, "m"), (1, "s")];
+    let first = units.iter().position(|(unit, _)| whole >= *unit).unwrap_or(units.len() - 1);
+    let mut rest = whole;
+    let parts = units[first..].iter().take(2).map(|(unit, name)| {
+        let count = rest / unit;
+        rest %= unit;
+        format!("{count}{name}")
+    });
+    let short = parts.collect::<Vec<_>>().join(" ");
     if seconds >= 0 { format!("in {short}") } else { format!("{short} ago") }
 }
 

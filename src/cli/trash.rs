@@ -75,10 +75,9 @@ impl Trash {
             let tombstone = &trashed.tombstone;
             let due = format!("{} ({})", at(tombstone.purge_after), distance(tombstone.purge_after));
             if trashed.already {
-                return format!(
-                    "{} is in the trash already ({}); purge after {due}",
-                    tombstone.resource, tombstone.state
-                );
+                let (resource, state) = (&tombstone.resource, tombstone.state);
+                let left = if self.with.is_empty() { "" } else { "; its children are left as they are" };
+                return format!("{resource} is in the trash already ({state}); purge after {due}{left}");
             }
             let mut lines = vec![format!("trashed {}; purge after {due}", tombstone.resource)];
             lines.extend(trashed.children.iter().map(|child| format!("trashed {} along with it", child.resource)));

@@ -130,9 +130,19 @@ impl Config {
         if environment == Surroundings::Override {
             builder = builder.add_source(Environment::with_prefix("REPRIEVE").prefix_separator("__").separator("__"));
         }
+        if !problems.is_empty() {
+            // what the other files lack may stand in the one that cannot be read
+            return Err(InvalidConfig { problems: problems.into_inner() });
+        }
         let merged = builder.build().and_then(config::Config::try_deserialize::<Map<String, Value>>);
         match merged {
-            Ok(root) => Self::read(&root, &resources, problems),
+            Ok(mut root) => {
+                if environment == Surroundings::Override {
+                    let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+                    prefer_environment(&mut root, names);
+                }
+                Self::read(&root, &resources, problems)
+            }
             Err(error) => {
                 problems.add("environment", error);
                 Err(InvalidConfig { problems: problems.into_inner() })
@@ -206,6 +216,25 @@ fn read_file(path: &Path, problems: &Problems) -> Option<Map<String, Value>> {
         .and_then(config::Config::try_deserialize)
         .map_err(|error| problems.add(name, format_args!("is not valid TOML: {}", without_values(&error.to_string()))))
         .ok()
+}
+
+/// A secret from the environment replaces the file's in either form: `url` the `url_file`, `url_file` the `url`.
+fn prefer_environment(root: &mut Map<String, Value>, names: impl Iterator<Item = String>) {
+    for name in names {
+        let Some(path) = name.strip_prefix("REPRIEVE__") else { continue };
+        let path = path.to_lowercase();
+        let Some((sections, key)) = path.rsplit_once("__") else { continue };
+        let mut table = Some(&mut *root);
+        for section in sections.split("__") {
+            table = table.and_then(|table| table.get_mut(section)).and_then(Value::as_object_mut);
+        }
+        if let Some(table) = table {
+            match key.strip_suffix("_file") {
+                Some(plain) => table.remove(plain),
+                None => table.remove(&format!("{key}_file")),
+            };
+        }
+    }
 }
 
 /// A syntax error quotes the line that it is in, which may hold a secret: keep the position and the reason.

@@ -178,6 +178,8 @@ impl<'a> Reader<'a> {
         let texts = match self.value(key) {
             None => return Vec::new(),
             Some(Value::Array(items)) => items.iter().map(|item| item.as_str().map(str::to_owned)).collect(),
+            // the environment knows no lists
+            Some(Value::String(text)) => Some(text.split(',').map(|item| item.trim().to_owned()).collect()),
             Some(_) => None,
         };
         texts.unwrap_or_else(|| {

@@ -43,7 +43,7 @@ fn problems(text: &str) -> Vec<String> {
 fn a_good_file_loads_with_defaults_that_are_safe() {
     let config = load(&[("reprieve.toml", GOOD)]).unwrap();
     assert_eq!(config.database.url.expose_secret(), "postgres://app:hunter2@db/platform");
-    assert_eq!(config.retention.default.to_string(), "14days");
+    assert_eq!(config.retention.default.to_string(), "14d");
     assert!(config.api.listen.ip().is_loopback());
     let dataset = config.map.kind("dataset").unwrap();
     assert!(
@@ -123,6 +123,21 @@ fn the_api_does_not_leave_loopback_without_a_token() {
     let found =
         problems(&format!("{}\n", GOOD.replace("[broker]", "[api]\nlisten = \"0.0.0.0:80\"\n[broker]"))).join("\n");
     assert!(found.contains("api.token"), "{found}");
+}
+
+#[test]
+fn a_secret_from_the_environment_replaces_the_one_from_a_file_in_either_form() {
+    let table = serde_json::json!({ "database": { "url_file": "/run/url", "url": "postgres://new" }, "x": 1 });
+    let Value::Object(mut root) = table else { unreachable!() };
+    let names = ["REPRIEVE__DATABASE__URL", "REPRIEVE__NOWHERE__URL", "REPRIEVE_CONFIG", "PATH"].map(str::to_owned);
+    prefer_environment(&mut root, names.into_iter());
+    assert_eq!(Value::Object(root), serde_json::json!({ "database": { "url": "postgres://new" }, "x": 1 }));
+}
+
+#[test]
+fn a_file_that_is_missing_is_the_only_thing_said() {
+    let error = Config::load(&[PathBuf::from("/nowhere/reprieve.toml")]).unwrap_err();
+    assert_eq!(error.problems.len(), 1, "{error}");
 }
 
 #[test]

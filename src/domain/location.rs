@@ -106,6 +106,30 @@ pub struct PrefixTemplate {
     parts: Vec<Part>,
 }
 
+/// A part of a template between two slashes: fixed (no tail), or anything between its two ends.
+struct Segment {
+    head: String,
+    tail: Option<String>,
+}
+
+impl Segment {
+    fn may_equal(&self, other: &Self) -> bool {
+        let either = |a: &str, b: &str, begins: fn(&str, &str) -> bool| begins(a, b) || begins(b, a);
+        match (&self.tail, &other.tail) {
+            (None, None) => self.head == other.head,
+            (Some(tail), None) => Self::fits(&self.head, tail, &other.head),
+            (None, Some(tail)) => Self::fits(&other.head, tail, &self.head),
+            (Some(a), Some(b)) => {
+                either(&self.head, &other.head, |a, b| a.starts_with(b)) && either(a, b, |a, b| a.ends_with(b))
+            }
+        }
+    }
+
+    fn fits(head: &str, tail: &str, fixed: &str) -> bool {
+        fixed.len() > head.len() + tail.len() && fixed.starts_with(head) && fixed.ends_with(tail)
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Part {
     Text(String),
@@ -151,6 +175,26 @@ impl PrefixTemplate {
             Part::Column(name) => Some(name.as_str()),
             Part::Text(_) | Part::Id => None,
         })
+    }
+
+    /// Whether a prefix from `other` can lie inside of one from this template: then purging a resource of this kind
+    /// also deletes objects of that one. Two templates of as many parts give the same prefix or none of the other's.
+    pub fn may_contain(&self, other: &Self) -> bool {
+        let (outer, inner) = (self.segments(), other.segments());
+        outer.len() <= inner.len() && outer.iter().zip(&inner).all(|(a, b)| a.may_equal(b))
+    }
+
+    /// The parts between slashes, each with the fixed text at its ends.
+    fn segments(&self) -> Vec<Segment> {
+        let body = self.raw.trim_end_matches('/');
+        body.split('/')
+            .map(|part| match (part.find('{'), part.rfind('}')) {
+                (Some(open), Some(close)) => {
+                    Segment { head: part[..open].to_owned(), tail: Some(part[close + 1..].to_owned()) }
+                }
+                _ => Segment { head: part.to_owned(), tail: None },
+            })
+            .collect()
     }
 
     /// The prefix of one resource. `column` gives a column's value as text, `None` for null.
@@ -239,6 +283,20 @@ mod tests {
             let error = template.render(&id, |_| value.map(str::to_owned)).unwrap_err();
             assert!(error.to_string().contains("owner"), "{error}");
         }
+    }
+
+    #[test]
+    fn templates_that_can_reach_into_each_other_are_known() {
+        let may = |outer: &str, inner: &str| {
+            PrefixTemplate::parse(outer).unwrap().may_contain(&PrefixTemplate::parse(inner).unwrap())
+        };
+        assert!(may("{id}/", "{experiment}/{id}/"));
+        assert!(may("synthetic/{id}/", "synthetic/fixed/{id}/"));
+        assert!(may("synthetic/{id}/", "synthetic/dataset-{id}/"));
+        assert!(!may("{experiment}/{id}/", "{id}/"));
+        assert!(!may("synthetic/{id}/", "raw/{id}/"));
+        assert!(!may("a-{id}/", "b-{id}/x/"));
+        assert!(!may("a/{id}-x/", "a/{id}-y/"));
     }
 
     #[test]

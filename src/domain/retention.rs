@@ -49,13 +49,26 @@ impl Retention {
 
 impl fmt::Display for Retention {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        humantime::format_duration(self.0).fmt(f)
+        let seconds = self.0.as_secs();
+        let units = [(86_400, "d"), (3_600, "h"), (60, "m")];
+        match units.into_iter().find(|(unit, _)| self.0.subsec_nanos() == 0 && seconds.is_multiple_of(*unit)) {
+            Some((unit, name)) => write!(f, "{}{name}", seconds / unit),
+            None => humantime::format_duration(self.0).fmt(f),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_window_is_shown_as_it_is_written() {
+        for raw in ["14d", "45d", "36h", "90m", "30s"] {
+            assert_eq!(Retention::parse(raw).unwrap().to_string(), raw);
+        }
+        assert_eq!(Retention::parse("1h 30s").unwrap().to_string(), "1h 30s");
+    }
 
     #[test]
     fn windows_that_would_purge_at_once_are_refused() {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::{
-    ids::{Actor, Fence, ResourceRef, TombstoneId},
+    ids::{Actor, Fence, InvalidName, ResourceRef, TombstoneId},
     location::Location,
     progress::Progress,
     state::State,
@@ -41,6 +41,24 @@ pub struct Provenance {
     pub origin: String,
     /// Why, in the asker's words.
     pub reason: Option<String>,
+}
+
+/// The longest reason, in characters: it goes into every listing and event.
+pub const MOST_REASON: usize = 2000;
+
+impl Provenance {
+    /// Reads who asks and why from outside.
+    ///
+    /// # Errors
+    /// An actor without a name; a reason that is too long, or holds the character NUL, which no database text can.
+    pub fn parse(actor: &str, origin: &str, reason: Option<String>) -> Result<Self, InvalidName> {
+        let actor = Actor::parse(actor)?;
+        if reason.as_ref().is_some_and(|reason| reason.contains('\0') || reason.chars().count() > MOST_REASON) {
+            let raw = reason.unwrap_or_default().chars().take(80).collect();
+            return Err(InvalidName { what: "reason", raw, rule: "at most 2000 characters, without NUL" });
+        }
+        Ok(Self { actor, origin: origin.into(), reason })
+    }
 }
 
 /// One resource's stay in the trash.

@@ -11,10 +11,7 @@ use axum::{
 use serde::{Deserialize, de::DeserializeOwned};
 
 use super::{Shared, problem::Problem};
-use crate::{
-    domain::{ids::Actor, tombstone::Provenance},
-    trash::TrashError,
-};
+use crate::{domain::tombstone::Provenance, trash::TrashError};
 
 /// As large as a request by message may be.
 pub(super) const MOST_BYTES: usize = 64 * 1024;
@@ -30,13 +27,9 @@ pub(super) struct By {
 /// As the audit log keeps it.
 ///
 /// # Errors
-/// An actor without a name, or a reason that the database cannot keep.
+/// An actor without a name, or a reason that cannot be kept.
 pub(super) fn provenance(actor: &str, reason: Option<String>) -> Result<Provenance, Problem> {
-    if reason.as_deref().is_some_and(|reason| reason.contains('\0')) {
-        return Err(Problem::malformed("invalid_request", "`reason` holds a NUL character"));
-    }
-    let actor = Actor::parse(actor).map_err(TrashError::from)?;
-    Ok(Provenance { actor, origin: "api".into(), reason })
+    Ok(Provenance::parse(actor, "api", reason).map_err(TrashError::from)?)
 }
 
 impl By {

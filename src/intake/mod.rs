@@ -8,11 +8,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    domain::{
-        ids::{Actor, ResourceRef},
-        retention::Retention,
-        tombstone::Provenance,
-    },
+    domain::{ids::ResourceRef, retention::Retention, tombstone::Provenance},
     queue::{
         Delivery, QueueError, Source, TaskQueue,
         message::{self, Op, Request},
@@ -115,6 +111,7 @@ impl Intake {
             commit(tx).await?;
             return Ok(Verdict::Answered(answer));
         }
+        let mut keep = message_id;
         let verdict = match Request::decode(&delivery.body) {
             Ok(request) => {
                 use sqlx::Acquire;
@@ -129,6 +126,8 @@ impl Intake {
                     Err(TrashError::Store(error)) if error.is_transient() => return Err(error),
                     Err(error) => {
                         part.rollback().await?;
+                        // a map that does not fit is mended, and then the same request is worth another try
+                        keep = keep.filter(|_| !matches!(error, TrashError::Store(_)));
                         self.refuse(&mut tx, &request, &error).await?
                     }
                 }
@@ -140,8 +139,10 @@ impl Intake {
             }
         };
         let (Verdict::Answered(answer) | Verdict::Malformed { reply: answer, .. }) = &verdict;
-        if let Some(id) = message_id {
-            requests::answer(&mut tx, id, answer).await?;
+        match (keep, message_id) {
+            (Some(id), _) => requests::answer(&mut tx, id, answer).await?,
+            (None, Some(id)) => requests::release(&mut tx, id).await?,
+            (None, None) => {}
         }
         reply(&mut tx, delivery, answer).await?;
         commit(tx).await?;
@@ -204,7 +205,7 @@ impl Intake {
 }
 
 fn provenance(request: &Request) -> Result<Provenance, TrashError> {
-    Ok(Provenance { actor: Actor::parse(&request.actor)?, origin: "message".into(), reason: request.reason.clone() })
+    Ok(Provenance::parse(&request.actor, "message", request.reason.clone())?)
 }
 
 async fn reply(conn: &mut sqlx::PgConnection, delivery: &Delivery, answer: &Value) -> Result<(), StoreError> {

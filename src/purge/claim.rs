@@ -105,9 +105,13 @@ impl Purger {
         if !remaining.is_zero() {
             return self.later(tx, &tombstone, remaining, "its window is still open".into()).await;
         }
-        if let Some(hold) = holds::find(&mut tx, &tombstone.resource).await? {
+        if let Some(hold) = holds::concerning(&mut tx, tombstone.id).await? {
             let why = hold.reason.map(|reason| format!(": {reason}")).unwrap_or_default();
-            return self.defer(tx, &tombstone, wait, format!("held by {}{why}", hold.actor)).await;
+            let own =
+                hold.kind == tombstone.resource.kind.as_str() && hold.resource_id == tombstone.resource.id.as_str();
+            let along = if own { String::new() } else { format!(" with {} {}", hold.kind, hold.resource_id) };
+            let what = format!("held{along} by {}{why}", hold.actor);
+            return self.defer(tx, &tombstone, wait, what).await;
         }
         if let Some(pause) = pauses::concerning(&mut tx, &tombstone).await? {
             return self.defer(tx, &tombstone, wait, paused_by(&pause)).await;

@@ -209,7 +209,8 @@ impl Purger {
 }
 
 /// Which of `asked` a fresh listing still shows. They were listed one after the other from `after` on, so it ends with
-/// the first page that shows none of them. Should one hide further on, the verification finds it.
+/// the first page that shows other objects and none of them; an empty page with more to follow says nothing. Should
+/// one hide further on, the verification finds it.
 async fn still_there(
     store: &NamedStore,
     location: &Location,
@@ -221,10 +222,11 @@ async fn still_there(
     loop {
         let page = store.objects.list(&location.bucket, location.prefix.as_str(), after.as_ref()).await?;
         let known = present.len();
+        let shows_nothing = page.entries.is_empty();
         let shown = page.entries.iter().map(|entry| &entry.object).filter(|object| asked.contains_key(object));
         present.extend(shown.cloned());
         after = match page.next {
-            Some(next) if present.len() > known && present.len() < asked.len() => Some(next),
+            Some(next) if (shows_nothing || present.len() > known) && present.len() < asked.len() => Some(next),
             _ => return Ok(present),
         };
     }

@@ -15,9 +15,6 @@ pub const VERSION: u64 = 1;
 /// The largest request that is read, in bytes. A request names one resource; this is plenty.
 pub const MAX_REQUEST: usize = 64 * 1024;
 
-/// The longest reason, in characters.
-const MOST_REASON: usize = 2000;
-
 /// "Look at this tombstone." Nothing in it decides anything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PurgeTask {
@@ -118,9 +115,6 @@ impl Request {
     /// [`Malformed`].
     pub fn decode(body: &[u8]) -> Result<Self, Malformed> {
         let request: Self = decode(body)?;
-        if request.reason.as_ref().is_some_and(|reason| reason.chars().count() > MOST_REASON) {
-            return Err(Malformed::Shape(format!("`reason` has more than {MOST_REASON} characters")));
-        }
         let misplaced = match request.op {
             Op::Trash if request.partial => Some("partial"),
             Op::Restore | Op::Purge if !request.with.is_empty() => Some("with"),
@@ -139,7 +133,8 @@ fn decode<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, Malformed> {
     if body.len() > MAX_REQUEST {
         return Err(Malformed::TooLarge(body.len()));
     }
-    let value: Value = serde_json::from_slice(body).map_err(|error| Malformed::Shape(error.to_string()))?;
+    let value: Value =
+        serde_json::from_slice(body).map_err(|error| Malformed::Shape(format!("it is not JSON ({error})")))?;
     match value.get("v") {
         None => return Err(Malformed::Shape("the field `v`, the version, is missing".into())),
         Some(v) if v.as_u64() == Some(VERSION) => {}

@@ -17,7 +17,7 @@ pub struct GuardState {
     pub reference: String,
     /// The table that its trigger sits on.
     pub table: String,
-    /// Whether it is there.
+    /// Whether it is there, and as the map says it now.
     pub installed: bool,
 }
 
@@ -59,20 +59,24 @@ pub async fn install(conn: &mut PgConnection, map: &ResourceMap) -> Result<usize
     let mut count = 0;
     for Placed { kind, reference, guard, trigger } in each(map) {
         let table = qualified(&mut *conn, kind).await?;
-        let quote = |text: &str| format!("'{}'", text.replace('\'', "''"));
-        let arguments = [
-            quote(kind.kind.as_str()),
-            quote(&table),
-            quote(&kind.id.to_string()),
-            quote(guard.column.as_str()),
-            quote(guard.when.as_ref().map_or("", |when| when.as_str())),
-        ];
+        let arguments = arguments(kind, guard, &table).map(|text| format!("'{}'", text.replace('\'', "''")));
         let sql = format!(
             "create trigger {trigger} before insert or update on {} for each row execute function reprieve.guard({})",
             guard.table,
             arguments.join(", ")
         );
         let what = || format!("installing the guard of {:?} on {}", reference.name, guard.table);
+        // a trigger's arguments are not looked at before it fires: a column that does not exist would guard nothing
+        let when = guard.when.as_ref().map_or("true", |when| when.as_str());
+        let trial = format!(
+            "select 1 from (select r.{} as used from {} as r where ({when}\n) is true) as u
+             join {table} as k on k.{} = u.used limit 0",
+            guard.column, guard.table, kind.id
+        );
+        sqlx::query(AssertSqlSafe(trial))
+            .execute(&mut *conn)
+            .await
+            .map_err(|error| StoreError::of_platform(error, what))?;
         sqlx::query(AssertSqlSafe(sql))
             .execute(&mut *conn)
             .await
@@ -80,6 +84,12 @@ pub async fn install(conn: &mut PgConnection, map: &ResourceMap) -> Result<usize
         count += 1;
     }
     Ok(count)
+}
+
+/// What the trigger is told, as `reprieve.guard()` reads it.
+fn arguments(kind: &ResourceKind, guard: &Guard, table: &str) -> [String; 5] {
+    let when = guard.when.as_ref().map_or("", |when| when.as_str());
+    [kind.kind.as_str(), table, &kind.id.to_string(), guard.column.as_str(), when].map(str::to_owned)
 }
 
 /// The resource's table with its schema, which a trigger needs: it runs with a search path of its own.
@@ -101,12 +111,22 @@ async fn qualified(conn: &mut PgConnection, kind: &ResourceKind) -> Result<Strin
 pub async fn states(conn: &mut PgConnection, map: &ResourceMap) -> Result<Vec<GuardState>, StoreError> {
     let mut states = Vec::new();
     for Placed { kind, reference, guard, trigger } in each(map) {
+        // as pg_trigger keeps them: each with a NUL behind it
+        let told: Vec<u8> = match qualified(&mut *conn, kind).await {
+            Ok(table) => arguments(kind, guard, &table)
+                .into_iter()
+                .flat_map(|text| text.into_bytes().into_iter().chain([0]))
+                .collect(),
+            Err(StoreError::Unusable(_)) => Vec::new(),
+            Err(error) => return Err(error),
+        };
         let installed: bool = sqlx::query_scalar(
             "select exists (select from pg_catalog.pg_trigger
-                 where tgrelid = to_regclass($1) and tgname = $2 and tgenabled <> 'D')",
+                 where tgrelid = to_regclass($1) and tgname = $2 and tgenabled <> 'D' and tgargs = $3)",
         )
         .bind(guard.table.to_string())
         .bind(trigger)
+        .bind(told)
         .fetch_one(&mut *conn)
         .await?;
         states.push(GuardState {

@@ -1,13 +1,17 @@
 //! Holds: an operator's "do not purge" on a resource, in the trash or not.
 //!
-//! Invariant: while a hold stands, the resource is neither trashed nor brought past the point of no return.
+//! Invariant: while a hold stands, the resource is neither trashed nor brought past the point of no return, nor is
+//! anything that a cascade brought into the trash along with it.
 
 use serde::Serialize;
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 
 use super::StoreError;
-use crate::domain::{ids::ResourceRef, tombstone::Provenance};
+use crate::domain::{
+    ids::{ResourceRef, TombstoneId},
+    tombstone::Provenance,
+};
 
 /// A hold.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, sqlx::FromRow)]
@@ -35,6 +39,25 @@ pub async fn find(conn: &mut PgConnection, resource: &ResourceRef) -> Result<Opt
     )
     .bind(resource.kind.as_str())
     .bind(resource.id.as_str())
+    .fetch_optional(conn)
+    .await?)
+}
+
+/// The hold on a tombstone's resource, or on one whose cascade brought it into the trash: while that can come back,
+/// what went with it has to come back too.
+///
+/// # Errors
+/// The statement failed.
+pub async fn concerning(conn: &mut PgConnection, tombstone: TombstoneId) -> Result<Option<Hold>, StoreError> {
+    Ok(sqlx::query_as(
+        "with recursive up as (
+             select id, parent, kind, resource_id from reprieve.tombstones where id = $1
+             union all
+             select t.id, t.parent, t.kind, t.resource_id from reprieve.tombstones t join up on t.id = up.parent)
+         select h.kind, h.resource_id, h.actor, h.reason, h.created_at
+         from reprieve.holds h join up on h.kind = up.kind and h.resource_id = up.resource_id limit 1",
+    )
+    .bind(tombstone.0)
     .fetch_optional(conn)
     .await?)
 }

@@ -44,6 +44,15 @@ pub async fn answer(conn: &mut PgConnection, message_id: &str, answer: &Value) -
     Ok(())
 }
 
+/// Gives a claimed message id back, unanswered.
+///
+/// # Errors
+/// The statement failed.
+pub async fn release(conn: &mut PgConnection, message_id: &str) -> Result<(), StoreError> {
+    sqlx::query("delete from reprieve.requests where message_id = $1").bind(message_id).execute(conn).await?;
+    Ok(())
+}
+
 /// Forgets answers older than `age`; at most 10,000 at once.
 ///
 /// # Errors

@@ -80,7 +80,9 @@ pub enum TrashError {
         known: String,
     },
     /// A window that is shorter than allowed.
-    #[error("a retention of {asked} for {resource} is shorter than the {least} that are allowed (retention.minimum)")]
+    #[error(
+        "a retention of {asked} for {resource} is too short: at least {least} (its kind's own window, or retention.minimum)"
+    )]
     RetentionTooShort {
         /// The resource.
         resource: ResourceRef,
@@ -117,7 +119,7 @@ pub enum TrashError {
     #[error("{0} is not in the trash")]
     NotInTrash(ResourceRef),
     /// Past the point of no return.
-    #[error("{} can no longer be restored: it is {}, {}", tombstone.resource, tombstone.state, how_far(tombstone))]
+    #[error("{} is past the point of no return: it is {}, {}", tombstone.resource, tombstone.state, how_far(tombstone))]
     PastReturn {
         /// As it stands.
         tombstone: Box<Tombstone>,
@@ -205,7 +207,10 @@ impl TrashError {
                 "what is protected is never trashed; change `protect` in the resource map if it should be"
             }
             Self::Refused { .. } => "release the hold first: reprieve release KIND ID",
-            Self::NotFound(_) | Self::NotInTrash(_) => "reprieve list shows what is in the trash",
+            Self::PastReturn { .. } => {
+                "it can no longer be restored or held; reprieve show KIND ID tells what has happened"
+            }
+            Self::NotInTrash(_) => "reprieve list shows what is in the trash",
             Self::Store(StoreError::Unavailable(_)) => "check [database] and try again; nothing has changed",
             _ => "",
         }

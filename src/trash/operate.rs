@@ -63,10 +63,16 @@ impl TrashBin {
         let changed = holds::delete(&mut tx, resource).await?;
         if changed {
             note(&mut tx, Happened::Released, Some(resource), by, json!({})).await?;
-            if let Some(open) = tombstones::open_of(&mut tx, resource).await?
-                && tombstones::wake(&mut tx, open.id).await?
-            {
-                outbox::hurry(&mut tx, &[open.id]).await?;
+            // what a cascade brought along was held with it; children first, as everybody who locks several
+            let open = tombstones::open_of(&mut tx, resource).await?;
+            let held = match open {
+                Some(open) => tombstones::family_of(&mut tx, open.id).await?,
+                None => Vec::new(),
+            };
+            for id in held {
+                if tombstones::wake(&mut tx, id).await? {
+                    outbox::hurry(&mut tx, &[id]).await?;
+                }
             }
         }
         commit(tx).await?;

@@ -4,11 +4,13 @@
 //! the window has passed.
 
 use serde::Serialize;
+use serde_json::json;
 use sqlx::PgConnection;
+use time::OffsetDateTime;
 
 use super::{Plan, TrashBin, TrashError, TrashRequest};
 use crate::{
-    domain::{ids::TombstoneId, tombstone::Tombstone},
+    domain::{ids::TombstoneId, location::Location, tombstone::Tombstone},
     history,
     queue::message::PurgeTask,
     store::{audit::Happened, commit, outbox, platform, tombstones},
@@ -25,6 +27,15 @@ pub struct Trashed {
     pub children: Vec<Tombstone>,
     /// Children that were in the trash before, by tombstones of their own.
     pub children_already: Vec<Tombstone>,
+}
+
+/// What the event and the audit log say beside who and what.
+#[derive(Serialize)]
+struct TrashedDetails<'a> {
+    #[serde(with = "time::serde::rfc3339")]
+    purge_after: OffsetDateTime,
+    locations: &'a [Location],
+    parent: Option<TombstoneId>,
 }
 
 impl TrashBin {
@@ -65,10 +76,10 @@ impl TrashBin {
             let tombstone = tombstones::insert(&mut *conn, new).await?;
             let task = PurgeTask { tombstone: *id }.encode();
             outbox::schedule_purge(&mut *conn, *id, &task, member.retention.duration()).await?;
-            let details = serde_json::json!({
-                "purge_after": tombstone.purge_after.unix_timestamp(),
-                "locations": tombstone.locations,
-                "parent": tombstone.parent,
+            let details = json!(TrashedDetails {
+                purge_after: tombstone.purge_after,
+                locations: &tombstone.locations,
+                parent: tombstone.parent,
             });
             history::record(&mut *conn, Happened::Trashed, &tombstone, &request.by, details).await?;
             written.push(tombstone);

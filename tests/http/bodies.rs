@@ -78,5 +78,7 @@ async fn a_body_of_more_than_64_kib_is_refused_whether_it_says_its_length_or_not
     let headers = [("content-length", ""), ("transfer-encoding", "chunked")];
     send(platform.api.address, "POST", &path, &headers, &chunks).await.problem(413, "body_too_large");
     assert_eq!(platform.traces().await, [0; 5]);
-    send(platform.api.address, "POST", &path, &[], &of(64 * 1024)).await.ok();
+    // white space is no part of what is asked
+    let padded = format!("{}{}", of(1024), " ".repeat(63 * 1024));
+    send(platform.api.address, "POST", &path, &[], &padded).await.ok();
 }

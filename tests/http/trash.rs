@@ -87,7 +87,7 @@ async fn a_job_takes_its_datasets_along_only_when_asked() {
     let more = json!({ "actor": "alice", "with": ["dataset"], "retention": "30d" });
     let both = platform.api.post(&path, &more).await.ok();
     assert_eq!(both["plan"]["members"][1]["id"], dataset.to_string());
-    assert_eq!(both["plan"]["members"][1]["retention"], "30days");
+    assert_eq!(both["plan"]["members"][1]["retention"], "30d");
     assert_eq!(platform.traces().await, [0; 5]);
 
     let real = json!({ "actor": "alice", "with": ["dataset"], "dry_run": false });

@@ -22,9 +22,13 @@ use uuid::Uuid;
 
 use crate::gate::GateStore;
 use crate::support::heimdall::{self, Dataset};
+use crate::support::{SOON, wait_until};
 
 /// The platform's bucket of datasets.
 pub const BUCKET: &str = "heimdall-synthetic-iq";
+
+/// Entries in a page of a listing: fewer than some batches name and than most tests put.
+const PAGE: usize = 700;
 
 /// What one object of [`Bench::dataset`] weighs.
 pub const SIZE: u64 = 80;
@@ -135,11 +139,23 @@ impl Bench {
     /// Heimdall's tables, more of them, another map, other settings.
     pub async fn with(map: &str, schema: &str, change: impl FnOnce(&mut Config)) -> Bench {
         let (pool, url) = heimdall::fresh().await;
+        Bench::over_database(pool, &url, map, schema, change).await
+    }
+
+    /// The same over a database that has Heimdall's schema.
+    pub async fn over_database(
+        pool: PgPool,
+        url: &str,
+        map: &str,
+        schema: &str,
+        change: impl FnOnce(&mut Config),
+    ) -> Bench {
         sqlx::raw_sql(AssertSqlSafe(schema.to_owned())).execute(&pool).await.expect("the schema loads");
-        let mut config = load_config(&url, map);
+        let mut config = load_config(url, map);
         change(&mut config);
         migrate::run(&config.database).await.expect("migrates");
         let memory = MemoryStore::new()
+            .with_page(PAGE)
             .with_bucket(BUCKET, Versioning::Off)
             .with_bucket("second-bucket", Versioning::Kept)
             .with_bucket("elsewhere", Versioning::Off);
@@ -198,6 +214,16 @@ impl Bench {
     /// A `select count(*) from …`, from the table on.
     pub async fn count(&self, from: &str) -> i64 {
         self.value(&format!("select count(*) from {from}")).await
+    }
+
+    /// How many sessions of this database wait for a lock; the server is shared with other tests.
+    pub async fn waiting(&self) -> i64 {
+        self.count("pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'").await
+    }
+
+    /// Waits until so many sessions wait for a lock.
+    pub async fn until_waiting(&self, what: &str, sessions: i64) {
+        wait_until(what, SOON, async || self.waiting().await >= sessions).await;
     }
 
     /// One value.
@@ -272,11 +298,13 @@ impl Bench {
         found.unwrap_or_else(|| panic!("the audit log does not say {event}"))
     }
 
-    /// A dataset with `samples` rows of samples and an object of [`SIZE`] bytes for each.
+    /// A dataset with `samples` rows of samples and an object of [`SIZE`] bytes for each. Its id begins with a digit
+    /// below `d`, so that the prefix of its objects comes before the one of the older layout.
     pub async fn dataset(&self, name: &str, samples: u32) -> Uuid {
         let rows = samples.min(50);
-        let id =
-            Dataset { samples: rows, receivers: 1, features: rows, ..Dataset::iq_raw(name) }.insert(&self.pool).await;
+        let id = Uuid::from_u128(Uuid::new_v4().as_u128() >> 1);
+        let dataset = Dataset { id, samples: rows, receivers: 1, features: rows, ..Dataset::iq_raw(name) };
+        dataset.insert(&self.pool).await;
         self.put(id, samples);
         id
     }

@@ -1,4 +1,5 @@
 use reprieve::domain::state::State;
+use reprieve::purge::SliceEnd;
 use reprieve::trash::{TrashError, TrashRequest};
 use uuid::Uuid;
 
@@ -119,4 +120,21 @@ id_type = "text"
     assert_eq!(went.children.len(), 3, "two folders and a file, the cycle once around");
     let back = bench.bin.restore(&went.tombstone.resource, reprieve::trash::IfChildrenLost::Refuse, &alice()).await;
     assert_eq!(back.expect("comes back").children.len(), 3);
+}
+
+#[tokio::test]
+async fn a_held_parent_holds_what_went_with_it_until_it_is_released() {
+    let bench = Bench::heimdall().await;
+    let (job, _) = job_with_datasets(&bench).await;
+    let went = bench.trash_job_with_datasets(job).await.expect("goes");
+    let child = went.children[0].id;
+    bench.make_due(child).await;
+    let resource = bench.resource("job", job);
+    bench.bin.hold(&resource, &by("bob", Some("audit"))).await.expect("holds");
+    let held = SliceEnd::Deferred(format!("held with job {job} by bob: audit"));
+    assert_eq!(bench.slice(child).await, held);
+    bench.bin.release(&resource, &alice()).await.expect("releases");
+    let now = format!("reprieve.outbox where topic = 'purge' and tombstone_id = '{child}' and available_at <= now()");
+    assert_eq!(bench.count(&now).await, 1, "the release reaches the children too");
+    assert_eq!(bench.slice(child).await, SliceEnd::Purged);
 }

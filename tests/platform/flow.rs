@@ -160,14 +160,11 @@ async fn a_relay_that_settles_and_a_worker_that_writes_the_next_task_do_not_lock
     let mut gate = bench.pool.acquire().await.expect("a connection");
     sqlx::query("select pg_advisory_lock(9)").execute(&mut *gate).await.expect("locks");
     let running = Running::new().await.relay(&bench);
-    wait_until("the relay waits", SOON, async || bench.count("pg_locks where not granted").await == 1).await;
+    bench.until_waiting("the relay waits", 1).await;
     let worker = bench.purger();
     let mut slice = tokio::spawn(async move { worker.run_slice(id, &crate::bench::budget()).await });
     // either it is through, or it waits for the relay
-    wait_until("the worker goes on or waits", SOON, async || {
-        slice.is_finished() || bench.count("pg_locks where not granted").await >= 2
-    })
-    .await;
+    wait_until("the worker goes on or waits", SOON, async || slice.is_finished() || bench.waiting().await >= 2).await;
     sqlx::query("select pg_advisory_unlock(9)").execute(&mut *gate).await.expect("unlocks");
     let end = (&mut slice).await.expect("no panic");
     assert!(matches!(&end, Ok(SliceEnd::Deferred(why)) if why.contains("held")), "{end:?}");

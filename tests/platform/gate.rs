@@ -58,14 +58,14 @@ pub struct GateStore {
     ignored: Mutex<HashSet<String>>,
     late: Mutex<Vec<(usize, String, String)>>,
     failing_list: Mutex<Option<(usize, KeyFailure)>>,
+    hollow_list: Mutex<Option<usize>>,
 }
 
 impl GateStore {
     pub fn new(memory: MemoryStore) -> Self {
         let faults = FaultyStore::new(memory);
-        let (gate, ignored, late, failing_list) =
-            (Mutex::default(), Mutex::default(), Mutex::default(), Mutex::default());
-        Self { faults, gate, ignored, late, failing_list }
+        let (gate, ignored, late) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Self { faults, gate, ignored, late, failing_list: Mutex::default(), hollow_list: Mutex::default() }
     }
 
     /// The delete after the next `passes` has to wait; whoever holds the keeper says for how long.
@@ -94,6 +94,23 @@ impl GateStore {
     /// The listing after the next `passes` fails.
     pub fn fail_list_after(&self, passes: usize, failure: KeyFailure) {
         *self.failing_list.lock().expect("no panic") = Some((passes, failure));
+    }
+
+    /// The listing after the next `passes` shows an empty page and says that more follows, as some stores do.
+    pub fn hollow_list_after(&self, passes: usize) {
+        *self.hollow_list.lock().expect("no panic") = Some(passes);
+    }
+
+    fn is_hollow(&self) -> bool {
+        let mut hollow = self.hollow_list.lock().expect("no panic");
+        *hollow = match *hollow {
+            Some(0) => {
+                *hollow = None;
+                return true;
+            }
+            other => other.map(|passes| passes - 1),
+        };
+        false
     }
 
     /// The objects behind everything.
@@ -139,6 +156,11 @@ impl ObjectStore for GateStore {
             Some((0, failure)) => self.faults.fail_next_list(failure),
             Some((passes, failure)) => self.fail_list_after(passes - 1, failure),
             None => {}
+        }
+        if self.is_hollow() {
+            // below the prefix nothing comes before the prefix itself
+            let start = Cursor { key: prefix.to_owned(), version: None };
+            return Ok(Page { entries: Vec::new(), next: Some(after.cloned().unwrap_or(start)) });
         }
         let page = self.faults.list(bucket, prefix, after).await;
         self.write_what_is_late();

@@ -8,7 +8,6 @@ use uuid::Uuid;
 
 use crate::bench::Bench;
 use crate::support::heimdall::Model;
-use crate::support::{SOON, wait_until};
 
 async fn guarded() -> Bench {
     let bench = Bench::heimdall().await;
@@ -127,12 +126,7 @@ async fn a_guard_works_for_a_platform_user_who_may_not_read_our_tables() {
     run(&mut conn, format!("reset role; drop owned by {role}; drop role {role}")).await.expect("removes it");
 }
 
-async fn somebody_waits(bench: &Bench) {
-    wait_until("one of them waits for the other", SOON, async || {
-        bench.count("pg_locks where not granted and locktype in ('transactionid', 'tuple')").await > 0
-    })
-    .await;
-}
+const ONE_WAITS: &str = "one of them waits for the other";
 
 #[tokio::test]
 async fn when_the_trash_comes_first_the_activation_waits_for_it_and_is_refused() {
@@ -143,7 +137,7 @@ async fn when_the_trash_comes_first_the_activation_waits_for_it_and_is_refused()
     let pool = bench.pool.clone();
     let activation =
         tokio::spawn(async move { sqlx::raw_sql(sqlx::AssertSqlSafe(activate(model))).execute(&pool).await });
-    somebody_waits(&bench).await;
+    bench.until_waiting(ONE_WAITS, 1).await;
     reprieve::store::commit(tx).await.expect("commits");
     let refused = activation.await.expect("no panic").expect_err("it came second");
     assert!(told(&refused).0.contains("in the trash"), "{refused}");
@@ -158,7 +152,7 @@ async fn when_the_activation_comes_first_the_trash_waits_for_it_and_is_refused()
     sqlx::raw_sql(sqlx::AssertSqlSafe(activate(model))).execute(&mut *platform).await.expect("activates");
     let (bin, request) = (bench.bin.clone(), bench.request("dataset", dataset));
     let trash = tokio::spawn(async move { bin.trash(&request).await });
-    somebody_waits(&bench).await;
+    bench.until_waiting(ONE_WAITS, 1).await;
     platform.commit().await.expect("commits");
     let refused = trash.await.expect("no panic").expect_err("it came second");
     assert!(matches!(&refused, TrashError::Refused { refusals, .. } if refusals.blockers[0].label == "m"), "{refused}");
@@ -173,7 +167,7 @@ async fn when_the_activation_rolls_back_the_trash_that_waited_goes_through() {
     sqlx::raw_sql(sqlx::AssertSqlSafe(activate(model))).execute(&mut *platform).await.expect("activates");
     let (bin, request) = (bench.bin.clone(), bench.request("dataset", dataset));
     let trash = tokio::spawn(async move { bin.trash(&request).await });
-    somebody_waits(&bench).await;
+    bench.until_waiting(ONE_WAITS, 1).await;
     platform.rollback().await.expect("rolls back");
     assert!(!trash.await.expect("no panic").expect("nobody uses it").already);
 }
@@ -194,5 +188,21 @@ async fn a_use_that_an_old_snapshot_hid_from_the_guard_still_blocks_the_purge() 
     } else {
         drop(platform);
         assert_eq!(bench.count("heimdall.models where is_active").await, 0);
+    }
+}
+
+#[tokio::test]
+async fn a_guard_that_could_never_refuse_anything_is_not_installed() {
+    for (from, to, reason) in [
+        ("column = \"synthetic_dataset_id\"", "column = \"synthetic_datset_id\"", "synthetic_datset_id"),
+        ("column = \"synthetic_dataset_id\"", "column = \"model_name\"", "operator does not exist"),
+        ("when = \"is_active or", "when = \"is_aktive or", "is_aktive"),
+    ] {
+        let bench = Bench::with(&crate::bench::HEIMDALL.replace(from, to), "", |_| ()).await;
+        let mut tx = bench.store.begin().await.expect("begins");
+        let refused = guards::install(&mut tx, &bench.config.map).await.expect_err("a typing error").to_string();
+        assert!(refused.contains(reason) && refused.contains("active model"), "{refused}");
+        drop(tx);
+        Model { active: true, ..Model::named("m") }.insert(&bench.pool).await;
     }
 }

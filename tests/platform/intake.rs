@@ -21,7 +21,7 @@ struct Service {
     bench: Bench,
     queue: LocalQueue,
     stop: CancellationToken,
-    _roles: JoinSet<()>,
+    roles: JoinSet<()>,
 }
 
 impl Service {
@@ -31,12 +31,16 @@ impl Service {
         queue.prepare().await.expect("prepares");
         queue.open_replies(REPLIES);
         let relay = Relay::new(bench.store.clone(), bench.config.relay.clone(), bench.metrics.clone()).expect("fine");
-        let intake = Intake::new(bench.bin.clone(), bench.metrics.clone());
         let (its_queue, its_stop) = (queue.clone(), stop.clone());
         roles.spawn(async move { relay.run(&its_queue, &its_stop).await.expect("relays") });
-        let (its_queue, its_stop) = (queue.clone(), stop.clone());
-        roles.spawn(async move { intake.run(&its_queue, &its_stop).await.expect("takes in") });
-        Service { bench, queue, stop, _roles: roles }
+        Service { bench, queue, stop, roles }.with_another_intake()
+    }
+
+    fn with_another_intake(mut self) -> Service {
+        let intake = Intake::new(self.bench.bin.clone(), self.bench.metrics.clone());
+        let (queue, stop) = (self.queue.clone(), self.stop.clone());
+        self.roles.spawn(async move { intake.run(&queue, &stop).await.expect("takes in") });
+        self
     }
 
     fn send(&self, message_id: Option<&str>, body: impl ToString) {
@@ -198,4 +202,44 @@ async fn a_refusal_half_way_through_leaves_nothing_of_the_request_behind() {
     partial["partial"] = json!(true);
     assert_eq!(service.ask(Some("m-2"), partial).await["status"], "restored");
     assert_eq!(bench.count("reprieve.tombstones where state = 'restored'").await, 2);
+}
+
+#[tokio::test]
+async fn a_duplicate_that_meets_the_first_on_another_machine_waits_for_its_answer() {
+    let service = Service::new().await.with_another_intake();
+    let bench = &service.bench;
+    let dataset = bench.dataset("set a", 1).await;
+    let mut holder = bench.pool.begin().await.expect("begins");
+    let lock = "select from heimdall.synthetic_datasets where id = $1 for update";
+    sqlx::query(lock).bind(dataset).execute(&mut *holder).await.expect("locks");
+    service.send(Some("m-1"), op("trash", "dataset", dataset));
+    service.send(Some("m-1"), op("trash", "dataset", dataset));
+    bench.until_waiting("one waits for the row, the other for the first", 2).await;
+    holder.rollback().await.expect("rolls back");
+    let mut replies = Vec::new();
+    wait_until("both are answered", SOON, async || {
+        replies.extend(service.queue.take_replies(REPLIES));
+        replies.len() == 2
+    })
+    .await;
+    assert_eq!(replies[0].body, replies[1].body);
+    let answer: Value = serde_json::from_slice(&replies[0].body).expect("JSON");
+    assert_eq!(answer["status"], "trashed");
+    assert_eq!(bench.count("reprieve.audit where event = 'trashed'").await, 1);
+}
+
+#[tokio::test]
+async fn a_request_that_nobody_can_carry_out_now_is_answered_and_harms_no_other() {
+    let service = Service::new().await;
+    let dataset = service.bench.dataset("set a", 1).await;
+    let job = Job::named("generation").insert(&service.bench.pool).await;
+    service.bench.run("alter table heimdall.models rename column is_active to active").await;
+    let refused = service.ask(Some("m-1"), op("trash", "dataset", dataset)).await;
+    assert_eq!(refused["error"]["code"], "unavailable");
+    assert!(refused["error"]["message"].as_str().is_some_and(|why| why.contains("active model")), "{refused}");
+    assert_eq!(service.ask(None, op("trash", "job", job)).await["status"], "trashed");
+    assert_eq!(service.bench.count("reprieve.tombstones where kind = 'dataset'").await, 0);
+    service.bench.run("alter table heimdall.models rename column active to is_active").await;
+    let again = service.ask(Some("m-1"), op("trash", "dataset", dataset)).await;
+    assert_eq!(again["status"], "trashed", "what nobody could carry out is not remembered as refused");
 }

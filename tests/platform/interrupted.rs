@@ -169,10 +169,7 @@ async fn a_crash_while_rows_are_deleted_goes_on_with_the_rest_of_them() {
     sqlx::query("select pg_advisory_lock(7)").execute(&mut *holder).await.expect("locks");
     let worker = bench.purger();
     let dies = tokio::spawn(async move { worker.run_slice(id, &budget()).await });
-    crate::support::wait_until("the third chunk waits", crate::support::SOON, async || {
-        bench.count("pg_locks where locktype = 'advisory' and not granted").await == 1
-    })
-    .await;
+    bench.until_waiting("the third chunk waits", 1).await;
     dies.abort();
     let _ = dies.await;
     sqlx::query("select pg_advisory_unlock(7)").execute(&mut *holder).await.expect("unlocks");
@@ -227,5 +224,61 @@ async fn a_checkpoint_that_cannot_be_read_begins_the_pass_anew() {
     bench.run(RUN_OUT).await;
     bench.run("update reprieve.tombstones set checkpoint = '{\"of\": \"a later version\"}'").await;
     assert_eq!(bench.slice(id).await, SliceEnd::Purged);
+    is_counted(&bench, id, 45).await;
+}
+
+#[tokio::test]
+async fn versions_that_a_batch_cuts_apart_are_counted_once_each() {
+    let map = HEIMDALL.replace("heimdall-synthetic-iq", "second-bucket");
+    let bench = Bench::with(&map, "", |config| {
+        config.stores.values_mut().for_each(|store| store.batch_size = 4);
+    })
+    .await;
+    let dataset = bench.dataset("set a", 0).await;
+    for n in 0..33 {
+        bench.objects.memory().put("second-bucket", &key(dataset, n % 11, 0), SIZE);
+    }
+    let id = bench.trash_due("dataset", dataset).await;
+    for _ in 0..40 {
+        let spent = Budget::new(Duration::ZERO, CancellationToken::new());
+        match bench.purger().run_slice(id, &spent).await.expect("the database is there") {
+            SliceEnd::Continues => {}
+            end => {
+                assert_eq!(end, SliceEnd::Purged);
+                break;
+            }
+        }
+    }
+    let progress = bench.tombstone(id).await.progress;
+    assert_eq!((progress.objects_listed, progress.objects_deleted, progress.bytes_freed), (33, 33, 33 * SIZE));
+    assert_eq!(bench.objects.memory().count("second-bucket"), 0);
+}
+
+#[tokio::test]
+async fn a_database_that_crashes_in_the_middle_of_a_purge_comes_back_to_exact_counts() {
+    let mut server = reprieve::embedded::postgres::PrivatePostgres::start(Default::default()).await.expect("starts");
+    let url = server.create_database("platform").await.expect("creates");
+    let pool = sqlx::PgPool::connect(&url).await.expect("connects");
+    crate::support::heimdall::load(&pool).await;
+    let bench = Bench::over_database(pool, &url, HEIMDALL, "", |config| {
+        config.stores.values_mut().for_each(|store| store.batch_size = 10);
+        config.purge.lease = Duration::from_secs(1);
+    })
+    .await;
+    let dataset = bench.dataset("set a", 45).await;
+    let id = bench.trash_due("dataset", dataset).await;
+    let gate = bench.objects.stop_a_delete(2, At::After);
+    let worker = bench.purger();
+    let working = tokio::spawn(async move { worker.run_slice(id, &budget()).await });
+    gate.reached().await;
+    server.kill9().expect("killed");
+    gate.open();
+    let end = working.await.expect("no panic");
+    assert!(matches!(&end, Err(error) if error.is_transient()), "{end:?}");
+    server.start_again().await.expect("recovers");
+    crate::support::wait_until("it is purged", crate::support::SOON, async || {
+        matches!(bench.try_slice(id).await, Ok(SliceEnd::Purged))
+    })
+    .await;
     is_counted(&bench, id, 45).await;
 }

@@ -160,3 +160,31 @@ async fn a_restore_and_a_claim_at_once_end_in_exactly_one_of_them() {
         }
     }
 }
+
+#[tokio::test]
+async fn rows_that_a_worker_without_a_lease_deletes_are_not_deleted() {
+    let bench = Bench::with(crate::bench::HEIMDALL, "", |config| config.purge.row_chunk = 10).await;
+    let dataset = bench.dataset("set a", 30).await;
+    let id = bench.trash_due("dataset", dataset).await;
+    // the second chunk waits in the middle of its transaction
+    bench
+        .run("create function waits() returns trigger language plpgsql as $$ begin
+                  if (select count(*) from heimdall.synthetic_iq_samples) = 10 then perform pg_advisory_xact_lock(7); end if;
+                  return null; end $$;
+              create trigger waits after delete on heimdall.synthetic_iq_samples
+                  for each statement execute function waits()")
+        .await;
+    let mut gate = bench.pool.acquire().await.expect("a connection");
+    sqlx::query("select pg_advisory_lock(7)").execute(&mut *gate).await.expect("locks");
+    let (zombie, heir) = (bench.purger(), bench.purger());
+    let zombie = tokio::spawn(async move { zombie.run_slice(id, &budget()).await });
+    bench.until_waiting("the second chunk waits", 1).await;
+    bench.run(RUN_OUT).await;
+    let heir = tokio::spawn(async move { heir.run_slice(id, &budget()).await });
+    bench.until_waiting("the other waits for its rows", 2).await;
+    sqlx::query("select pg_advisory_unlock(7)").execute(&mut *gate).await.expect("unlocks");
+    assert_eq!(zombie.await.expect("no panic").expect("the database is there"), SliceEnd::LeaseLost);
+    assert_eq!(heir.await.expect("no panic").expect("the database is there"), SliceEnd::Purged);
+    let tombstone = bench.tombstone(id).await;
+    assert_eq!((tombstone.fence, tombstone.progress.rows_deleted), (Fence(2), 61), "each row counted once");
+}

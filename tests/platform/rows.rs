@@ -95,15 +95,9 @@ async fn a_hold_that_meets_the_last_commit_neither_hangs_nor_breaks_it() {
     sqlx::query("select pg_advisory_lock(8)").execute(&mut *gate).await.expect("locks");
     let (worker, bin, resource) = (bench.purger(), bench.bin.clone(), bench.resource("dataset", dataset));
     let working = tokio::spawn(async move { worker.run_slice(id, &crate::bench::budget()).await });
-    let waiting = async |what: &str, locks: i64| {
-        crate::support::wait_until(what, crate::support::SOON, async || {
-            bench.count("pg_locks where not granted").await >= locks
-        })
-        .await;
-    };
-    waiting("the row's delete waits", 1).await;
+    bench.until_waiting("the row's delete waits", 1).await;
     let holding = tokio::spawn(async move { bin.hold(&resource, &alice()).await });
-    waiting("the hold waits", 2).await;
+    bench.until_waiting("the hold waits", 2).await;
     sqlx::query("select pg_advisory_unlock(8)").execute(&mut *gate).await.expect("unlocks");
     assert_eq!(working.await.expect("no panic").expect("no deadlock"), SliceEnd::Purged);
     let refused = holding.await.expect("no panic").expect_err("there is nothing left to hold");
@@ -111,4 +105,26 @@ async fn a_hold_that_meets_the_last_commit_neither_hangs_nor_breaks_it() {
     let deadlocks = "select deadlocks from pg_stat_database where datname = current_database()";
     assert_eq!(bench.value::<i64>(deadlocks).await, 0);
     assert_eq!(bench.count("reprieve.holds").await, 0);
+}
+
+#[tokio::test]
+async fn rows_of_a_partitioned_table_go_and_none_of_another_resource_with_the_same_place() {
+    let map = HEIMDALL.replace("table = \"heimdall.measurement_features\"", "table = \"heimdall.parts\"");
+    let schema = "create table heimdall.parts (dataset_id uuid, n int) partition by list (n);
+                  create table heimdall.parts_0 partition of heimdall.parts for values in (0);
+                  create table heimdall.parts_1 partition of heimdall.parts for values in (1)";
+    let bench = Bench::with(&map, schema, |config| config.purge.row_chunk = 3).await;
+    let (gone, kept) = (bench.dataset("set a", 0).await, bench.dataset("set b", 0).await);
+    // the same row addresses in both partitions, of different datasets
+    bench
+        .run(&format!(
+            "insert into heimdall.parts select '{gone}', 0 from generate_series(1, 10);
+             insert into heimdall.parts select case when i % 2 = 0 then '{gone}'::uuid else '{kept}' end, 1 from generate_series(1, 10) i"
+        ))
+        .await;
+    let id = bench.trash_due("dataset", gone).await;
+    assert_eq!(bench.slice(id).await, SliceEnd::Purged);
+    assert_eq!(bench.tombstone(id).await.progress.rows_deleted, 10 + 5 + 1);
+    assert_eq!(bench.count(&format!("heimdall.parts where dataset_id = '{kept}'")).await, 5);
+    assert_eq!(bench.count("heimdall.parts").await, 5);
 }

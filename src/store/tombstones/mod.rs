@@ -129,6 +129,24 @@ pub async fn children_of(conn: &mut PgConnection, parent: TombstoneId) -> Result
     rows.into_iter().map(Tombstone::try_from).collect()
 }
 
+/// A tombstone and all that its cascade wrote, at any depth, by id from the newest: children before their parents.
+///
+/// # Errors
+/// The statement failed.
+pub async fn family_of(conn: &mut PgConnection, id: TombstoneId) -> Result<Vec<TombstoneId>, StoreError> {
+    let ids: Vec<Uuid> = sqlx::query_scalar(
+        "with recursive down as (
+             select id from reprieve.tombstones where id = $1
+             union all
+             select t.id from reprieve.tombstones t join down on t.parent = down.id)
+         select id from down order by id desc",
+    )
+    .bind(id.0)
+    .fetch_all(conn)
+    .await?;
+    Ok(ids.into_iter().map(TombstoneId).collect())
+}
+
 /// A list, newest first.
 ///
 /// # Errors

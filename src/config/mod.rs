@@ -122,16 +122,21 @@ impl Config {
         }
         let mut resources = Vec::new();
         let mut builder = config::Config::builder();
+        let mut all_read = !files.is_empty();
         for file in &files {
-            let Some(table) = read_file(file, &problems) else { continue };
+            let Some(table) = read_file(file, &problems) else {
+                all_read = false;
+                continue;
+            };
             read_resources(file, &table, &mut resources, &problems);
             builder = builder.add_source(File::from(file.as_path()).format(FileFormat::Toml));
         }
         if environment == Surroundings::Override {
             builder = builder.add_source(Environment::with_prefix("REPRIEVE").prefix_separator("__").separator("__"));
         }
-        if !problems.is_empty() {
-            // what the other files lack may stand in the one that cannot be read
+        if !all_read {
+            // what the other files lack may stand in the one that cannot be read; a map that cannot be lacks nothing but
+            // its own kinds
             return Err(InvalidConfig { problems: problems.into_inner() });
         }
         let merged = builder.build().and_then(config::Config::try_deserialize::<Map<String, Value>>);

@@ -86,7 +86,7 @@ impl Actor {
 
 /// A name that breaks its rule.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{raw:?} is not a {what}: {rule}")]
+#[error("{raw:?} is no {what}: {rule}")]
 pub struct InvalidName {
     /// What it should have been.
     pub what: &'static str,

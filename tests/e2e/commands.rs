@@ -88,7 +88,7 @@ async fn every_way_to_fail_has_its_exit_code_and_says_what_to_do() {
         (&["trash", "dataset", &used, "--with", "planet"], 2, &["planet"]),
         (&["trash", "dataset", &used, "--with", "job"], 2, &["no children"]),
         (&["trash", "dataset", &used, "--retention", "soon"], 2, &["14d"]),
-        (&["trash", "dataset", &used, "--actor", " "], 2, &["--actor"]),
+        (&["trash", "dataset", &used, "--actor", " "], 2, &["is no actor"]),
         (&["trash", "dataset", &used, "--force"], 2, &["--force"]),
         (&["trash", "dataset"], 2, &["ID"]),
         (&["pause"], 2, &["--all"]),

@@ -53,7 +53,7 @@ impl Check {
         let mut findings = Findings::default();
         findings.add(Level::Ok, "configuration", "no mistakes");
         if let Err(error) = check_database(&app, &mut findings).await {
-            findings.add(Level::Problem, "database", error.to_string());
+            findings.add(Level::Problem, "database", app.store.why_away(error).await.to_string());
         }
         check_stores(&app, &mut findings).await;
         check_broker(&app, &mut findings).await;

@@ -29,6 +29,7 @@ use crate::{
     config::{Config, LogFormat},
     domain::{ids::ResourceRef, tombstone::Provenance},
     telemetry,
+    trash::TrashError,
 };
 
 /// What `--help` says of exit codes.
@@ -156,11 +157,14 @@ async fn run(cli: Cli, output: Output) -> Result<(), CliError> {
         telemetry::start_logging("reprieve=warn,lapin=off,s3s=off,error", Some(LogFormat::Pretty))
             .map_err(CliError::Usage)
     };
-    let app = || async {
+    let mut store = None;
+    let mut app = async || {
         quiet()?;
-        Ok::<App, CliError>(App::new(Config::load(&files)?).await?)
+        let app = App::new(Config::load(&files)?).await?;
+        store = Some(app.store.clone());
+        Ok::<App, CliError>(app)
     };
-    match cli.verb {
+    let ended = match cli.verb {
         Verb::Migrate(verb) => {
             quiet()?;
             verb.run(Config::load(&files)?, output).await
@@ -182,5 +186,11 @@ async fn run(cli: Cli, output: Output) -> Result<(), CliError> {
         Verb::Resume(verb) => verb.run(app().await?, output).await,
         Verb::Demo(verb) => verb.run().await.map_err(|error| CliError::Failed(format!("{error:#}"))),
         Verb::Dev(verb) => verb.run().await.map_err(|error| CliError::Failed(format!("{error:#}"))),
+    };
+    match (ended, store) {
+        (Err(CliError::Store(error) | CliError::Trash(TrashError::Store(error))), Some(store)) => {
+            Err(CliError::Store(store.why_away(error).await))
+        }
+        (ended, _) => ended,
     }
 }

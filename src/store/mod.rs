@@ -79,6 +79,19 @@ impl Store {
         Ok(())
     }
 
+    /// Why no connection is to be had: the pool only says that none was, in time.
+    pub async fn why_away(&self, error: StoreError) -> StoreError {
+        use sqlx::ConnectOptions;
+        if !matches!(error, StoreError::Unavailable(sqlx::Error::PoolTimedOut)) {
+            return error;
+        }
+        let options = self.pool.connect_options();
+        match tokio::time::timeout(LOCK_TIMEOUT, options.connect()).await {
+            Ok(Err(cause)) => cause.into(),
+            Ok(Ok(_)) | Err(_) => error,
+        }
+    }
+
     /// Closes every connection.
     pub async fn close(&self) {
         self.pool.close().await;

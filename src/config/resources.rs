@@ -54,6 +54,19 @@ pub fn read(
             );
         }
     }
+    for kind in kinds.values() {
+        for rows in &kind.rows {
+            if let Some(other) = kinds.values().find(|other| other.kind != kind.kind && other.table == rows.table) {
+                problems.add(
+                    format!("resource ({}).rows.table", kind.kind),
+                    format_args!(
+                        "{} holds the resources of the kind {:?}, each with a life of its own; name it under [[resource.children]]",
+                        rows.table, other.kind.as_str()
+                    ),
+                );
+            }
+        }
+    }
     ResourceMap::new(kinds.into_values())
 }
 

@@ -80,6 +80,15 @@ pub struct Location {
     pub prefix: Prefix,
 }
 
+impl Location {
+    /// Whether everything below `inner` lies below this.
+    pub fn contains(&self, inner: &Self) -> bool {
+        self.store == inner.store
+            && self.bucket == inner.bucket
+            && inner.prefix.as_str().starts_with(self.prefix.as_str())
+    }
+}
+
 impl std::fmt::Display for Location {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "s3://{}/{} (store {})", self.bucket, self.prefix, self.store)

@@ -13,6 +13,7 @@ use crate::{
         retention::{InvalidRetention, Retention},
         tombstone::{Blocker, Tombstone},
     },
+    places::PlaceError,
     store::{StoreError, holds::Hold},
 };
 
@@ -155,6 +156,15 @@ pub fn how_far(tombstone: &Tombstone) -> String {
 }
 
 impl TrashError {
+    pub(super) fn of_place(resource: &ResourceRef, error: PlaceError) -> Self {
+        let resource = resource.clone();
+        match error {
+            PlaceError::Unsafe(error) => Self::UnsafePlace { resource, error },
+            PlaceError::ForeignBucket(bucket) => Self::ForeignBucket { resource, bucket },
+            PlaceError::Store(error) => Self::Store(error),
+        }
+    }
+
     /// A stable name, for replies and problem documents.
     pub fn code(&self) -> &'static str {
         match self {

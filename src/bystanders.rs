@@ -11,7 +11,7 @@ use crate::{
     domain::{
         ids::ResourceRef,
         location::Location,
-        map::{ObjectsAt, ResourceKind, ResourceMap},
+        map::{ResourceKind, ResourceMap},
         tombstone::Blocker,
     },
     places::{self, PlaceError},
@@ -94,16 +94,10 @@ pub async fn of(
     Ok(found)
 }
 
-/// Whether objects of `inner` can lie below a prefix of `outer`, as far as the map tells.
+/// Whether objects of `inner` can lie below a prefix of `outer`, as far as the map tells; where a query names places,
+/// only the query knows.
 fn may_reach(outer: &ResourceKind, inner: &ResourceKind) -> bool {
-    outer.objects.iter().any(|a| {
-        inner.objects.iter().any(|b| match (a, b) {
-            (
-                ObjectsAt::Template { store, bucket, prefix },
-                ObjectsAt::Template { store: inner_store, bucket: inner_bucket, prefix: inner_prefix },
-            ) => store == inner_store && bucket == inner_bucket && prefix.may_contain(inner_prefix),
-            // only the query knows
-            _ => true,
-        })
-    })
+    let unknown =
+        outer.asks_for_places() && !inner.objects.is_empty() || inner.asks_for_places() && !outer.objects.is_empty();
+    unknown || outer.may_reach(inner).is_some()
 }

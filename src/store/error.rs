@@ -70,6 +70,8 @@ impl From<sqlx::Error> for StoreError {
             // undefined_table, invalid_schema_name, undefined_column, of our own tables
             (_, Some("42P01" | "3F000" | "42703")) => Self::NotMigrated(error),
             // connection exceptions, out of resources (a full disk too), shutting down
+            // protocol_violation: a query of the map with parameters that it does not get
+            (_, Some("08P01")) => Self::Other(error),
             (_, Some(code)) if ["08", "53", "57", "58"].iter().any(|class| code.starts_with(class)) => {
                 Self::Unavailable(error)
             }

@@ -42,7 +42,8 @@ pub enum Locking {
 /// Reads a resource's row by its id.
 ///
 /// # Errors
-/// [`StoreError::Platform`] where table or columns do not fit the map.
+/// [`StoreError::Platform`] where table or columns do not fit the map, [`StoreError::Unusable`] where the id is not
+/// unique.
 pub async fn find(
     conn: &mut PgConnection,
     kind: &ResourceKind,
@@ -66,18 +67,29 @@ pub async fn find(
         kind.soft_delete.as_ref().map_or_else(|| "null::boolean".to_owned(), marked_expression),
     ];
     selected.extend(columns.iter().map(|column| format!("\"{column}\"::text")));
-    let sql = format!("select {} from {} where {} = $1", selected.join(", "), kind.table, kind.id);
-    let row = bind_id(query(sql), kind.id_type, id)?
-        .fetch_optional(conn)
-        .await
-        .map_err(|error| StoreError::of_platform(error, || format!("reading {} of kind {}", kind.table, kind.kind)))?;
-    let Some(row) = row else { return Ok(None) };
+    let sql = format!("select {} from {} where {} = $1 limit 2", selected.join(", "), kind.table, kind.id);
+    let rows = bind_id(query(sql), kind.id_type, id)?.fetch_all(conn).await;
+    let what = || format!("reading {} of kind {}", kind.table, kind.kind);
+    let rows = rows.map_err(|error| StoreError::of_platform(error, what))?;
+    let row = match rows.as_slice() {
+        [] => return Ok(None),
+        [row] => row,
+        several => return Err(not_unique(kind, id, several.len() as u64)),
+    };
     let columns = columns
         .iter()
         .enumerate()
         .map(|(at, column)| Ok(((*column).to_owned(), row.try_get::<Option<String>, _>(at + 3)?)))
         .collect::<Result<_, sqlx::Error>>()?;
     Ok(Some(ResourceRow { name: row.try_get(0)?, fits: row.try_get(1)?, marked: row.try_get(2)?, columns }))
+}
+
+/// One tombstone stands for one row; a map whose ids are not unique must not delete several by one.
+fn not_unique(kind: &ResourceKind, id: &ResourceId, rows: u64) -> StoreError {
+    StoreError::Unusable(format!(
+        "the id {id} has {rows} rows or more in {}: the column {} does not fit as the id of kind {}, it is not unique",
+        kind.table, kind.id, kind.kind
+    ))
 }
 
 fn template_columns(kind: &ResourceKind) -> impl Iterator<Item = &str> {
@@ -273,7 +285,11 @@ pub async fn delete_row(conn: &mut PgConnection, kind: &ResourceKind, id: &Resou
     let sql = format!("delete from {} where {} = $1", kind.table, kind.id);
     let done = bind_id(query(sql), kind.id_type, id)?.execute(conn).await;
     let what = || format!("deleting the row from {} of kind {}", kind.table, kind.kind);
-    Ok(done.map_err(|error| StoreError::of_platform(error, what))?.rows_affected())
+    match done.map_err(|error| StoreError::of_platform(error, what))?.rows_affected() {
+        rows @ (0 | 1) => Ok(rows),
+        // the caller's transaction is rolled back
+        several => Err(not_unique(kind, id, several)),
+    }
 }
 
 /// Not kept prepared: the platform changes its tables while we run. Such a statement must return plain types alone,

@@ -122,6 +122,8 @@ create table reprieve.pauses (
 create table reprieve.requests (
     message_id text primary key,
     answered_at timestamptz not null default now(),
+    -- sha256 of the body: two services may use the same id for different wishes
+    digest bytea not null,
     answer jsonb not null
 );
 create index requests_by_age on reprieve.requests (answered_at);

@@ -3,6 +3,10 @@
 //! Invariant: an error of the platform's own tables or of a query from the map is told apart from one of ours, so
 //! that a map that no longer fits delays the purge of its own kind and of nothing else.
 
+/// What to do when the connection broke, perhaps in a commit, or nobody waited for the end: it may have taken place.
+pub const ASK_AGAIN: &str = "whether it was carried out is not known: check [database], and look with `reprieve show` \
+                             before you ask again; what has been done already is answered as such";
+
 /// A failed statement.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -42,6 +46,14 @@ impl StoreError {
     /// Whether the same call may succeed later without anybody's help.
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Unavailable(_) | Self::Busy(_))
+    }
+
+    /// What to do about it, for people; empty where the message says it.
+    pub fn advice(&self) -> &'static str {
+        match self {
+            Self::Unavailable(_) => ASK_AGAIN,
+            _ => "",
+        }
     }
 
     /// Names the query of the map that failed. Outages and lost races stay what they are.

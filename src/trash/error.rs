@@ -47,7 +47,8 @@ impl fmt::Display for Refusals {
     }
 }
 
-/// A request that was not carried out. Nothing has changed.
+/// A request that was not carried out. Nothing has changed, with one exception: when the database goes away in a commit,
+/// nobody knows whether that took place.
 #[derive(Debug, thiserror::Error)]
 pub enum TrashError {
     /// The map has no such kind.
@@ -221,7 +222,7 @@ impl TrashError {
                 "it can no longer be restored or held; reprieve show KIND ID tells what has happened"
             }
             Self::NotInTrash(_) => "reprieve list shows what is in the trash",
-            Self::Store(StoreError::Unavailable(_)) => "check [database] and try again; nothing has changed",
+            Self::Store(error) => error.advice(),
             _ => "",
         }
     }

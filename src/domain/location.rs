@@ -27,6 +27,18 @@ impl StoreName {
     }
 }
 
+/// A stored name or prefix is checked again when it is read: what was changed in the table must not become a wide delete.
+macro_rules! checked_when_read {
+    ($($name:ident),*) => {$(
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                Self::parse(&String::deserialize(deserializer)?).map_err(serde::de::Error::custom)
+            }
+        }
+    )*};
+}
+checked_when_read!(StoreName, Prefix);
+
 /// A prefix, an address or a template that cannot be trusted with a delete.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UnsafePlace {
@@ -286,6 +298,18 @@ mod tests {
             assert!(matches!(refused, UnsafePlace::Crowded(_)), "{raw:?}");
             assert!(refused.to_string().contains("put a slash between them"), "{refused}");
         }
+    }
+
+    #[test]
+    fn a_stored_location_is_checked_when_it_is_read() {
+        let stored = |store: &str, prefix: &str| {
+            serde_json::from_value::<Location>(serde_json::json!({ "store": store, "bucket": "b", "prefix": prefix }))
+        };
+        assert!(stored("main", "a/1/").is_ok());
+        for prefix in ["", "/", "a", "a//", "../"] {
+            assert!(stored("main", prefix).unwrap_err().to_string().contains("unsafe prefix"), "{prefix:?}");
+        }
+        assert!(stored("Ma in", "a/1/").is_err());
     }
 
     #[test]

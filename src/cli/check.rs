@@ -111,8 +111,8 @@ fn check_overlaps(app: &App, findings: &mut Findings) {
     for (outer_kind, outer) in &places {
         for (inner_kind, inner) in &places {
             let (
-                ObjectsAt::Template { store, bucket, prefix },
-                ObjectsAt::Template { store: inner_store, bucket: inner_bucket, prefix: inner_prefix },
+                ObjectsAt::Template { store, bucket, prefix, .. },
+                ObjectsAt::Template { store: inner_store, bucket: inner_bucket, prefix: inner_prefix, .. },
             ) = (outer, inner)
             else {
                 continue;

@@ -96,6 +96,17 @@ pub struct Location {
     pub bucket: String,
     /// What to empty in it.
     pub prefix: Prefix,
+    /// Where the store was when this was resolved; a name alone can come to stand for another server. `None` in
+    /// tombstones of before it was kept. Last, so that it has no say in the order of places in one store.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+}
+
+impl Location {
+    /// A place in a store that is at `address` now.
+    pub fn new(store: StoreName, bucket: String, prefix: Prefix, address: impl Into<String>) -> Self {
+        Self { store, bucket, prefix, endpoint: Some(address.into()) }
+    }
 }
 
 impl std::fmt::Display for Location {

@@ -155,6 +155,8 @@ pub enum ObjectsAt {
     Template {
         /// The store.
         store: StoreName,
+        /// Where the store is.
+        address: String,
         /// The bucket.
         bucket: String,
         /// The prefix.
@@ -164,6 +166,8 @@ pub enum ObjectsAt {
     Query {
         /// The store.
         store: StoreName,
+        /// Where the store is.
+        address: String,
         /// The only buckets that an address may name.
         buckets: Vec<String>,
         /// The query: one text column.

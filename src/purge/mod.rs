@@ -29,7 +29,7 @@ use crate::{
     domain::{map::ResourceMap, outcome::FailureClass, tombstone::Provenance},
     objects::{
         ObjectsError,
-        stores::{Stores, UnknownStore},
+        stores::{PlaceError, Stores},
     },
     retry::{Backoff, InvalidBackoff},
     store::{Store, StoreError},
@@ -66,9 +66,9 @@ enum PurgeError {
     /// A store, as a whole request.
     #[error(transparent)]
     Objects(#[from] ObjectsError),
-    /// The configuration no longer has the store.
+    /// The configuration no longer leads to a location.
     #[error(transparent)]
-    UnknownStore(#[from] UnknownStore),
+    Place(#[from] PlaceError),
     /// The checkpoint is not one that this program can read.
     #[error("the checkpoint cannot be read: {0}")]
     Checkpoint(#[from] serde_json::Error),
@@ -80,7 +80,7 @@ impl PurgeError {
         match self {
             Self::Store(error) => error.is_transient(),
             Self::Objects(error) => error.class != FailureClass::Permanent,
-            Self::LeaseLost | Self::UnknownStore(_) | Self::Checkpoint(_) => false,
+            Self::LeaseLost | Self::Place(_) | Self::Checkpoint(_) => false,
         }
     }
 
@@ -88,7 +88,7 @@ impl PurgeError {
     fn is_hopeless(&self) -> bool {
         match self {
             Self::Objects(error) => error.class == FailureClass::Permanent,
-            Self::UnknownStore(_) | Self::Checkpoint(_) => true,
+            Self::Place(_) | Self::Checkpoint(_) => true,
             Self::Store(_) | Self::LeaseLost => false,
         }
     }

@@ -199,19 +199,19 @@ async fn locations(
     let mut found = BTreeSet::new();
     for at in &kind.objects {
         match at {
-            ObjectsAt::Template { store, bucket, prefix } => {
+            ObjectsAt::Template { store, address, bucket, prefix } => {
                 let prefix = prefix
                     .render(&resource.id, |column| row.columns.get(column).cloned().flatten())
                     .map_err(unsafe_place)?;
-                found.insert(Location { store: store.clone(), bucket: bucket.clone(), prefix });
+                found.insert(Location::new(store.clone(), bucket.clone(), prefix, address));
             }
-            ObjectsAt::Query { store, buckets, query } => {
+            ObjectsAt::Query { store, address: server, buckets, query } => {
                 for address in platform::addresses(&mut *conn, kind, &resource.id, query).await? {
                     let (bucket, prefix) = parse_address(&address).map_err(unsafe_place)?;
                     if !buckets.contains(&bucket) {
                         return Err(TrashError::ForeignBucket { resource: resource.clone(), bucket });
                     }
-                    found.insert(Location { store: store.clone(), bucket, prefix });
+                    found.insert(Location::new(store.clone(), bucket, prefix, server));
                 }
             }
         }

@@ -122,7 +122,8 @@ impl App {
         let mut stores = Vec::new();
         for (name, store) in &config.stores {
             let objects = Arc::new(S3Store::new(&s3_settings(store)).await);
-            let named = NamedStore { objects, batch_size: store.batch_size, buckets: store.buckets.clone() };
+            let (batch_size, buckets, address) = (store.batch_size, store.buckets.clone(), store.address());
+            let named = NamedStore { objects, batch_size, buckets, address };
             stores.push((name.clone(), named));
         }
         let trash = TrashBin::new(store.clone(), &config);

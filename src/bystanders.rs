@@ -14,7 +14,7 @@ use crate::{
         map::{ResourceKind, ResourceMap},
         tombstone::Blocker,
     },
-    places::{self, PlaceError},
+    places::{self, UnknownPlace},
     store::{
         platform::{self, Locking},
         tombstones,
@@ -41,7 +41,7 @@ pub async fn of(
     map: &ResourceMap,
     leaving: Leaving<'_>,
     along: &BTreeSet<ResourceRef>,
-) -> Result<Vec<Blocker>, PlaceError> {
+) -> Result<Vec<Blocker>, UnknownPlace> {
     let Leaving { kind, resource, locations } = leaving;
     let blocker = |reference: &str, who: &ResourceRef, why: &str| Blocker {
         resource: resource.to_string(),

@@ -21,7 +21,7 @@ use crate::{
 
 /// Why the places cannot be told.
 #[derive(Debug, thiserror::Error)]
-pub enum PlaceError {
+pub enum UnknownPlace {
     /// A prefix that could reach too far, or a column that cannot stand in one.
     #[error(transparent)]
     Unsafe(#[from] UnsafePlace),
@@ -36,27 +36,27 @@ pub enum PlaceError {
 /// Every place of a resource's objects: sorted, each once, and none inside another.
 ///
 /// # Errors
-/// [`PlaceError`].
+/// [`UnknownPlace`].
 pub async fn resolve(
     conn: &mut PgConnection,
     kind: &ResourceKind,
     id: &ResourceId,
     row: &ResourceRow,
-) -> Result<Vec<Location>, PlaceError> {
+) -> Result<Vec<Location>, UnknownPlace> {
     let mut found = BTreeSet::new();
     for at in &kind.objects {
         match at {
-            ObjectsAt::Template { store, bucket, prefix } => {
+            ObjectsAt::Template { store, address, bucket, prefix } => {
                 let prefix = prefix.render(id, |column| row.columns.get(column).cloned().flatten())?;
-                found.insert(Location { store: store.clone(), bucket: bucket.clone(), prefix });
+                found.insert(Location::new(store.clone(), bucket.clone(), prefix, address));
             }
-            ObjectsAt::Query { store, buckets, query } => {
+            ObjectsAt::Query { store, address: server, buckets, query } => {
                 for address in platform::addresses(&mut *conn, kind, id, query).await? {
                     let (bucket, prefix) = parse_address(&address)?;
                     if !buckets.contains(&bucket) {
-                        return Err(PlaceError::ForeignBucket(bucket));
+                        return Err(UnknownPlace::ForeignBucket(bucket));
                     }
-                    found.insert(Location { store: store.clone(), bucket, prefix });
+                    found.insert(Location::new(store.clone(), bucket, prefix, server));
                 }
             }
         }

@@ -93,7 +93,7 @@ impl Trash {
 async fn count(app: &App, location: &Location) -> Count {
     let mut count = Count { location: location.clone(), objects: 0, bytes: 0, at_least: false, error: None };
     let listed = async {
-        let store = app.stores.get(&location.store).map_err(|error| error.to_string())?;
+        let store = app.stores.at(location).map_err(|error| error.to_string())?;
         let mut after = None;
         for _ in 0..MOST_PAGES {
             let page = store.objects.list(&location.bucket, location.prefix.as_str(), after.as_ref()).await;

@@ -194,6 +194,7 @@ fn read_objects(at: Reader<'_>, stores: &BTreeMap<StoreName, StoreConfig>) -> Op
         }
         found
     });
+    let address = store_config.map(StoreConfig::address).unwrap_or_default();
     let allowed = store_config.map(|store| store.buckets.clone()).unwrap_or_default();
     let buckets = match bucket {
         Some(bucket) if store_config.is_some() && !allowed.contains(&bucket) => {
@@ -205,14 +206,14 @@ fn read_objects(at: Reader<'_>, stores: &BTreeMap<StoreName, StoreConfig>) -> Op
     };
     let objects = match (store, template, query) {
         (Some(store), Some(prefix), None) => match buckets.as_slice() {
-            [bucket] => Some(ObjectsAt::Template { store, bucket: bucket.clone(), prefix }),
+            [bucket] => Some(ObjectsAt::Template { store, address, bucket: bucket.clone(), prefix }),
             [] => None,
             several => {
                 at.problem("bucket", format_args!("say which: the store has {}", several.join(", ")));
                 None
             }
         },
-        (Some(store), None, Some(query)) => Some(ObjectsAt::Query { store, buckets, query }),
+        (Some(store), None, Some(query)) => Some(ObjectsAt::Query { store, address, buckets, query }),
         _ => None,
     };
     at.finish();

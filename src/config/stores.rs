@@ -34,6 +34,14 @@ pub struct StoreConfig {
     pub operation_timeout: Duration,
 }
 
+impl StoreConfig {
+    /// Where the store is: its endpoint, or `aws/REGION`. Kept with each location that is resolved, so that a purge never
+    /// takes another server for the one that held the objects.
+    pub fn address(&self) -> String {
+        self.endpoint.clone().unwrap_or_else(|| format!("aws/{}", self.region))
+    }
+}
+
 /// An access key.
 #[derive(Debug, Clone)]
 pub struct Credentials {

@@ -52,6 +52,14 @@ fn a_good_file_loads_with_defaults_that_are_safe() {
 }
 
 #[test]
+fn a_store_is_known_by_its_endpoint_or_by_the_region_of_aws() {
+    let address = |text: &str| load(&[("reprieve.toml", text)]).unwrap().stores.values().next().unwrap().address();
+    assert_eq!(address(GOOD), "http://127.0.0.1:9000");
+    let aws = GOOD.replace("endpoint = \"http://127.0.0.1:9000\"", "region = \"eu-central-1\"");
+    assert_eq!(address(&aws), "aws/eu-central-1");
+}
+
+#[test]
 fn every_mistake_is_reported_at_once_with_its_key() {
     let text = GOOD
         .replace("postgres://", "mysql://")

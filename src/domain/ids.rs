@@ -11,11 +11,12 @@ use uuid::Uuid;
 /// The most characters of a resource id. An S3 key has at most 1024 bytes, and the template needs room.
 pub const MAX_ID_LEN: usize = 200;
 
-/// Declares a text newtype whose only way in is a checking constructor.
+/// Declares a text newtype whose only way in is a checking constructor. It cannot be deserialized: a type that
+/// is read back from JSON says so itself, and how it is checked then.
 macro_rules! text_newtype {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
-        #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+        #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
         #[serde(transparent)]
         pub struct $name(String);
 
@@ -23,11 +24,6 @@ macro_rules! text_newtype {
             /// The text.
             pub fn as_str(&self) -> &str {
                 &self.0
-            }
-
-            /// Takes a value back that the store has kept since it was checked on the way in.
-            pub fn from_stored(text: String) -> Self {
-                Self(text)
             }
         }
 
@@ -39,6 +35,19 @@ macro_rules! text_newtype {
     };
 }
 pub(crate) use text_newtype;
+
+/// Names that are kept in columns of their own, and lead to nothing that could be emptied.
+macro_rules! from_stored {
+    ($($name:ident),*) => {$(
+        impl $name {
+            /// Takes a value back that the store has kept since it was checked on the way in.
+            pub fn from_stored(text: String) -> Self {
+                Self(text)
+            }
+        }
+    )*};
+}
+from_stored!(Kind, ResourceId, Actor);
 
 text_newtype!(
     /// A kind of resource from the map, such as `dataset`.

@@ -27,6 +27,18 @@ impl StoreName {
     }
 }
 
+/// A stored name or prefix is checked again when it is read: what was changed in the table must not become a wide delete.
+macro_rules! checked_when_read {
+    ($($name:ident),*) => {$(
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                Self::parse(&String::deserialize(deserializer)?).map_err(serde::de::Error::custom)
+            }
+        }
+    )*};
+}
+checked_when_read!(StoreName, Prefix);
+
 /// A prefix, an address or a template that cannot be trusted with a delete.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UnsafePlace {
@@ -44,6 +56,12 @@ pub enum UnsafePlace {
     /// Braces that do not match, or hold no column name.
     #[error("prefix template {0:?} has a brace without a column name in it; write {{id}} or {{some_column}}")]
     Braces(String),
+    /// A template in which two places have no slash between them.
+    #[error(
+        "prefix template {0:?} has several places between two slashes, such as {{a}}-{{id}}: (x-1, 2) and (x, 1-2) would \
+         share their objects; put a slash between them"
+    )]
+    Crowded(String),
     /// A column of the row that a template needs is null or holds what cannot stand in a prefix.
     #[error(
         "column {column} holds {value}, which cannot stand in a prefix: expected 1 to 200 of A-Z, a-z, 0-9 and ._:@=+-"
@@ -78,6 +96,17 @@ pub struct Location {
     pub bucket: String,
     /// What to empty in it.
     pub prefix: Prefix,
+    /// Where the store was when this was resolved; a name alone can come to stand for another server. `None` in
+    /// tombstones of before it was kept. Last, so that it has no say in the order of places in one store.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+}
+
+impl Location {
+    /// A place in a store that is at `address` now.
+    pub fn new(store: StoreName, bucket: String, prefix: Prefix, address: impl Into<String>) -> Self {
+        Self { store, bucket, prefix, endpoint: Some(address.into()) }
+    }
 }
 
 impl Location {
@@ -109,6 +138,8 @@ pub fn parse_address(raw: &str) -> Result<(String, Prefix), UnsafePlace> {
 }
 
 /// A prefix with places for the id and for columns of the row: `synthetic/{id}/`, `{experiment_id}/{id}/`.
+///
+/// Invariant: at most one place between two slashes, so two resources never get one prefix, or one inside the other's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PrefixTemplate {
     raw: String,
@@ -154,7 +185,8 @@ enum Part {
 
 impl PrefixTemplate {
     /// # Errors
-    /// [`UnsafePlace`]: braces that do not match, no `{id}`, or a fixed text that could not be part of a safe prefix.
+    /// [`UnsafePlace`]: braces that do not match, no `{id}`, two places between two slashes, or a fixed text that
+    /// could not be part of a safe prefix.
     pub fn parse(raw: &str) -> Result<Self, UnsafePlace> {
         let braces = || UnsafePlace::Braces(raw.to_owned());
         let mut parts = Vec::new();
@@ -177,6 +209,9 @@ impl PrefixTemplate {
         parts.push(Part::Text(rest.to_owned()));
         if !parts.contains(&Part::Id) {
             return Err(UnsafePlace::NoId(raw.to_owned()));
+        }
+        if raw.split('/').any(|part| part.matches('{').count() > 1) {
+            return Err(UnsafePlace::Crowded(raw.to_owned()));
         }
         let template = Self { raw: raw.to_owned(), parts };
         // any safe value in the places shows whether the fixed text around them is safe
@@ -286,6 +321,27 @@ mod tests {
     }
 
     #[test]
+    fn two_places_between_two_slashes_are_refused() {
+        for raw in ["runs/{experiment_id}-{id}/", "{owner}{id}/", "{id}/x/{a}.{b}/", "{id}{id}/"] {
+            let refused = PrefixTemplate::parse(raw).unwrap_err();
+            assert!(matches!(refused, UnsafePlace::Crowded(_)), "{raw:?}");
+            assert!(refused.to_string().contains("put a slash between them"), "{refused}");
+        }
+    }
+
+    #[test]
+    fn a_stored_location_is_checked_when_it_is_read() {
+        let stored = |store: &str, prefix: &str| {
+            serde_json::from_value::<Location>(serde_json::json!({ "store": store, "bucket": "b", "prefix": prefix }))
+        };
+        assert!(stored("main", "a/1/").is_ok());
+        for prefix in ["", "/", "a", "a//", "../"] {
+            assert!(stored("main", prefix).unwrap_err().to_string().contains("unsafe prefix"), "{prefix:?}");
+        }
+        assert!(stored("Ma in", "a/1/").is_err());
+    }
+
+    #[test]
     fn a_template_is_filled_from_id_and_row() {
         let template = PrefixTemplate::parse("{experiment_id}/run-{id}/").unwrap();
         let id = IdType::Text.parse("r1").unwrap();
@@ -330,14 +386,37 @@ mod tests {
         }
     }
 
+    const TEMPLATES: [&str; 4] = ["synthetic/dataset-{id}/", "{owner}/{id}/", "{id}/{owner}/", "a-{owner}/b/{id}-c/"];
+
     proptest! {
         #[test]
-        fn two_ids_never_share_or_nest_their_prefixes(a in "[A-Za-z0-9._:@=+-]{1,20}", b in "[A-Za-z0-9._:@=+-]{1,20}") {
-            let template = PrefixTemplate::parse("synthetic/dataset-{id}/").unwrap();
-            let (Ok(a), Ok(b)) = (IdType::Text.parse(&a), IdType::Text.parse(&b)) else { return Ok(()) };
-            prop_assume!(a != b);
-            let (a, b) = (template.render(&a, |_| None).unwrap(), template.render(&b, |_| None).unwrap());
-            prop_assert!(!a.as_str().starts_with(b.as_str()) && !b.as_str().starts_with(a.as_str()));
+        fn two_resources_never_share_or_nest_their_prefixes(
+            template in proptest::sample::select(&TEMPLATES[..]),
+            a in ("[a1.-]{1,3}", "[a1.-]{1,3}"),
+            b in ("[a1.-]{1,3}", "[a1.-]{1,3}"),
+        ) {
+            let template = PrefixTemplate::parse(template).unwrap();
+            let render = |(id, owner): &(String, String)| {
+                template.render(&IdType::Text.parse(id).ok()?, |_| Some(owner.clone())).ok()
+            };
+            let (Some(of_a), Some(of_b)) = (render(&a), render(&b)) else { return Ok(()) };
+            prop_assume!(a.0 != b.0);
+            prop_assert!(!of_a.as_str().starts_with(of_b.as_str()) && !of_b.as_str().starts_with(of_a.as_str()));
+        }
+
+        #[test]
+        fn every_template_that_is_taken_keeps_two_resources_apart(
+            raw in "(\\{id\\}|\\{owner\\}|a|1|-|/){1,6}/",
+            a in ("[a1-]{1,3}", "[a1-]{1,3}"),
+            b in ("[a1-]{1,3}", "[a1-]{1,3}"),
+        ) {
+            let Ok(template) = PrefixTemplate::parse(&raw) else { return Ok(()) };
+            prop_assume!(a.0 != b.0);
+            let render = |(id, owner): &(String, String)| {
+                template.render(&IdType::Text.parse(id).unwrap(), |_| Some(owner.clone())).unwrap()
+            };
+            let (of_a, of_b) = (render(&a), render(&b));
+            prop_assert!(!of_a.as_str().starts_with(of_b.as_str()) && !of_b.as_str().starts_with(of_a.as_str()));
         }
     }
 }

@@ -161,6 +161,8 @@ pub enum ObjectsAt {
     Template {
         /// The store.
         store: StoreName,
+        /// Where the store is.
+        address: String,
         /// The bucket.
         bucket: String,
         /// The prefix.
@@ -170,6 +172,8 @@ pub enum ObjectsAt {
     Query {
         /// The store.
         store: StoreName,
+        /// Where the store is.
+        address: String,
         /// The only buckets that an address may name.
         buckets: Vec<String>,
         /// The query: one text column.
@@ -254,8 +258,8 @@ impl ResourceKind {
     pub fn may_reach<'a>(&'a self, inner: &'a Self) -> Option<(&'a PrefixTemplate, &'a PrefixTemplate)> {
         self.objects.iter().flat_map(|a| inner.objects.iter().map(move |b| (a, b))).find_map(|pair| match pair {
             (
-                ObjectsAt::Template { store, bucket, prefix },
-                ObjectsAt::Template { store: inner_store, bucket: inner_bucket, prefix: inner_prefix },
+                ObjectsAt::Template { store, bucket, prefix, .. },
+                ObjectsAt::Template { store: inner_store, bucket: inner_bucket, prefix: inner_prefix, .. },
             ) => {
                 let one_bucket = store == inner_store && bucket == inner_bucket;
                 (one_bucket && prefix.may_contain(self.id_type, inner_prefix, inner.id_type))

@@ -19,7 +19,7 @@ use crate::{
         tombstone::{Blocker, Tombstone},
     },
     history,
-    places::{self, PlaceError},
+    places::{self, UnknownPlace},
     queue::message::PurgeTask,
     store::{
         StoreError, Tx,
@@ -125,13 +125,13 @@ impl Purger {
             return self.defer(tx, &tombstone, wait, reason).await;
         };
         // noticed before the point of no return, a mistake in the configuration costs nothing
-        if let Some(error) = tombstone.locations.iter().find_map(|at| self.stores.get(&at.store).err()) {
+        if let Some(error) = tombstone.locations.iter().find_map(|at| self.stores.at(at).err()) {
             return self.defer(tx, &tombstone, wait, error.to_string()).await;
         }
         let looked = self.look(&mut tx, kind, &tombstone).await;
         let (row_found, blockers) = match looked {
             Ok(looked) => looked,
-            Err(PlaceError::Store(error @ StoreError::Unavailable(_))) => return Err(error.into()),
+            Err(UnknownPlace::Store(error @ StoreError::Unavailable(_))) => return Err(error.into()),
             Err(error) => {
                 // the failed query has spoiled its transaction
                 drop(tx);
@@ -161,7 +161,7 @@ impl Purger {
         tx: &mut Tx,
         kind: &ResourceKind,
         tombstone: &Tombstone,
-    ) -> Result<(bool, Vec<Blocker>), PlaceError> {
+    ) -> Result<(bool, Vec<Blocker>), UnknownPlace> {
         let resource = &tombstone.resource;
         let row = platform::find(&mut *tx, kind, &resource.id, Locking::ForUpdate).await?;
         let mut blockers = platform::blockers(&mut *tx, kind, &resource.id).await?;

@@ -54,7 +54,7 @@ impl Purger {
             claimed.progress.begin_pass();
         }
         while let Some(location) = claimed.tombstone.locations.get(claimed.checkpoint.location).cloned() {
-            let store = self.stores.get(&location.store)?.clone();
+            let store = self.stores.at(&location)?.clone();
             let in_hand = std::mem::take(&mut claimed.checkpoint.in_hand);
             if !in_hand.is_empty() {
                 // sent by whoever worked on this before; nobody has counted it

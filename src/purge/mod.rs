@@ -29,7 +29,7 @@ use crate::{
     domain::{map::ResourceMap, outcome::FailureClass, tombstone::Provenance},
     objects::{
         ObjectsError,
-        stores::{Stores, UnknownStore},
+        stores::{PlaceError, Stores},
     },
     retry::{Backoff, InvalidBackoff},
     store::{Store, StoreError},
@@ -71,9 +71,9 @@ enum PurgeError {
         "the row was gone when the purge began, and now another one has its id: it is left alone, and its child rows too"
     )]
     Newcomer,
-    /// The configuration no longer has the store.
+    /// The configuration no longer leads to a location.
     #[error(transparent)]
-    UnknownStore(#[from] UnknownStore),
+    Place(#[from] PlaceError),
     /// The checkpoint is not one that this program can read.
     #[error("the checkpoint cannot be read: {0}")]
     Checkpoint(#[from] serde_json::Error),
@@ -85,7 +85,7 @@ impl PurgeError {
         match self {
             Self::Store(error) => error.is_transient(),
             Self::Objects(error) => error.class != FailureClass::Permanent,
-            Self::LeaseLost | Self::Newcomer | Self::UnknownStore(_) | Self::Checkpoint(_) => false,
+            Self::LeaseLost | Self::Newcomer | Self::Place(_) | Self::Checkpoint(_) => false,
         }
     }
 
@@ -93,7 +93,7 @@ impl PurgeError {
     fn is_hopeless(&self) -> bool {
         match self {
             Self::Objects(error) => error.class == FailureClass::Permanent,
-            Self::Newcomer | Self::UnknownStore(_) | Self::Checkpoint(_) => true,
+            Self::Newcomer | Self::Place(_) | Self::Checkpoint(_) => true,
             Self::Store(_) | Self::LeaseLost => false,
         }
     }

@@ -25,7 +25,7 @@ impl Purger {
     pub(super) async fn verify(&self, emptied: Emptied) -> Result<Verification, PurgeError> {
         let Emptied { claimed } = emptied;
         for location in &claimed.tombstone.locations {
-            let store = self.stores.get(&location.store)?;
+            let store = self.stores.at(location)?;
             let mut after = None;
             loop {
                 let page = store.objects.list(&location.bucket, location.prefix.as_str(), after.as_ref()).await?;

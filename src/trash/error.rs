@@ -13,7 +13,7 @@ use crate::{
         retention::{InvalidRetention, Retention},
         tombstone::{Blocker, Tombstone},
     },
-    places::PlaceError,
+    places::UnknownPlace,
     store::{StoreError, holds::Hold},
 };
 
@@ -157,12 +157,12 @@ pub fn how_far(tombstone: &Tombstone) -> String {
 }
 
 impl TrashError {
-    pub(super) fn of_place(resource: &ResourceRef, error: PlaceError) -> Self {
+    pub(super) fn of_place(resource: &ResourceRef, error: UnknownPlace) -> Self {
         let resource = resource.clone();
         match error {
-            PlaceError::Unsafe(error) => Self::UnsafePlace { resource, error },
-            PlaceError::ForeignBucket(bucket) => Self::ForeignBucket { resource, bucket },
-            PlaceError::Store(error) => Self::Store(error),
+            UnknownPlace::Unsafe(error) => Self::UnsafePlace { resource, error },
+            UnknownPlace::ForeignBucket(bucket) => Self::ForeignBucket { resource, bucket },
+            UnknownPlace::Store(error) => Self::Store(error),
         }
     }
 

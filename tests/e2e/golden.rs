@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use crate::amqp::Amqp;
 use crate::support::heimdall::{Dataset, Model, Shape};
+use crate::support::seaweedfs;
 use crate::world::{Settings, World};
 
 /// Holds `found` against `tests/golden/{name}.json`.
@@ -72,6 +73,7 @@ async fn message_formats_are_as_pinned() {
             (used.to_string(), "<dataset in use>"),
             (model.to_string(), "<model>"),
             (world.bucket.clone(), "<bucket>"),
+            (seaweedfs::shared().await.endpoint(), "<endpoint>"),
         ],
     };
     let service = world.serve(&[]);

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::heimdall::Shape;
 use crate::support::rabbitmq::RabbitMq;
+use crate::support::seaweedfs::SeaweedFs;
 use crate::world::{Places, Settings, World};
 
 #[tokio::test]
@@ -46,13 +47,16 @@ async fn an_idle_service_ends_at_once() {
 
 #[tokio::test]
 async fn the_deadline_holds_when_the_object_store_does_not_answer() {
-    let world = World::new(Settings::default()).await;
+    let mut store = SeaweedFs::start().await;
+    let places = Places { s3_endpoint: store.endpoint(), ..Places::shared().await };
+    let world = World::unmigrated(places, Settings::default()).await;
+    world.cli(&["migrate"]).await.with(0);
     let (id, put) = world.dataset("in a black hole", Shape { samples: 5, receivers: 4 }).await;
-    // takes every connection and answers none
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    let endpoint = format!("http://{}", listener.local_addr().expect("bound"));
-    let env = [("REPRIEVE__STORES__MAIN__ENDPOINT", endpoint.as_str()), ("REPRIEVE__SERVICE__SHUTDOWN_DEADLINE", "2s")];
-    let mut service = world.serve_with(&[], &env);
+    store.kill9();
+    // in its place what takes every connection and answers none
+    let address = store.endpoint().replace("http://", "");
+    let listener = std::net::TcpListener::bind(address).expect("its port is free now");
+    let mut service = world.serve_with(&[], &[("REPRIEVE__SERVICE__SHUTDOWN_DEADLINE", "2s")]);
     world.trash("dataset", id).await;
     world.until("it hangs", id, |now| now.state == "purging").await;
     let asked = Instant::now();
@@ -61,6 +65,8 @@ async fn the_deadline_holds_when_the_object_store_does_not_answer() {
     assert!(asked.elapsed() < Duration::from_secs(6), "the deadline of 2 s became {:?}", asked.elapsed());
     assert!(service.log().contains("deadline passed"), "{}", service.log());
 
+    drop(listener);
+    store.start_again().await;
     let _next = world.serve(&[]);
     world.purged("dataset", id, put, 1 + 5 + 3).await;
 }

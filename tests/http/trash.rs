@@ -16,7 +16,7 @@ async fn a_trash_that_does_not_say_otherwise_is_a_dry_run_and_writes_nothing() {
         assert_eq!(member["name"], "set a");
         assert_eq!(
             member["locations"],
-            json!([{ "store": "main", "bucket": "data-sets", "prefix": format!("synthetic/{dataset}/") }])
+            json!([{ "store": "main", "bucket": "data-sets", "prefix": format!("synthetic/{dataset}/"), "endpoint": "http://127.0.0.1:9" }])
         );
     }
     assert_eq!(platform.traces().await, [0; 5]);

@@ -174,8 +174,8 @@ impl Bench {
         let stores = ["main", "other"].map(|name| {
             let name = StoreName::parse(name).expect("a name");
             let config = &self.config.stores[&name];
-            let buckets = config.buckets.clone();
-            (name, NamedStore { objects: self.objects.clone(), batch_size: config.batch_size, buckets })
+            let (buckets, address) = (config.buckets.clone(), config.address());
+            (name, NamedStore { objects: self.objects.clone(), batch_size: config.batch_size, buckets, address })
         });
         let (map, purge) = (Arc::new(self.config.map.clone()), self.config.purge.clone());
         Purger::new(store, map, Stores::new(stores), purge, self.metrics.clone()).expect("fine settings")

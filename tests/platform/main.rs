@@ -18,6 +18,7 @@ mod interrupted;
 mod kinds;
 mod leases;
 mod migrating;
+mod places;
 mod requesting;
 mod restoring;
 mod rows;

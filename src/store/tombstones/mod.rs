@@ -191,7 +191,7 @@ pub async fn family_of(conn: &mut PgConnection, id: TombstoneId) -> Result<Vec<T
     Ok(ids.into_iter().map(TombstoneId).collect())
 }
 
-/// A list, newest first.
+/// A list, newest first. One that cannot be read is left out and logged: it must not hide the others.
 ///
 /// # Errors
 /// The statement failed.
@@ -208,7 +208,13 @@ pub async fn list(conn: &mut PgConnection, filter: &Filter) -> Result<Vec<Tombst
         .bind(i64::from(filter.limit))
         .fetch_all(conn)
         .await?;
-    rows.into_iter().map(Tombstone::try_from).collect()
+    let readable = rows.into_iter().filter_map(|row| {
+        let id = row.id();
+        Tombstone::try_from(row)
+            .inspect_err(|error| tracing::warn!(tombstone.id = %id, %error, "unreadable tombstone left out of a list"))
+            .ok()
+    });
+    Ok(readable.collect())
 }
 
 /// `trashed`/`blocked` → `restored`. `None`: it no longer was in one of these.

@@ -2,6 +2,8 @@
 //!
 //! Invariant: a row that this program cannot read is an error, never a guess.
 
+use serde::de::DeserializeOwned;
+use serde_json::Value;
 use sqlx::types::Json;
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -9,10 +11,9 @@ use uuid::Uuid;
 use crate::{
     domain::{
         ids::{Fence, Kind, ResourceId, ResourceRef, TombstoneId},
-        location::Location,
         progress::Progress,
         state::State,
-        tombstone::{Blocker, Tombstone},
+        tombstone::Tombstone,
     },
     store::StoreError,
 };
@@ -30,8 +31,8 @@ pub(super) struct Row {
     trashed_at: OffsetDateTime,
     purge_after: OffsetDateTime,
     parent: Option<Uuid>,
-    locations: Json<Vec<Location>>,
-    blockers: Json<Vec<Blocker>>,
+    locations: Json<Value>,
+    blockers: Json<Value>,
     attempts: i32,
     next_attempt_at: OffsetDateTime,
     last_error: Option<String>,
@@ -55,6 +56,19 @@ fn count(value: i64) -> u64 {
     u64::try_from(value).unwrap_or(0)
 }
 
+impl Row {
+    /// The row's id, for a message about a row that cannot be read.
+    pub(super) fn id(&self) -> TombstoneId {
+        TombstoneId(self.id)
+    }
+}
+
+/// Reads what a column of tombstone `id` holds as JSON.
+fn parsed<T: DeserializeOwned>(id: Uuid, column: &str, value: Value) -> Result<T, StoreError> {
+    serde_json::from_value(value)
+        .map_err(|error| StoreError::Unusable(format!("the {column} of tombstone {id} cannot be read: {error}")))
+}
+
 impl TryFrom<Row> for Tombstone {
     type Error = StoreError;
 
@@ -73,8 +87,8 @@ impl TryFrom<Row> for Tombstone {
             trashed_at: row.trashed_at,
             purge_after: row.purge_after,
             parent: row.parent.map(TombstoneId),
-            locations: row.locations.0,
-            blockers: row.blockers.0,
+            locations: parsed(row.id, "locations", row.locations.0)?,
+            blockers: parsed(row.id, "blockers", row.blockers.0)?,
             attempts: u32::try_from(row.attempts).unwrap_or(0),
             next_attempt_at: row.next_attempt_at,
             last_error: row.last_error,

@@ -54,6 +54,8 @@ create unique index tombstones_open on reprieve.tombstones (kind, resource_id)
     where state in ('trashed', 'blocked', 'purging', 'stuck');
 create index tombstones_due on reprieve.tombstones (next_attempt_at)
     where state in ('trashed', 'blocked', 'purging');
+-- as lists show them, newest first
+create index tombstones_by_age on reprieve.tombstones (trashed_at desc, id desc);
 create index tombstones_by_state on reprieve.tombstones (state, trashed_at desc);
 create index tombstones_by_resource on reprieve.tombstones (kind, resource_id, trashed_at desc);
 create index tombstones_by_parent on reprieve.tombstones (parent) where parent is not null;
@@ -73,7 +75,8 @@ create table reprieve.outbox (
 );
 -- one pending task for a tombstone: writing it again moves it
 create unique index outbox_one_task on reprieve.outbox (tombstone_id) where topic = 'purge';
-create index outbox_available on reprieve.outbox (available_at);
+-- as the relay takes them
+create index outbox_available on reprieve.outbox (available_at, id);
 
 create table reprieve.audit (
     id bigint generated always as identity primary key,
@@ -122,6 +125,8 @@ create table reprieve.pauses (
 create table reprieve.requests (
     message_id text primary key,
     answered_at timestamptz not null default now(),
+    -- sha256 of the body: two services may use the same id for different wishes
+    digest bytea not null,
     answer jsonb not null
 );
 create index requests_by_age on reprieve.requests (answered_at);

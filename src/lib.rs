@@ -44,6 +44,7 @@
 //! - [`retry`], [`shutdown`] and [`telemetry`] serve them all.
 //! - [`embedded`] is a platform in a box, for the demo and for tests.
 pub mod app;
+pub mod bystanders;
 pub mod cli;
 pub mod config;
 pub mod domain;
@@ -52,6 +53,7 @@ pub mod history;
 pub mod http;
 pub mod intake;
 pub mod objects;
+pub mod places;
 pub mod purge;
 pub mod queue;
 pub mod relay;

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     app::App,
-    domain::map::{ObjectsAt, ResourceKind, SoftDelete},
+    domain::map::{ResourceKind, SoftDelete},
     objects::Versioning,
     queue::TaskQueue,
     store::{StoreError, guards, inspect, migrate},
@@ -83,8 +83,8 @@ async fn check_database(app: &App, findings: &mut Findings) -> Result<(), StoreE
             format!("{} to apply: run `reprieve migrate`", counted(n as u64, "migration")),
         ),
     }
-    check_overlaps(app, findings);
     let mut conn = app.store.conn().await?;
+    inspect::look_only(&mut conn).await?;
     for kind in app.trash.map().kinds() {
         check_kind(&mut conn, kind, findings).await?;
     }
@@ -104,33 +104,6 @@ async fn check_database(app: &App, findings: &mut Findings) -> Result<(), StoreE
     Ok(())
 }
 
-/// Kinds whose templates can give one resource a place inside of another's.
-fn check_overlaps(app: &App, findings: &mut Findings) {
-    let places: Vec<_> =
-        app.trash.map().kinds().flat_map(|kind| kind.objects.iter().map(move |at| (kind, at))).collect();
-    for (outer_kind, outer) in &places {
-        for (inner_kind, inner) in &places {
-            let (
-                ObjectsAt::Template { store, bucket, prefix, .. },
-                ObjectsAt::Template { store: inner_store, bucket: inner_bucket, prefix: inner_prefix, .. },
-            ) = (outer, inner)
-            else {
-                continue;
-            };
-            // kinds that are parts of one table have ids of their own
-            let same_rows = outer_kind.table == inner_kind.table && prefix == inner_prefix;
-            let one_place = (store, bucket) == (inner_store, inner_bucket);
-            if outer_kind.kind != inner_kind.kind && one_place && !same_rows && prefix.may_contain(inner_prefix) {
-                let found = format!(
-                    "its objects below {prefix} can include those of the kind {} below {inner_prefix}: a purge would delete both",
-                    inner_kind.kind
-                );
-                findings.add(Level::Warning, outer_kind.kind.to_string(), found);
-            }
-        }
-    }
-}
-
 async fn check_kind(conn: &mut PgConnection, kind: &ResourceKind, findings: &mut Findings) -> Result<(), StoreError> {
     let about = kind.kind.to_string();
     let failures = inspect::try_queries(conn, kind).await;
@@ -139,6 +112,11 @@ async fn check_kind(conn: &mut PgConnection, kind: &ResourceKind, findings: &mut
     }
     for failure in failures {
         findings.add(Level::Problem, &about, failure);
+    }
+    if !inspect::id_is_unique(conn, kind).await? {
+        let found =
+            format!("no unique index keeps {}.{} unique: an id must belong to one row alone", kind.table, kind.id);
+        findings.add(Level::Problem, &about, found);
     }
     if let (Some(mark), Some(found)) = (&kind.soft_delete, inspect::mark_type(conn, kind).await?) {
         let fits = match mark {

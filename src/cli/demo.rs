@@ -25,6 +25,7 @@ use crate::{
         sample::{self, Dataset, Sample},
     },
     queue::TaskQueue,
+    shutdown,
     store::{audit, tombstones},
     telemetry,
     trash::{IfChildrenLost, TrashError, TrashRequest},
@@ -53,7 +54,7 @@ fn window(raw: &str) -> Result<Duration, String> {
 impl Demo {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         telemetry::start_logging("reprieve=error,off", Some(LogFormat::Pretty)).map_err(anyhow::Error::msg)?;
-        let stop = CancellationToken::new();
+        let (interrupted, stop) = (shutdown::on_signal()?, CancellationToken::new());
         let story = async {
             let platform = start(self.window).await?;
             let (app, queue) = (platform.app.clone(), platform.queue.clone() as Arc<dyn TaskQueue>);
@@ -67,7 +68,7 @@ impl Demo {
         };
         tokio::select! {
             told = story => told,
-            _ = tokio::signal::ctrl_c() => bail!("interrupted; the private servers are ended and their files removed"),
+            () = interrupted.cancelled() => bail!("interrupted; the private servers are ended and their files removed"),
             () = tokio::time::sleep(DEADLINE + self.window) => bail!("the story did not come to its end in time"),
         }
     }

@@ -73,7 +73,7 @@ impl CliError {
         match self {
             Self::Trash(error) => error.advice(),
             Self::Config(_) => "correct the file, or override a key with REPRIEVE__SECTION__KEY",
-            Self::Store(StoreError::Unavailable(_)) => "check [database] and try again; nothing has changed",
+            Self::Store(error) => error.advice(),
             Self::Migrate(MigrateError::Store(_)) => "check [database] and try again",
             _ => "",
         }
@@ -92,5 +92,19 @@ impl CliError {
             Self::Store(_) | Self::Migrate(_) | Self::Serve(_) | Self::Failed(_) => ("failed", Value::Null),
         };
         json!({ "ok": false, "error": { "code": code, "message": self.to_string(), "details": details } })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_database_that_went_away_is_never_said_to_have_changed_nothing() {
+        let away = || StoreError::Unavailable(sqlx::Error::PoolTimedOut);
+        for error in [CliError::Store(away()), CliError::Trash(away().into())] {
+            assert!(error.advice().contains("not known") && error.advice().contains("reprieve show"), "{error}");
+            assert!(!error.advice().contains("nothing has changed"), "{error}");
+        }
     }
 }

@@ -63,7 +63,7 @@ impl List {
             }
             let rows = found.iter().map(|tombstone| {
                 let next = match tombstone.state {
-                    State::Trashed => format!("purge {}", distance(tombstone.purge_after)),
+                    State::Trashed => format!("due {}", distance(tombstone.purge_after)),
                     State::Blocked => tombstone.blockers.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
                     State::Purging => format!("{} objects gone", tombstone.progress.objects_gone()),
                     State::Stuck => String::new(),

@@ -37,10 +37,10 @@ const EXIT_CODES: &str = "\
 Exit codes:
   0  done (or: nothing to do)
   1  failed: a server is away, or refused
-  2  wrong usage: unknown flag, unknown kind, malformed id
+  2  wrong usage: unknown flag, unknown kind, malformed id, window too short
   3  refused: in use, by whom is said
   4  not found, or not in the trash
-  5  refused: protected, held, past the point of no return, not stuck
+  5  refused: protected, held, past the point of no return, not stuck, no safe place
   6  the configuration has mistakes
   7  check found problems";
 
@@ -48,8 +48,9 @@ Exit codes:
 #[derive(Debug, Parser)]
 #[command(name = "reprieve", version, about, after_help = EXIT_CODES)]
 struct Cli {
-    /// Configuration file; several are merged, later ones win [default: reprieve.toml, /etc/reprieve/reprieve.toml]
-    #[arg(long, global = true, env = "REPRIEVE_CONFIG", value_delimiter = ':')]
+    /// Configuration file; several are merged, later ones win [env: REPRIEVE_CONFIG, separated by colons; default:
+    /// reprieve.toml, /etc/reprieve/reprieve.toml]
+    #[arg(long, global = true)]
     config: Vec<PathBuf>,
     /// Print JSON, for programs
     #[arg(long, global = true)]
@@ -125,6 +126,12 @@ impl Who {
     }
 }
 
+/// The files that `REPRIEVE_CONFIG` names. Empty is as good as not set: containers often set it so.
+fn files_of_environment() -> Vec<PathBuf> {
+    let named = std::env::var_os("REPRIEVE_CONFIG").unwrap_or_default();
+    std::env::split_paths(&named).filter(|path| !path.as_os_str().is_empty()).collect()
+}
+
 /// The name of the account that we run as, where the environment does not say it.
 fn account() -> Option<String> {
     use std::os::unix::fs::MetadataExt;
@@ -152,7 +159,7 @@ pub fn main() -> ExitCode {
 }
 
 async fn run(cli: Cli, output: Output) -> Result<(), CliError> {
-    let files = cli.config;
+    let files = if cli.config.is_empty() { files_of_environment() } else { cli.config };
     let quiet = || {
         telemetry::start_logging("reprieve=warn,lapin=off,s3s=off,error", Some(LogFormat::Pretty))
             .map_err(CliError::Usage)

@@ -49,7 +49,9 @@ impl Output {
         } else {
             let advice = error.advice();
             let advice = if advice.is_empty() { String::new() } else { format!("\n  {advice}") };
-            writeln!(io::stderr().lock(), "error: {error}{advice}")
+            // a message of several lines is our own; each of them shows what it quotes as plain text
+            let lines = error.to_string().lines().map(plain).collect::<Vec<_>>().join("\n");
+            writeln!(io::stderr().lock(), "error: {lines}{advice}")
         };
         // there is nobody left to tell
         drop(printed);
@@ -60,11 +62,18 @@ impl Output {
 /// A table without frames; as wide as the terminal, if there is one.
 pub(super) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
+    let rows = rows.into_iter().map(|cells| cells.iter().map(|cell| plain(cell)).collect::<Vec<_>>());
     table.load_preset(presets::NOTHING).set_header(header).add_rows(rows);
     if io::stdout().is_terminal() {
         table.set_content_arrangement(ContentArrangement::Dynamic);
     }
     table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
+}
+
+/// Text from elsewhere, as one line that cannot move the cursor, change the title or turn its direction.
+pub(super) fn plain(text: &str) -> String {
+    let turns = |c: char| matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    text.chars().map(|c| if c.is_control() || turns(c) { '\u{fffd}' } else { c }).collect()
 }
 
 /// A time in UTC, to the second.

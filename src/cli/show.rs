@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::{
     CliError, Target,
-    output::{Output, at, bytes, counted, distance, table},
+    output::{Output, at, bytes, counted, distance, plain, table},
 };
 use crate::{
     app::App,
@@ -92,7 +92,7 @@ fn text(shown: &Shown) -> String {
     }
     let facts = facts.into_iter().filter(|(_, value)| !value.is_empty());
     let width = "purge after".len();
-    let mut text: String = facts.map(|(name, value)| format!("{name:width$}  {value}\n")).collect();
+    let mut text: String = facts.map(|(name, value)| format!("{name:width$}  {}\n", plain(&value))).collect();
     let rows = shown.history.iter().map(|entry| {
         vec![at(entry.at), entry.event.clone(), entry.actor.clone(), entry.origin.clone(), details(entry)]
     });

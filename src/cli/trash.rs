@@ -25,7 +25,7 @@ pub(super) struct Trash {
     #[arg(long, value_name = "KIND", value_delimiter = ',')]
     with: Vec<String>,
     /// Restore window, such as 30d [default: the kind's]
-    #[arg(long)]
+    #[arg(long, allow_hyphen_values = true)]
     retention: Option<String>,
     /// Do it; without this the plan is shown and nothing changes
     #[arg(long)]
@@ -117,7 +117,7 @@ fn show_plan(counted: &CountedPlan) -> String {
     let plan = &counted.plan;
     if let Some(open) = &plan.already {
         let due = distance(open.purge_after);
-        return format!("{} is in the trash already ({}), purge after {due}; nothing to do", open.resource, open.state);
+        return format!("{} is in the trash already ({}), due {due}; nothing to do", open.resource, open.state);
     }
     let members = plan.members.iter().map(|member| {
         let name = member.name.clone().unwrap_or_default();

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
 
-use super::reader::Reader;
+use super::reader::{Reader, UNREADABLE_URL};
 
 /// The broker.
 #[derive(Debug, Clone)]
@@ -35,6 +35,11 @@ pub fn read(section: Reader<'_>) -> Option<BrokerConfig> {
             section.problem("url", "must begin with amqp:// or amqps:// (its value is not shown)")
         }
         _ => {}
+    }
+    if let Some(url) = url.as_ref().filter(|url| is_amqp(url))
+        && url.expose_secret().parse::<lapin::uri::AMQPUri>().is_err()
+    {
+        section.problem("url", UNREADABLE_URL);
     }
     let namespace = section
         .parsed("namespace", |raw| {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 
-use super::reader::Reader;
+use super::reader::{Reader, UNREADABLE_URL};
 
 /// The database.
 #[derive(Debug, Clone)]
@@ -18,6 +18,44 @@ pub struct DatabaseConfig {
     pub acquire_timeout: Duration,
     /// For one statement; row locks included.
     pub statement_timeout: Duration,
+}
+
+/// The parameters of a URL that the client knows; it would log any other with its value, and ignore it.
+const PARAMETERS: [&str; 18] = [
+    "sslmode",
+    "ssl-mode",
+    "sslrootcert",
+    "ssl-root-cert",
+    "ssl-ca",
+    "sslcert",
+    "ssl-cert",
+    "sslkey",
+    "ssl-key",
+    "statement-cache-capacity",
+    "host",
+    "hostaddr",
+    "port",
+    "dbname",
+    "user",
+    "password",
+    "application_name",
+    "options",
+];
+
+/// What is wrong with a URL, in words that show nothing of it but a parameter's name.
+fn unreadable(url: &SecretString) -> Option<String> {
+    use secrecy::ExposeSecret;
+    let url = url.expose_secret();
+    let parameters = url.split_once('?').map_or("", |(_, parameters)| parameters);
+    let names = parameters.split('&').map(|pair| pair.split('=').next().unwrap_or_default());
+    for name in names.filter(|name| !name.is_empty()) {
+        let known = PARAMETERS.contains(&name) || name.starts_with("options[") || name.starts_with("options%5B");
+        if !known {
+            return Some(format!("has the parameter {name:?}, which is not one that the client knows"));
+        }
+    }
+    let readable = url.parse::<sqlx::postgres::PgConnectOptions>().is_ok();
+    (!readable).then(|| UNREADABLE_URL.to_owned())
 }
 
 /// Reads the section.
@@ -35,6 +73,9 @@ pub fn read(section: Reader<'_>) -> Option<DatabaseConfig> {
             section.problem("url", "must begin with postgres:// (its value is not shown)");
         }
         _ => {}
+    }
+    if let Some(error) = url.as_ref().filter(|url| is_postgres(url)).and_then(unreadable) {
+        section.problem("url", error);
     }
     let second = Duration::from_secs(1);
     let max_connections = section.count("max_connections", 10, 2..=1000);

@@ -211,12 +211,19 @@ struct ResourceFile {
 
 fn read_file(path: &Path, problems: &Problems) -> Option<Map<String, Value>> {
     let name = path.display().to_string();
-    if !path.is_file() {
-        problems.add(name, "there is no such file");
-        return None;
-    }
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            problems.add(name, "there is no such file");
+            return None;
+        }
+        Err(error) => {
+            problems.add(name, format_args!("cannot be read: {error}"));
+            return None;
+        }
+    };
     config::Config::builder()
-        .add_source(File::from(path).format(FileFormat::Toml))
+        .add_source(File::from_str(&text, FileFormat::Toml))
         .build()
         .and_then(config::Config::try_deserialize)
         .map_err(|error| problems.add(name, format_args!("is not valid TOML: {}", without_values(&error.to_string()))))

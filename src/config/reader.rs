@@ -9,6 +9,10 @@ use std::{cell::RefCell, collections::BTreeSet, fmt, ops::RangeInclusive, path::
 use secrecy::SecretString;
 use serde_json::{Map, Value};
 
+/// For a URL with a password in it, which no message may show.
+pub const UNREADABLE_URL: &str =
+    "cannot be read as a URL (its value is not shown): in a password, write / as %2F, # as %23 and @ as %40";
+
 /// One mistake in the configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {

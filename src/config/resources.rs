@@ -54,7 +54,43 @@ pub fn read(
             );
         }
     }
+    refuse_shared_places(&kinds, problems);
+    for kind in kinds.values() {
+        for rows in &kind.rows {
+            if let Some(other) = kinds.values().find(|other| other.kind != kind.kind && other.table == rows.table) {
+                problems.add(
+                    format!("resource ({}).rows.table", kind.kind),
+                    format_args!(
+                        "{} holds the resources of the kind {:?}, each with a life of its own; name it under [[resource.children]]",
+                        rows.table, other.kind.as_str()
+                    ),
+                );
+            }
+        }
+    }
     ResourceMap::new(kinds.into_values())
+}
+
+/// Two kinds whose rows are different ones must not have one place: purging either would delete the other's objects.
+/// Places inside of each other are refused too, unless the map says that the inner kind is a child: then each purge
+/// looks for it.
+fn refuse_shared_places(kinds: &BTreeMap<Kind, ResourceKind>, problems: &Problems) {
+    for outer in kinds.values() {
+        for inner in kinds.values().filter(|inner| inner.kind != outer.kind && inner.table != outer.table) {
+            let is_child = outer.children.iter().any(|children| children.kind == inner.kind);
+            if !is_child && let Some((a, b)) = outer.may_reach(inner) {
+                problems.add(
+                    format!("resource ({}).objects.prefix", outer.kind),
+                    format_args!(
+                        "{a} can include the objects of the kind {:?} below {b}: give each kind a place of its own, or name \
+                         it under [[resource.children]] of {:?}",
+                        inner.kind.as_str(),
+                        outer.kind.as_str()
+                    ),
+                );
+            }
+        }
+    }
 }
 
 fn read_kind(

@@ -117,6 +117,15 @@ pub enum IdType {
 }
 
 impl IdType {
+    /// Whether an id of this type can have that character.
+    pub fn may_hold(self, byte: u8) -> bool {
+        match self {
+            Self::Uuid => byte.is_ascii_hexdigit() || byte == b'-',
+            Self::Integer => byte.is_ascii_digit() || byte == b'-',
+            Self::Text => true,
+        }
+    }
+
     /// Reads an id from outside.
     ///
     /// # Errors

@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::ids::{ResourceId, is_safe_segment, text_newtype};
+use super::ids::{IdType, ResourceId, is_safe_segment, text_newtype};
 
 text_newtype!(
     /// A `[stores.NAME]` section's name.
@@ -109,6 +109,15 @@ impl Location {
     }
 }
 
+impl Location {
+    /// Whether everything below `inner` lies below this.
+    pub fn contains(&self, inner: &Self) -> bool {
+        self.store == inner.store
+            && self.bucket == inner.bucket
+            && inner.prefix.as_str().starts_with(self.prefix.as_str())
+    }
+}
+
 impl std::fmt::Display for Location {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "s3://{}/{} (store {})", self.bucket, self.prefix, self.store)
@@ -137,27 +146,33 @@ pub struct PrefixTemplate {
     parts: Vec<Part>,
 }
 
-/// A part of a template between two slashes: fixed (no tail), or anything between its two ends.
-struct Segment {
-    head: String,
-    tail: Option<String>,
+/// A part of a template between two slashes.
+enum Segment {
+    Fixed(String),
+    /// Anything of this type between two fixed ends.
+    Any {
+        head: String,
+        tail: String,
+        of: IdType,
+    },
 }
 
 impl Segment {
     fn may_equal(&self, other: &Self) -> bool {
-        let either = |a: &str, b: &str, begins: fn(&str, &str) -> bool| begins(a, b) || begins(b, a);
-        match (&self.tail, &other.tail) {
-            (None, None) => self.head == other.head,
-            (Some(tail), None) => Self::fits(&self.head, tail, &other.head),
-            (None, Some(tail)) => Self::fits(&other.head, tail, &self.head),
-            (Some(a), Some(b)) => {
-                either(&self.head, &other.head, |a, b| a.starts_with(b)) && either(a, b, |a, b| a.ends_with(b))
+        match (self, other) {
+            (Self::Fixed(a), Self::Fixed(b)) => a == b,
+            (Self::Any { head, tail, of }, Self::Fixed(text)) | (Self::Fixed(text), Self::Any { head, tail, of }) => {
+                let middle = text.strip_prefix(head.as_str()).and_then(|rest| rest.strip_suffix(tail.as_str()));
+                middle.is_some_and(|middle| of.parse(middle).is_ok_and(|id| id.as_str() == middle))
+            }
+            (Self::Any { head: a, tail: c, of }, Self::Any { head: b, tail: d, of: other_of }) => {
+                let begins = a.starts_with(b.as_str()) || b.starts_with(a.as_str());
+                let ends = c.ends_with(d.as_str()) || d.ends_with(c.as_str());
+                // what one has as fixed text, the other must be able to have in its id
+                let able = |of: &IdType, own: usize, fixed: &str| fixed.bytes().skip(own).all(|byte| of.may_hold(byte));
+                begins && ends && able(of, a.len(), b) && able(other_of, b.len(), a)
             }
         }
-    }
-
-    fn fits(head: &str, tail: &str, fixed: &str) -> bool {
-        fixed.len() > head.len() + tail.len() && fixed.starts_with(head) && fixed.ends_with(tail)
     }
 }
 
@@ -213,21 +228,24 @@ impl PrefixTemplate {
     }
 
     /// Whether a prefix from `other` can lie inside of one from this template: then purging a resource of this kind
-    /// also deletes objects of that one. Two templates of as many parts give the same prefix or none of the other's.
-    pub fn may_contain(&self, other: &Self) -> bool {
-        let (outer, inner) = (self.segments(), other.segments());
+    /// also deletes objects of that one. The types say what can stand in place of each `{id}`.
+    pub fn may_contain(&self, ids: IdType, other: &Self, other_ids: IdType) -> bool {
+        let (outer, inner) = (self.segments(ids), other.segments(other_ids));
         outer.len() <= inner.len() && outer.iter().zip(&inner).all(|(a, b)| a.may_equal(b))
     }
 
     /// The parts between slashes, each with the fixed text at its ends.
-    fn segments(&self) -> Vec<Segment> {
+    fn segments(&self, ids: IdType) -> Vec<Segment> {
         let body = self.raw.trim_end_matches('/');
         body.split('/')
             .map(|part| match (part.find('{'), part.rfind('}')) {
-                (Some(open), Some(close)) => {
-                    Segment { head: part[..open].to_owned(), tail: Some(part[close + 1..].to_owned()) }
-                }
-                _ => Segment { head: part.to_owned(), tail: None },
+                (Some(open), Some(close)) => Segment::Any {
+                    head: part[..open].to_owned(),
+                    tail: part[close + 1..].to_owned(),
+                    // a column can hold any text
+                    of: if &part[open..=close] == "{id}" { ids } else { IdType::Text },
+                },
+                _ => Segment::Fixed(part.to_owned()),
             })
             .collect()
     }
@@ -344,15 +362,20 @@ mod tests {
     #[test]
     fn templates_that_can_reach_into_each_other_are_known() {
         let may = |outer: &str, inner: &str| {
-            PrefixTemplate::parse(outer).unwrap().may_contain(&PrefixTemplate::parse(inner).unwrap())
+            let (outer, inner) = (PrefixTemplate::parse(outer).unwrap(), PrefixTemplate::parse(inner).unwrap());
+            (
+                outer.may_contain(IdType::Text, &inner, IdType::Text),
+                outer.may_contain(IdType::Uuid, &inner, IdType::Uuid),
+            )
         };
-        assert!(may("{id}/", "{experiment}/{id}/"));
-        assert!(may("synthetic/{id}/", "synthetic/fixed/{id}/"));
-        assert!(may("synthetic/{id}/", "synthetic/dataset-{id}/"));
-        assert!(!may("{experiment}/{id}/", "{id}/"));
-        assert!(!may("synthetic/{id}/", "raw/{id}/"));
-        assert!(!may("a-{id}/", "b-{id}/x/"));
-        assert!(!may("a/{id}-x/", "a/{id}-y/"));
+        assert_eq!(may("{id}/", "{experiment}/{id}/"), (true, true));
+        assert_eq!(may("things/{id}/", "things/{id}/"), (true, true));
+        assert_eq!(may("synthetic/{id}/", "synthetic/fixed/{id}/"), (true, false), "no UUID is called fixed");
+        assert_eq!(may("synthetic/{id}/", "synthetic/dataset-{id}/"), (true, false));
+        assert_eq!(may("{experiment}/{id}/", "{id}/"), (false, false));
+        assert_eq!(may("synthetic/{id}/", "raw/{id}/"), (false, false));
+        assert_eq!(may("a-{id}/", "b-{id}/x/"), (false, false));
+        assert_eq!(may("a/{id}-x/", "a/{id}-y/"), (false, false));
     }
 
     #[test]

@@ -38,6 +38,9 @@ pub enum InvalidSql {
     /// Empty, or more than one statement.
     #[error("expected one SQL expression or query without a semicolon, found {0:?}")]
     Statement(String),
+    /// A parameter that nobody gives.
+    #[error("the query mentions ${0}, but its only parameter is $1, the id of the resource")]
+    OtherParameter(u8),
     /// A query that does not say which resource it is about.
     #[error("the query does not mention $1, the id of the resource: it would answer the same for every one")]
     NoParameter,
@@ -95,6 +98,9 @@ impl Sql {
     /// [`InvalidSql::Statement`], or [`InvalidSql::NoParameter`] where it does not mention `$1`.
     pub fn query(raw: &str) -> Result<Self, InvalidSql> {
         let sql = Self::condition(raw.trim().trim_end_matches(';'))?;
+        if let Some(other) = (2..=9).find(|n| sql.0.contains(&format!("${n}"))) {
+            return Err(InvalidSql::OtherParameter(other));
+        }
         if sql.0.contains("$1") { Ok(sql) } else { Err(InvalidSql::NoParameter) }
     }
 
@@ -246,6 +252,29 @@ pub struct ResourceKind {
     pub children: Vec<Children>,
 }
 
+impl ResourceKind {
+    /// Two prefix templates, ours and one of `inner`, of which ours can give a prefix that contains one of the other.
+    /// `None` where none can. Of places that a query names nothing is known.
+    pub fn may_reach<'a>(&'a self, inner: &'a Self) -> Option<(&'a PrefixTemplate, &'a PrefixTemplate)> {
+        self.objects.iter().flat_map(|a| inner.objects.iter().map(move |b| (a, b))).find_map(|pair| match pair {
+            (
+                ObjectsAt::Template { store, bucket, prefix, .. },
+                ObjectsAt::Template { store: inner_store, bucket: inner_bucket, prefix: inner_prefix, .. },
+            ) => {
+                let one_bucket = store == inner_store && bucket == inner_bucket;
+                (one_bucket && prefix.may_contain(self.id_type, inner_prefix, inner.id_type))
+                    .then_some((prefix, inner_prefix))
+            }
+            _ => None,
+        })
+    }
+
+    /// Whether a query says where some of its objects lie.
+    pub fn asks_for_places(&self) -> bool {
+        self.objects.iter().any(|at| matches!(at, ObjectsAt::Query { .. }))
+    }
+}
+
 /// Every kind of a platform.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ResourceMap {
@@ -299,6 +328,7 @@ mod tests {
     fn a_query_must_be_one_statement_about_the_resource() {
         assert_eq!(Sql::query("select 1 where a = $1;").unwrap().as_str(), "select 1 where a = $1");
         assert_eq!(Sql::query("select 1"), Err(InvalidSql::NoParameter));
+        assert_eq!(Sql::query("select $1, $2"), Err(InvalidSql::OtherParameter(2)));
         assert!(matches!(Sql::query("select $1; drop table x"), Err(InvalidSql::Statement(_))));
         assert!(matches!(Sql::query("  "), Err(InvalidSql::Statement(_))));
     }

@@ -13,7 +13,10 @@ use axum::{
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::{store::StoreError, trash::TrashError};
+use crate::{
+    store::{ASK_AGAIN, StoreError},
+    trash::TrashError,
+};
 
 /// Seconds after which a client may ask again: a failover takes a few.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("5");
@@ -114,10 +117,6 @@ impl Problem {
         Self { header: Extra::RetryAfter, ..Self::new(StatusCode::SERVICE_UNAVAILABLE, code, detail) }
     }
 }
-
-/// When the connection breaks in a commit, nobody knows whether it took place.
-const ASK_AGAIN: &str =
-    "whether it was carried out is not known; ask again: what has been done already is answered as such";
 
 impl From<TrashError> for Problem {
     fn from(error: TrashError) -> Self {

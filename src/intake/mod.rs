@@ -16,7 +16,8 @@ use crate::{
     store::{
         StoreError,
         audit::{self, Happened, NewEntry},
-        commit, outbox, requests,
+        commit, outbox,
+        requests::{self, Claim},
     },
     telemetry::Metrics,
     trash::{IfChildrenLost, TrashBin, TrashError, TrashRequest},
@@ -27,6 +28,9 @@ const PREFETCH: u16 = 16;
 
 /// The longest message id that is remembered.
 const MOST_ID: usize = 255;
+
+/// The code of a refusal: another request came under this message id.
+const REUSED: &str = "message_id_reused";
 
 /// Takes requests in.
 #[derive(Debug, Clone)]
@@ -103,16 +107,21 @@ impl Intake {
     async fn carry_out(&self, delivery: &Delivery) -> Result<Verdict, StoreError> {
         let mut tx = self.trash.store().begin().await?;
         let message_id = delivery.message_id.as_deref().filter(|id| is_storable(id) && id.len() <= MOST_ID);
-        if let Some(id) = message_id
-            && let Some(answer) = requests::claim(&mut tx, id).await?
-        {
-            tracing::info!(message_id = id, "request was answered before");
+        let claim = match message_id {
+            Some(id) => requests::claim(&mut tx, id, &delivery.body).await?,
+            None => Claim::New,
+        };
+        if let Claim::Answered(answer) = claim {
+            tracing::info!(message_id, "request was answered before");
             reply(&mut tx, delivery, &answer).await?;
             commit(tx).await?;
             return Ok(Verdict::Answered(answer));
         }
+        // the id, and the memory of its answer, belong to the request that came first
+        let message_id = message_id.filter(|_| claim != Claim::Reused);
         let mut keep = message_id;
         let verdict = match Request::decode(&delivery.body) {
+            Ok(request) if claim == Claim::Reused => self.refuse_reuse(&mut tx, &request).await?,
             Ok(request) => {
                 use sqlx::Acquire;
                 // a refusal may come half-way through: what it wrote until then goes, the answer stays
@@ -193,14 +202,39 @@ impl Intake {
         if error.is_malformed() {
             return Ok(Verdict::Malformed { reply, reason: text });
         }
-        let resource = self.trash.resource(&request.kind, &request.id).ok();
-        if let Ok(by) = provenance(request) {
-            let details = json!({ "op": request.op, "code": code, "message": text });
-            let entry =
-                NewEntry { event: Happened::Refused, tombstone: None, resource: resource.as_ref(), by: &by, details };
-            audit::write(conn, entry).await?;
-        }
+        self.note_refusal(conn, request, code, &text).await?;
         Ok(Verdict::Answered(reply))
+    }
+
+    /// Answers a request whose message id another one has used. To carry it out could do a wish twice that its sender
+    /// has written anew; to give it the other's answer would tell a sender that its wish was done.
+    async fn refuse_reuse(&self, conn: &mut sqlx::PgConnection, request: &Request) -> Result<Verdict, StoreError> {
+        let text = "another request with this message_id came before: nothing was carried out; send it with a new one";
+        tracing::warn!(
+            op = request.op.as_str(),
+            kind = request.kind,
+            id = request.id,
+            code = REUSED,
+            "request refused"
+        );
+        self.metrics.request(request.op.as_str(), REUSED);
+        self.note_refusal(conn, request, REUSED, text).await?;
+        Ok(Verdict::Answered(message::reply_refused(Some(request.op), REUSED, text, Value::Null)))
+    }
+
+    async fn note_refusal(
+        &self,
+        conn: &mut sqlx::PgConnection,
+        request: &Request,
+        code: &str,
+        text: &str,
+    ) -> Result<(), StoreError> {
+        let Ok(by) = provenance(request) else { return Ok(()) };
+        let resource = self.trash.resource(&request.kind, &request.id).ok();
+        let details = json!({ "op": request.op, "code": code, "message": text });
+        let entry =
+            NewEntry { event: Happened::Refused, tombstone: None, resource: resource.as_ref(), by: &by, details };
+        audit::write(conn, entry).await
     }
 }
 

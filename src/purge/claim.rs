@@ -4,20 +4,22 @@
 //! Either the one commit at the end raises the fence, or the resource stays restorable. A check that fails, a map that
 //! no longer knows the kind, a mark that somebody took away: each means "not now".
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use serde_json::json;
 
 use super::{Purger, checkpoint::Checkpoint};
 use crate::{
+    bystanders::{self, Leaving},
     domain::{
-        ids::TombstoneId,
+        ids::{IdType, TombstoneId},
         map::ResourceKind,
         progress::Progress,
         state::State,
         tombstone::{Blocker, Tombstone},
     },
     history,
+    places::{self, PlaceError},
     queue::message::PurgeTask,
     store::{
         StoreError, Tx,
@@ -103,8 +105,10 @@ impl Purger {
         let wait = self.recheck.delay_for(waits.saturating_add(1));
         let remaining = tombstones::until_due(&mut tx, tombstone.id).await?;
         if !remaining.is_zero() {
-            return self.later(tx, &tombstone, remaining, "its window is still open".into()).await;
+            // early, or a duplicate: it changes nothing, not even how long the waits have grown
+            return self.later(tx, &tombstone, remaining, "it is not time yet".into()).await;
         }
+        tombstones::lock_ancestors(&mut tx, &tombstone).await?;
         if let Some(hold) = holds::concerning(&mut tx, tombstone.id).await? {
             let why = hold.reason.map(|reason| format!(": {reason}")).unwrap_or_default();
             let own =
@@ -120,10 +124,14 @@ impl Purger {
             let reason = format!("the resource map no longer has the kind {}", tombstone.resource.kind);
             return self.defer(tx, &tombstone, wait, reason).await;
         };
+        // noticed before the point of no return, a mistake in the configuration costs nothing
+        if let Some(error) = tombstone.locations.iter().find_map(|at| self.stores.at(at).err()) {
+            return self.defer(tx, &tombstone, wait, error.to_string()).await;
+        }
         let looked = self.look(&mut tx, kind, &tombstone).await;
         let (row_found, blockers) = match looked {
             Ok(looked) => looked,
-            Err(error @ StoreError::Unavailable(_)) => return Err(error.into()),
+            Err(PlaceError::Store(error @ StoreError::Unavailable(_))) => return Err(error.into()),
             Err(error) => {
                 // the failed query has spoiled its transaction
                 drop(tx);
@@ -153,7 +161,7 @@ impl Purger {
         tx: &mut Tx,
         kind: &ResourceKind,
         tombstone: &Tombstone,
-    ) -> Result<(bool, Vec<Blocker>), StoreError> {
+    ) -> Result<(bool, Vec<Blocker>), PlaceError> {
         let resource = &tombstone.resource;
         let row = platform::find(&mut *tx, kind, &resource.id, Locking::ForUpdate).await?;
         let mut blockers = platform::blockers(&mut *tx, kind, &resource.id).await?;
@@ -170,8 +178,22 @@ impl Purger {
             Some(row) if row.marked == Some(false) => {
                 blockers.push(circumstance("undeleted row", "somebody took the platform's deletion mark away"));
             }
+            Some(row) if kind.id_type != IdType::Uuid && row.name != tombstone.name => {
+                let label = format!("its row is now called {:?}: is it another, with the same id?", row.name);
+                blockers.push(circumstance("another row", &label));
+            }
             Some(_) | None => {}
         }
+        if let Some(row) = &row {
+            let now = places::resolve(&mut *tx, kind, &resource.id, row).await?;
+            let new = now.iter().find(|place| !tombstone.locations.iter().any(|known| known.contains(place)));
+            if let Some(place) = new {
+                let label = format!("objects of it can lie below {place} now; restore it and trash it again");
+                blockers.push(circumstance("moved objects", &label));
+            }
+        }
+        let leaving = Leaving { kind, resource, locations: &tombstone.locations };
+        blockers.extend(bystanders::of(&mut *tx, &self.map, leaving, &BTreeSet::new()).await?);
         for child in tombstones::children_of(&mut *tx, tombstone.id).await? {
             if child.state.is_open() {
                 blockers.push(Blocker {

@@ -36,6 +36,7 @@ impl Purger {
         if purging::renew(&mut tx, &claimed.lease).await? == Fenced::Lost {
             return Err(PurgeError::LeaseLost);
         }
+        self.no_newcomer(&mut tx, kind, &claimed.tombstone).await?;
         let rows = platform::delete_row(&mut tx, kind, &claimed.tombstone.resource.id).await?;
         let Some((began, ended)) = purging::finish(&mut tx, &claimed.lease, rows).await? else {
             return Err(PurgeError::LeaseLost);

@@ -66,6 +66,11 @@ enum PurgeError {
     /// A store, as a whole request.
     #[error(transparent)]
     Objects(#[from] ObjectsError),
+    /// Somebody has taken the id again.
+    #[error(
+        "the row was gone when the purge began, and now another one has its id: it is left alone, and its child rows too"
+    )]
+    Newcomer,
     /// The configuration no longer leads to a location.
     #[error(transparent)]
     Place(#[from] PlaceError),
@@ -80,7 +85,7 @@ impl PurgeError {
         match self {
             Self::Store(error) => error.is_transient(),
             Self::Objects(error) => error.class != FailureClass::Permanent,
-            Self::LeaseLost | Self::Place(_) | Self::Checkpoint(_) => false,
+            Self::LeaseLost | Self::Newcomer | Self::Place(_) | Self::Checkpoint(_) => false,
         }
     }
 
@@ -88,7 +93,7 @@ impl PurgeError {
     fn is_hopeless(&self) -> bool {
         match self {
             Self::Objects(error) => error.class == FailureClass::Permanent,
-            Self::Place(_) | Self::Checkpoint(_) => true,
+            Self::Newcomer | Self::Place(_) | Self::Checkpoint(_) => true,
             Self::Store(_) | Self::LeaseLost => false,
         }
     }

@@ -5,9 +5,10 @@
 
 use super::{Budget, PurgeError, Purger, claim::Claimed, verify::Verified};
 use crate::{
-    domain::map::ResourceKind,
+    domain::{map::ResourceKind, tombstone::Tombstone},
     store::{
-        StoreError, commit, platform,
+        StoreError, Tx, commit,
+        platform::{self, Locking},
         tombstones::purging::{self, Fenced},
     },
 };
@@ -40,6 +41,7 @@ impl Purger {
                     return Ok(Rows::OutOfTime(claimed));
                 }
                 let mut tx = self.store.begin().await?;
+                self.no_newcomer(&mut tx, kind, &claimed.tombstone).await?;
                 let resource = &claimed.tombstone.resource;
                 let chunk = self.config.row_chunk;
                 let deleted = platform::delete_child_rows(&mut tx, kind, rows, &resource.id, chunk).await?;
@@ -58,6 +60,23 @@ impl Purger {
             }
         }
         Ok(Rows::Gone(RowsGone { claimed }))
+    }
+
+    /// A row that was gone at the point of no return and is there now is another's, who took the id again: nothing of
+    /// it is touched.
+    pub(super) async fn no_newcomer(
+        &self,
+        tx: &mut Tx,
+        kind: &ResourceKind,
+        tombstone: &Tombstone,
+    ) -> Result<(), PurgeError> {
+        if tombstone.row_found != Some(false) {
+            return Ok(());
+        }
+        match platform::find(tx, kind, &tombstone.resource.id, Locking::None).await? {
+            None => Ok(()),
+            Some(_) => Err(PurgeError::Newcomer),
+        }
     }
 
     /// The kind of a purge that has begun; it may have left the map since, and then nobody knows its rows.

@@ -143,7 +143,8 @@ fn decode<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, Malformed> {
     if holds_nul(&value) {
         return Err(Malformed::Shape("it holds the character NUL (\\u0000), which cannot be stored".into()));
     }
-    serde_json::from_value(value).map_err(|error| Malformed::Shape(error.to_string()))
+    // from the text and not from the value, which has lost a field that was there twice
+    serde_json::from_slice(body).map_err(|error| Malformed::Shape(error.to_string()))
 }
 
 /// Whether a text or a field's name in it holds what PostgreSQL stores neither as text nor as json.
@@ -211,6 +212,7 @@ mod tests {
             (br#"{"v":1,"op":"trash","kind":"a","id":"1","actor":"a","dry_run":true}"#, "dry_run"),
             (br#"{"v":1,"op":"restore","kind":"a","id":"1","actor":"a","with":["b"]}"#, "with"),
             (br#"{"v":1,"op":"trash","kind":"a","id":["1"],"actor":"a"}"#, "id"),
+            (br#"{"v":1,"op":"restore","op":"trash","kind":"a","id":"1","actor":"a"}"#, "duplicate field"),
             (br#"{"v":1,"op":"trash","kind":"a","id":"1","actor":"a","reason":"x\u0000"}"#, "NUL"),
             (br#"{"v":1,"op":"trash","kind":"a","id":"1","actor":"a","x\u0000":[{}]}"#, "NUL"),
         ] {

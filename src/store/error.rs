@@ -3,6 +3,10 @@
 //! Invariant: an error of the platform's own tables or of a query from the map is told apart from one of ours, so
 //! that a map that no longer fits delays the purge of its own kind and of nothing else.
 
+/// What to do when the connection broke, perhaps in a commit, or nobody waited for the end: it may have taken place.
+pub const ASK_AGAIN: &str = "whether it was carried out is not known: check [database], and look with `reprieve show` \
+                             before you ask again; what has been done already is answered as such";
+
 /// A failed statement.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -44,6 +48,14 @@ impl StoreError {
         matches!(self, Self::Unavailable(_) | Self::Busy(_))
     }
 
+    /// What to do about it, for people; empty where the message says it.
+    pub fn advice(&self) -> &'static str {
+        match self {
+            Self::Unavailable(_) => ASK_AGAIN,
+            _ => "",
+        }
+    }
+
     /// Names the query of the map that failed. Outages and lost races stay what they are.
     pub fn of_platform(error: sqlx::Error, what: impl FnOnce() -> String) -> Self {
         match Self::from(error) {
@@ -70,6 +82,8 @@ impl From<sqlx::Error> for StoreError {
             // undefined_table, invalid_schema_name, undefined_column, of our own tables
             (_, Some("42P01" | "3F000" | "42703")) => Self::NotMigrated(error),
             // connection exceptions, out of resources (a full disk too), shutting down
+            // protocol_violation: a query of the map with parameters that it does not get
+            (_, Some("08P01")) => Self::Other(error),
             (_, Some(code)) if ["08", "53", "57", "58"].iter().any(|class| code.starts_with(class)) => {
                 Self::Unavailable(error)
             }

@@ -29,6 +29,15 @@ pub struct ForeignKey {
     pub mapped: bool,
 }
 
+/// From here on this connection cannot write: a query of the map may call a function that does.
+///
+/// # Errors
+/// The statement failed.
+pub async fn look_only(conn: &mut PgConnection) -> Result<(), StoreError> {
+    sqlx::query("set default_transaction_read_only = on").execute(conn).await?;
+    Ok(())
+}
+
 /// Runs every query of a kind for an id that no row has, and reads a row that does not exist.
 ///
 /// # Errors
@@ -117,6 +126,23 @@ pub async fn foreign_keys_onto(
     .bind(table)
     .bind(mapped)
     .fetch_all(conn)
+    .await?)
+}
+
+/// Whether the database keeps the kind's ids unique: by a unique index on the id column alone, for all rows.
+///
+/// # Errors
+/// The statement failed.
+pub async fn id_is_unique(conn: &mut PgConnection, kind: &ResourceKind) -> Result<bool, StoreError> {
+    Ok(sqlx::query_scalar(
+        "select exists (select from pg_catalog.pg_index i
+             join pg_catalog.pg_attribute a on a.attrelid = i.indrelid and a.attnum = i.indkey[0]
+             where i.indrelid = to_regclass($1) and a.attname = $2
+               and i.indisunique and i.indisvalid and i.indpred is null and i.indnkeyatts = 1)",
+    )
+    .bind(kind.table.to_string())
+    .bind(kind.id.as_str())
+    .fetch_one(conn)
     .await?)
 }
 

@@ -24,7 +24,7 @@ use sqlx::{
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
-pub use self::error::StoreError;
+pub use self::error::{ASK_AGAIN, StoreError};
 use crate::config::DatabaseConfig;
 
 /// A transaction; rolled back when it is dropped.

@@ -42,13 +42,24 @@ pub enum Locking {
 /// Reads a resource's row by its id.
 ///
 /// # Errors
-/// [`StoreError::Platform`] where table or columns do not fit the map.
+/// [`StoreError::Platform`] where table or columns do not fit the map, [`StoreError::Unusable`] where the id is not
+/// unique.
 pub async fn find(
     conn: &mut PgConnection,
     kind: &ResourceKind,
     id: &ResourceId,
     locking: Locking,
 ) -> Result<Option<ResourceRow>, StoreError> {
+    if locking == Locking::ForUpdate {
+        // in a statement of its own: one that waits for a lock and then reads would see the row as it is now and
+        // everything else, such as a table that the map's `where` asks, as it was before the wait
+        let sql = format!("select 1 from {} where {} = $1 for update", kind.table, kind.id);
+        let locked = bind_id(query(sql), kind.id_type, id)?.fetch_optional(&mut *conn).await;
+        let what = || format!("locking a row of {} of kind {}", kind.table, kind.kind);
+        if locked.map_err(|error| StoreError::of_platform(error, what))?.is_none() {
+            return Ok(None);
+        }
+    }
     let columns: Vec<&str> = template_columns(kind).collect();
     let mut selected = vec![
         kind.name.as_ref().map_or_else(|| "null::text".to_owned(), |name| format!("{name}::text")),
@@ -56,19 +67,29 @@ pub async fn find(
         kind.soft_delete.as_ref().map_or_else(|| "null::boolean".to_owned(), marked_expression),
     ];
     selected.extend(columns.iter().map(|column| format!("\"{column}\"::text")));
-    let lock = if locking == Locking::ForUpdate { " for update" } else { "" };
-    let sql = format!("select {} from {} where {} = $1{lock}", selected.join(", "), kind.table, kind.id);
-    let row = bind_id(query(sql), kind.id_type, id)?
-        .fetch_optional(conn)
-        .await
-        .map_err(|error| StoreError::of_platform(error, || format!("reading {} of kind {}", kind.table, kind.kind)))?;
-    let Some(row) = row else { return Ok(None) };
+    let sql = format!("select {} from {} where {} = $1 limit 2", selected.join(", "), kind.table, kind.id);
+    let rows = bind_id(query(sql), kind.id_type, id)?.fetch_all(conn).await;
+    let what = || format!("reading {} of kind {}", kind.table, kind.kind);
+    let rows = rows.map_err(|error| StoreError::of_platform(error, what))?;
+    let row = match rows.as_slice() {
+        [] => return Ok(None),
+        [row] => row,
+        several => return Err(not_unique(kind, id, several.len() as u64)),
+    };
     let columns = columns
         .iter()
         .enumerate()
         .map(|(at, column)| Ok(((*column).to_owned(), row.try_get::<Option<String>, _>(at + 3)?)))
         .collect::<Result<_, sqlx::Error>>()?;
     Ok(Some(ResourceRow { name: row.try_get(0)?, fits: row.try_get(1)?, marked: row.try_get(2)?, columns }))
+}
+
+/// One tombstone stands for one row; a map whose ids are not unique must not delete several by one.
+fn not_unique(kind: &ResourceKind, id: &ResourceId, rows: u64) -> StoreError {
+    StoreError::Unusable(format!(
+        "the id {id} has {rows} rows or more in {}: the column {} does not fit as the id of kind {}, it is not unique",
+        kind.table, kind.id, kind.kind
+    ))
 }
 
 fn template_columns(kind: &ResourceKind) -> impl Iterator<Item = &str> {
@@ -163,6 +184,42 @@ pub async fn child_ids(
     texts(conn, kind, id, &children.query, what).await
 }
 
+/// The resources of another kind whose rows a foreign key with `on delete cascade` would delete along with this one's;
+/// at most [`MOST_BLOCKERS`].
+///
+/// # Errors
+/// A statement failed.
+pub async fn cascaded_to(
+    conn: &mut PgConnection,
+    kind: &ResourceKind,
+    id: &ResourceId,
+    other: &ResourceKind,
+) -> Result<Vec<ResourceId>, StoreError> {
+    let columns: Vec<String> = sqlx::query_scalar(
+        "select quote_ident(a.attname) from pg_catalog.pg_constraint c
+         join pg_catalog.pg_attribute a on a.attrelid = c.conrelid and a.attnum = c.conkey[1]
+         where c.contype = 'f' and c.confdeltype = 'c' and cardinality(c.conkey) = 1
+           and c.confrelid = to_regclass($1) and c.conrelid = to_regclass($2)",
+    )
+    .bind(kind.table.to_string())
+    .bind(other.table.to_string())
+    .fetch_all(&mut *conn)
+    .await?;
+    let filter =
+        other.filter.as_ref().map_or_else(String::new, |filter| format!(" and (({}\n) is true)", filter.as_str()));
+    let mut found = Vec::new();
+    for column in columns {
+        let (table, key) = (&other.table, &other.id);
+        let sql = format!("select {key}::text from {table} where {column} = $1{filter} limit {MOST_BLOCKERS}");
+        let rows = bind_id(query(sql), kind.id_type, id)?.fetch_all(&mut *conn).await;
+        let what = || format!("looking for rows of {table} that go with one of {}", kind.table);
+        for row in rows.map_err(|error| StoreError::of_platform(error, what))? {
+            found.push(ResourceId::from_stored(row.try_get(0)?));
+        }
+    }
+    Ok(found)
+}
+
 /// The `s3://bucket/prefix/` addresses that an objects query returns, unchecked.
 ///
 /// # Errors
@@ -228,7 +285,11 @@ pub async fn delete_row(conn: &mut PgConnection, kind: &ResourceKind, id: &Resou
     let sql = format!("delete from {} where {} = $1", kind.table, kind.id);
     let done = bind_id(query(sql), kind.id_type, id)?.execute(conn).await;
     let what = || format!("deleting the row from {} of kind {}", kind.table, kind.kind);
-    Ok(done.map_err(|error| StoreError::of_platform(error, what))?.rows_affected())
+    match done.map_err(|error| StoreError::of_platform(error, what))?.rows_affected() {
+        rows @ (0 | 1) => Ok(rows),
+        // the caller's transaction is rolled back
+        several => Err(not_unique(kind, id, several)),
+    }
 }
 
 /// Not kept prepared: the platform changes its tables while we run. Such a statement must return plain types alone,

@@ -1,7 +1,8 @@
 //! The memory of answered requests.
 //!
 //! Invariant: the answer to a request with a message id is written in the transaction that carries the request out,
-//! so a duplicate, however late within the time it is remembered, is answered again and changes nothing.
+//! so a duplicate, however late within the time it is remembered, is answered again and changes nothing. Only the same
+//! body, byte for byte, is a duplicate: the answer to one wish is never given to another.
 
 use std::time::Duration;
 
@@ -10,25 +11,40 @@ use sqlx::{PgConnection, types::Json};
 
 use super::StoreError;
 
-/// Claims a message id: `None` if it is new (and now ours until the transaction ends), else the answer given before.
-/// A second process with the same id waits here for the first one's commit.
+/// What is known of a message id.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Claim {
+    /// Nothing: it is ours until the transaction ends.
+    New,
+    /// The same body came before, and this was its answer.
+    Answered(Value),
+    /// Another body came under this id.
+    Reused,
+}
+
+/// Claims a message id for a body. A second process with the same id waits here for the first one's commit.
 ///
 /// # Errors
 /// The statement failed.
-pub async fn claim(conn: &mut PgConnection, message_id: &str) -> Result<Option<Value>, StoreError> {
-    let claimed =
-        sqlx::query("insert into reprieve.requests (message_id, answer) values ($1, 'null') on conflict do nothing")
-            .bind(message_id)
-            .execute(&mut *conn)
-            .await?;
+pub async fn claim(conn: &mut PgConnection, message_id: &str, body: &[u8]) -> Result<Claim, StoreError> {
+    let claimed = sqlx::query(
+        "insert into reprieve.requests (message_id, digest, answer) values ($1, sha256($2), 'null')
+         on conflict do nothing",
+    )
+    .bind(message_id)
+    .bind(body)
+    .execute(&mut *conn)
+    .await?;
     if claimed.rows_affected() == 1 {
-        return Ok(None);
+        return Ok(Claim::New);
     }
-    let answer: Json<Value> = sqlx::query_scalar("select answer from reprieve.requests where message_id = $1")
-        .bind(message_id)
-        .fetch_one(conn)
-        .await?;
-    Ok(Some(answer.0))
+    let (is_same, answer): (bool, Json<Value>) =
+        sqlx::query_as("select digest = sha256($2), answer from reprieve.requests where message_id = $1")
+            .bind(message_id)
+            .bind(body)
+            .fetch_one(conn)
+            .await?;
+    Ok(if is_same { Claim::Answered(answer.0) } else { Claim::Reused })
 }
 
 /// Keeps the answer to a claimed message id.

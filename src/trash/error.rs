@@ -13,6 +13,7 @@ use crate::{
         retention::{InvalidRetention, Retention},
         tombstone::{Blocker, Tombstone},
     },
+    places::PlaceError,
     store::{StoreError, holds::Hold},
 };
 
@@ -46,7 +47,8 @@ impl fmt::Display for Refusals {
     }
 }
 
-/// A request that was not carried out. Nothing has changed.
+/// A request that was not carried out. Nothing has changed, with one exception: when the database goes away in a commit,
+/// nobody knows whether that took place.
 #[derive(Debug, thiserror::Error)]
 pub enum TrashError {
     /// The map has no such kind.
@@ -155,6 +157,15 @@ pub fn how_far(tombstone: &Tombstone) -> String {
 }
 
 impl TrashError {
+    pub(super) fn of_place(resource: &ResourceRef, error: PlaceError) -> Self {
+        let resource = resource.clone();
+        match error {
+            PlaceError::Unsafe(error) => Self::UnsafePlace { resource, error },
+            PlaceError::ForeignBucket(bucket) => Self::ForeignBucket { resource, bucket },
+            PlaceError::Store(error) => Self::Store(error),
+        }
+    }
+
     /// A stable name, for replies and problem documents.
     pub fn code(&self) -> &'static str {
         match self {
@@ -211,7 +222,7 @@ impl TrashError {
                 "it can no longer be restored or held; reprieve show KIND ID tells what has happened"
             }
             Self::NotInTrash(_) => "reprieve list shows what is in the trash",
-            Self::Store(StoreError::Unavailable(_)) => "check [database] and try again; nothing has changed",
+            Self::Store(error) => error.advice(),
             _ => "",
         }
     }

@@ -10,13 +10,15 @@ use sqlx::PgConnection;
 
 use super::{Refusals, TrashBin, TrashError, TrashRequest};
 use crate::{
+    bystanders::{self, Leaving},
     domain::{
         ids::{Kind, ResourceRef},
-        location::{Location, parse_address},
-        map::{ObjectsAt, ResourceKind},
+        location::Location,
+        map::ResourceKind,
         retention::Retention,
         tombstone::Tombstone,
     },
+    places,
     store::{
         holds,
         platform::{self, Locking, ResourceRow},
@@ -103,13 +105,20 @@ impl TrashBin {
                 }
             }
             plan.members.push(Member {
-                locations: locations(&mut *conn, kind, &resource, &row).await?,
+                locations: self.places_of(&mut *conn, kind, &resource, &row).await?,
                 retention: self.window(kind, &resource, request.retention)?,
                 marked: row.marked == Some(true),
                 name: row.name,
                 resource,
                 parent,
             });
+        }
+        let along: BTreeSet<ResourceRef> = plan.members.iter().map(|member| member.resource.clone()).collect();
+        for member in &plan.members {
+            let kind = self.kind_of(&member.resource)?;
+            let leaving = Leaving { kind, resource: &member.resource, locations: &member.locations };
+            let hurt = bystanders::of(&mut *conn, &self.map, leaving, &along).await;
+            refusals.blockers.extend(hurt.map_err(|error| TrashError::of_place(&member.resource, error))?);
         }
         if refusals.is_empty() {
             Ok(plan)
@@ -137,6 +146,17 @@ impl TrashBin {
                 known: reachable.iter().map(Kind::as_str).collect::<Vec<_>>().join(", "),
             }),
         }
+    }
+
+    async fn places_of(
+        &self,
+        conn: &mut PgConnection,
+        kind: &ResourceKind,
+        resource: &ResourceRef,
+        row: &ResourceRow,
+    ) -> Result<Vec<Location>, TrashError> {
+        let resolved = places::resolve(conn, kind, &resource.id, row).await;
+        resolved.map_err(|error| TrashError::of_place(resource, error))
     }
 
     async fn refusals_of(
@@ -186,47 +206,4 @@ impl TrashBin {
             Some(asked) => Err(TrashError::RetentionTooShort { resource: resource.clone(), asked, least }),
         }
     }
-}
-
-/// Resolves every place of a resource's objects. Sorted, each once, and none inside another.
-async fn locations(
-    conn: &mut PgConnection,
-    kind: &ResourceKind,
-    resource: &ResourceRef,
-    row: &ResourceRow,
-) -> Result<Vec<Location>, TrashError> {
-    let unsafe_place = |error| TrashError::UnsafePlace { resource: resource.clone(), error };
-    let mut found = BTreeSet::new();
-    for at in &kind.objects {
-        match at {
-            ObjectsAt::Template { store, address, bucket, prefix } => {
-                let prefix = prefix
-                    .render(&resource.id, |column| row.columns.get(column).cloned().flatten())
-                    .map_err(unsafe_place)?;
-                found.insert(Location::new(store.clone(), bucket.clone(), prefix, address));
-            }
-            ObjectsAt::Query { store, address: server, buckets, query } => {
-                for address in platform::addresses(&mut *conn, kind, &resource.id, query).await? {
-                    let (bucket, prefix) = parse_address(&address).map_err(unsafe_place)?;
-                    if !buckets.contains(&bucket) {
-                        return Err(TrashError::ForeignBucket { resource: resource.clone(), bucket });
-                    }
-                    found.insert(Location::new(store.clone(), bucket, prefix, server));
-                }
-            }
-        }
-    }
-    let mut places: Vec<Location> = Vec::new();
-    for place in found {
-        let inside = |outer: &Location| {
-            outer.store == place.store
-                && outer.bucket == place.bucket
-                && place.prefix.as_str().starts_with(outer.prefix.as_str())
-        };
-        // sorted, so what contains a place comes before it
-        if !places.iter().any(inside) {
-            places.push(place);
-        }
-    }
-    Ok(places)
 }

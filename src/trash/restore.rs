@@ -86,6 +86,10 @@ impl TrashBin {
         if newest.state == State::Restored {
             return Ok(Restored { tombstone: newest, already: true, children: Vec::new(), lost: Vec::new() });
         }
+        // children before parents, as the claim of a child does
+        for id in tombstones::family_of(&mut *conn, newest.id).await? {
+            tombstones::lock(&mut *conn, id).await?;
+        }
         let tombstone = self.restore_one(&mut *conn, &newest, by).await?;
         let (mut children, mut lost) = (Vec::new(), Vec::new());
         let mut parents = vec![tombstone.id];

@@ -8,12 +8,13 @@ use std::{
 };
 
 /// The modules, each above everything that it may import.
-const LAYERS: [&[&str]; 9] = [
+const LAYERS: [&[&str]; 10] = [
     &["domain", "retry", "shutdown"],
     &["objects", "queue"],
     &["config"],
     &["store", "telemetry"],
-    &["history"],
+    &["history", "places"],
+    &["bystanders"],
     &["trash", "purge", "relay"],
     &["http", "intake"],
     &["app"],

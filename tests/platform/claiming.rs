@@ -30,7 +30,7 @@ async fn nothing_is_claimed_before_its_time_whoever_sends_a_task() {
     let bench = Bench::heimdall().await;
     let dataset = bench.dataset("set a", 3).await;
     let id = bench.trash("dataset", dataset).await;
-    assert_eq!(bench.slice(id).await, SliceEnd::Deferred("its window is still open".into()));
+    assert_eq!(bench.slice(id).await, SliceEnd::Deferred("it is not time yet".into()));
     is_untouched(&bench, id).await;
     let at_the_end = "reprieve.outbox o join reprieve.tombstones t on t.id = o.tombstone_id
         where o.topic = 'purge' and o.available_at between t.purge_after - interval '1 second' and t.purge_after + interval '5 seconds'";
@@ -210,5 +210,6 @@ async fn a_kind_that_left_the_map_waits_and_says_so() {
     assert!(matches!(&end, SliceEnd::Deferred(why) if why.contains("no longer has the kind dataset")), "{end:?}");
     is_untouched(&bench, id).await;
     bench.config = whole;
+    bench.make_due(id).await;
     assert_eq!(bench.slice(id).await, SliceEnd::Purged);
 }

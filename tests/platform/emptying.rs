@@ -202,6 +202,31 @@ async fn what_a_late_writer_puts_is_found_by_the_verification_and_goes_in_the_ne
 }
 
 #[tokio::test]
+async fn what_comes_late_into_the_second_place_keeps_the_rows_too() {
+    let (bench, dataset, id) = due(3).await;
+    let late = format!("synthetic/dataset-{dataset}/late");
+    bench.objects.write_late(2, BUCKET, &late);
+    let end = bench.slice(id).await;
+    assert!(matches!(&end, SliceEnd::Failed(why) if why.contains(&late)), "{end:?}");
+    assert_eq!((bench.objects(), bench.count("heimdall.synthetic_iq_samples").await), (1, 3));
+    bench.make_due(id).await;
+    assert_eq!(bench.slice(id).await, SliceEnd::Purged);
+    assert_eq!(bench.objects(), 0);
+}
+
+#[tokio::test]
+async fn what_comes_late_behind_an_empty_page_of_the_verification_keeps_the_rows_too() {
+    let (bench, dataset, id) = due(3).await;
+    // after both prefixes have been listed; the next listing is the verification's first
+    bench.objects.write_late(2, BUCKET, &key(dataset, 77, 0));
+    bench.objects.hollow_list_after(2);
+    let end = bench.slice(id).await;
+    assert!(matches!(&end, SliceEnd::Failed(why) if why.contains(&key(dataset, 77, 0))), "{end:?}");
+    assert_eq!((bench.objects(), bench.objects.hollow_lists_to_come()), (1, 0));
+    assert_eq!(bench.count("heimdall.synthetic_iq_samples").await, 3);
+}
+
+#[tokio::test]
 async fn a_writer_that_never_stops_ends_as_stuck_with_every_row_in_place() {
     let (bench, dataset, id) = due(3).await;
     for attempt in 1..=3 {
@@ -211,6 +236,12 @@ async fn a_writer_that_never_stops_ends_as_stuck_with_every_row_in_place() {
         bench.make_due(id).await;
     }
     assert_eq!(bench.count("heimdall.synthetic_iq_samples").await, 3);
+    // a retry counts anew
+    bench.bin.retry(&bench.resource("dataset", dataset), &alice()).await.expect("goes on");
+    bench.objects.write_late(2, BUCKET, &key(dataset, 104, 0));
+    let end = bench.slice(id).await;
+    assert!(matches!(end, SliceEnd::Failed(_)), "the first attempt after the retry: {end:?}");
+    assert_eq!(bench.tombstone(id).await.attempts, 1);
 }
 
 #[tokio::test]
@@ -242,12 +273,14 @@ async fn an_empty_page_that_says_that_more_follows_is_no_proof_of_absence() {
     let progress = bench.tombstone(id).await.progress;
     assert_eq!((progress.objects_unknown, progress.objects_absent), (1, 0));
     bench.objects.heed();
-    // and the next pass and the verification after it begin with one
-    for lists in [0, 2] {
+    // and the next pass and the verification after it begin with one; between them come the page that it hid and the
+    // second prefix
+    for lists in [0, 3] {
         bench.objects.hollow_list_after(lists);
     }
     bench.make_due(id).await;
     assert_eq!(bench.slice(id).await, SliceEnd::Purged);
+    assert_eq!(bench.objects.hollow_lists_to_come(), 0);
     assert_eq!(bench.tombstone(id).await.progress.objects_listed, 10);
     assert_eq!(bench.objects(), 0);
 }

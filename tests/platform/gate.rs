@@ -58,14 +58,14 @@ pub struct GateStore {
     ignored: Mutex<HashSet<String>>,
     late: Mutex<Vec<(usize, String, String)>>,
     failing_list: Mutex<Option<(usize, KeyFailure)>>,
-    hollow_list: Mutex<Option<usize>>,
+    hollow_lists: Mutex<Vec<usize>>,
 }
 
 impl GateStore {
     pub fn new(memory: MemoryStore) -> Self {
         let faults = FaultyStore::new(memory);
         let (gate, ignored, late) = (Mutex::default(), Mutex::default(), Mutex::default());
-        Self { faults, gate, ignored, late, failing_list: Mutex::default(), hollow_list: Mutex::default() }
+        Self { faults, gate, ignored, late, failing_list: Mutex::default(), hollow_lists: Mutex::default() }
     }
 
     /// The delete after the next `passes` has to wait; whoever holds the keeper says for how long.
@@ -96,21 +96,23 @@ impl GateStore {
         *self.failing_list.lock().expect("no panic") = Some((passes, failure));
     }
 
-    /// The listing after the next `passes` shows an empty page and says that more follows, as some stores do.
+    /// The listing after the next `passes` shows an empty page and says that more follows, as some stores do. Several
+    /// can be asked for; each counts from when it was.
     pub fn hollow_list_after(&self, passes: usize) {
-        *self.hollow_list.lock().expect("no panic") = Some(passes);
+        self.hollow_lists.lock().expect("no panic").push(passes);
+    }
+
+    /// Hollow listings that were asked for and have not come yet.
+    pub fn hollow_lists_to_come(&self) -> usize {
+        self.hollow_lists.lock().expect("no panic").len()
     }
 
     fn is_hollow(&self) -> bool {
-        let mut hollow = self.hollow_list.lock().expect("no panic");
-        *hollow = match *hollow {
-            Some(0) => {
-                *hollow = None;
-                return true;
-            }
-            other => other.map(|passes| passes - 1),
-        };
-        false
+        let mut hollow = self.hollow_lists.lock().expect("no panic");
+        let before = hollow.len();
+        hollow.retain(|passes| *passes > 0);
+        hollow.iter_mut().for_each(|passes| *passes -= 1);
+        hollow.len() < before
     }
 
     /// The objects behind everything.

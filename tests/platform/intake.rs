@@ -130,6 +130,25 @@ async fn a_duplicate_is_answered_the_same_and_carried_out_once_even_after_a_rest
 }
 
 #[tokio::test]
+async fn two_wishes_under_one_message_id_are_not_taken_for_one() {
+    let service = Service::new().await;
+    let (a, b) = (service.bench.dataset("set a", 2).await, service.bench.dataset("set b", 2).await);
+    let trashed = service.bench.trash("dataset", b).await;
+    let first = service.ask(Some("1"), op("trash", "dataset", a)).await;
+    for _ in 0..2 {
+        let other = service.ask(Some("1"), op("restore", "dataset", b)).await;
+        assert_eq!((&other["ok"], &other["op"]), (&false.into(), &"restore".into()));
+        assert_eq!(other["error"]["code"], "message_id_reused");
+    }
+    assert_eq!(service.bench.state(trashed).await, State::Trashed, "nothing was carried out");
+    let told = format!("reprieve.audit where event = 'refused' and resource_id = '{b}' and actor = 'training-service'");
+    assert_eq!(service.bench.count(&told).await, 2);
+    assert_eq!(service.ask(Some("1"), op("trash", "dataset", a)).await, first, "the first keeps its answer");
+    assert_eq!(service.ask(Some("2"), op("restore", "dataset", b)).await["status"], "restored");
+    assert_eq!(service.queue.dead_letters(), [], "a refusal is an answer");
+}
+
+#[tokio::test]
 async fn a_refusal_is_answered_with_who_uses_it_and_kept_in_the_audit_log() {
     let service = Service::new().await;
     let dataset = service.bench.dataset("set a", 1).await;

@@ -113,13 +113,17 @@ async fn a_time_of_deletion_that_the_platform_has_set_stays() {
 const OWNED: &str = "id_type = \"text\"\n[[resource.objects]]\nstore = \"main\"\nbucket = \"second-bucket\"\nprefix = \"{owner}/{id}/\"";
 
 #[tokio::test]
-async fn a_prefix_takes_columns_of_the_row_and_stays_as_it_was_when_they_change() {
+async fn a_prefix_takes_columns_of_the_row_and_when_they_change_it_blocks_until_they_are_as_they_were() {
     let bench = things("id text primary key, owner int", OWNED).await;
     bench.run("insert into plat.things values ('a', 42)").await;
     bench.objects.memory().put("second-bucket", "42/a/x", 1);
     bench.objects.memory().put("second-bucket", "43/a/x", 1);
     let id = bench.trash_due("thing", "a").await;
     bench.run("update plat.things set owner = 43").await;
+    assert_eq!(bench.slice(id).await, SliceEnd::Blocked(1));
+    assert_eq!(bench.tombstone(id).await.blockers[0].reference, "moved objects");
+    bench.run("update plat.things set owner = 42").await;
+    bench.make_due(id).await;
     assert_eq!(bench.slice(id).await, SliceEnd::Purged);
     assert_eq!(bench.objects.memory().count("second-bucket"), 1, "43/a/x was never its own");
 }

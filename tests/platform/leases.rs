@@ -100,6 +100,63 @@ async fn no_write_that_carries_an_old_fence_touches_a_row() {
 }
 
 #[tokio::test]
+async fn the_statement_of_the_point_of_no_return_looks_at_the_time_itself() {
+    let bench = Bench::heimdall().await;
+    let id = bench.trash("dataset", bench.dataset("set a", 1).await).await;
+    let mut conn = bench.store.conn().await.expect("a connection");
+    let lease = Duration::from_secs(60);
+    assert_eq!(purging::begin(&mut conn, id, "early", lease, true).await.expect("runs"), None);
+    let still = bench.tombstone(id).await;
+    assert_eq!((still.state, still.fence, still.lease_owner), (State::Trashed, Fence(0), None));
+    bench.make_due(id).await;
+    assert_eq!(purging::begin(&mut conn, id, "in time", lease, true).await.expect("runs"), Some(Fence(1)));
+    assert_eq!(purging::begin(&mut conn, id, "second", lease, true).await.expect("runs"), None);
+}
+
+#[tokio::test]
+async fn the_statement_of_the_end_refuses_while_one_object_is_not_gone() {
+    let bench = Bench::heimdall().await;
+    let id = bench.trash_due("dataset", bench.dataset("set a", 1).await).await;
+    let mut conn = bench.store.conn().await.expect("a connection");
+    let duration = Duration::from_secs(60);
+    let fence = purging::begin(&mut conn, id, "worker", duration, true).await.expect("runs").expect("due");
+    let lease = Lease { id, fence, duration };
+    let nothing = serde_json::json!({});
+    for left in [
+        Progress { objects_listed: 2, objects_deleted: 1, objects_failed: 1, ..Progress::default() },
+        Progress { objects_listed: 2, objects_deleted: 1, objects_unknown: 1, ..Progress::default() },
+    ] {
+        let _ours = purging::checkpoint(&mut conn, &lease, &left, &nothing).await.expect("runs");
+        assert_eq!(purging::finish(&mut conn, &lease, 1).await.expect("runs"), None, "{left:?}");
+        assert_eq!(bench.state(id).await, State::Purging);
+    }
+    let gone = Progress { objects_listed: 2, objects_deleted: 2, ..Progress::default() };
+    let _ours = purging::checkpoint(&mut conn, &lease, &gone, &nothing).await.expect("runs");
+    assert!(purging::finish(&mut conn, &lease, 1).await.expect("runs").is_some());
+    assert_eq!(bench.state(id).await, State::Purged);
+}
+
+#[tokio::test]
+async fn a_late_heartbeat_revives_no_lease_that_was_given_back() {
+    let bench = Bench::heimdall().await;
+    let id = bench.trash_due("dataset", bench.dataset("set a", 1).await).await;
+    let mut conn = bench.store.conn().await.expect("a connection");
+    let duration = Duration::from_secs(60);
+    let fence = purging::begin(&mut conn, id, "worker", duration, true).await.expect("runs").expect("due");
+    let lease = Lease { id, fence, duration };
+    assert_eq!(purging::renew(&mut conn, &lease).await.expect("runs"), Fenced::Ours { paused: false });
+    let passed = purging::pass_on(&mut conn, &lease, Duration::ZERO, PassOn::Continues).await.expect("runs");
+    assert_eq!(passed, Fenced::Ours { paused: false });
+    assert_eq!(purging::renew(&mut conn, &lease).await.expect("runs"), Fenced::Lost);
+    assert_eq!(bench.tombstone(id).await.lease_until, None, "the next worker need not wait for it");
+    let fence = purging::take_over(&mut conn, id, "next", duration).await.expect("runs").expect("free");
+    let lease = Lease { id, fence, duration };
+    assert!(purging::finish(&mut conn, &lease, 1).await.expect("runs").is_some());
+    assert_eq!(purging::renew(&mut conn, &lease).await.expect("runs"), Fenced::Ours { paused: false });
+    assert_eq!(bench.tombstone(id).await.lease_until, None);
+}
+
+#[tokio::test]
 async fn a_worker_that_dies_after_its_claim_is_followed_by_one_with_a_higher_fence() {
     let bench = Bench::heimdall().await;
     let dataset = bench.dataset("set a", 3).await;

@@ -48,7 +48,7 @@ async fn what_the_platform_has_soft_deleted_is_adopted_and_its_window_begins_now
     assert_eq!(answer.status, "scheduled");
     let full = bench.count("reprieve.tombstones where purge_after - now() > interval '13 days 23 hours'").await;
     assert_eq!(full, 1, "deleted a year ago, and still the whole window from now on");
-    assert_eq!(bench.slice(answer.tombstone.id).await, SliceEnd::Deferred("its window is still open".into()));
+    assert_eq!(bench.slice(answer.tombstone.id).await, SliceEnd::Deferred("it is not time yet".into()));
     let again = ask(&bench, 2).await.expect("is there");
     assert_eq!((again.status, again.tombstone.id), ("waiting", answer.tombstone.id));
 }

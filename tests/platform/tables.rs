@@ -97,3 +97,29 @@ async fn a_tombstone_has_one_waiting_task() {
     .await;
     assert!(why.contains("outbox_one_task"), "{why}");
 }
+
+#[tokio::test]
+async fn the_relay_and_the_lists_read_in_the_order_of_an_index() {
+    let bench = Bench::heimdall().await;
+    for (index, query) in [
+        (
+            "outbox_available",
+            "select id from reprieve.outbox
+             where available_at <= now() and (leased_until is null or leased_until < now())
+             order by available_at, id limit 100 for update skip locked",
+        ),
+        ("tombstones_by_age", "select * from reprieve.tombstones order by trashed_at desc, id desc limit 100"),
+    ] {
+        let mut tx = bench.pool.begin().await.expect("begins");
+        // on tables without rows the planner would rather read and sort
+        sqlx::raw_sql("set local enable_seqscan = off; set local enable_bitmapscan = off")
+            .execute(&mut *tx)
+            .await
+            .expect("sets");
+        let explain = format!("explain {query}");
+        let plan: Vec<String> =
+            sqlx::query_scalar(sqlx::AssertSqlSafe(explain)).fetch_all(&mut *tx).await.expect("plans");
+        let plan = plan.join("\n");
+        assert!(plan.contains(index) && !plan.contains("Sort"), "{plan}");
+    }
+}

@@ -14,7 +14,7 @@ use uuid::Uuid;
 use self::row::Row;
 use super::StoreError;
 use crate::domain::{
-    ids::{ResourceRef, TombstoneId},
+    ids::{Kind, ResourceId, ResourceRef, TombstoneId},
     location::Location,
     retention::Retention,
     state::State,
@@ -129,6 +129,50 @@ pub async fn children_of(conn: &mut PgConnection, parent: TombstoneId) -> Result
     rows.into_iter().map(Tombstone::try_from).collect()
 }
 
+/// Other resources in the trash whose objects lie below one of `locations`; at most 100.
+///
+/// # Errors
+/// The statement failed.
+pub async fn open_below(
+    conn: &mut PgConnection,
+    resource: &ResourceRef,
+    locations: &[Location],
+) -> Result<Vec<ResourceRef>, StoreError> {
+    let found: Vec<(String, String)> = sqlx::query_as(
+        "select distinct t.kind, t.resource_id from reprieve.tombstones t
+         cross join jsonb_array_elements(t.locations) as inner_place
+         cross join jsonb_array_elements($3::jsonb) as outer_place
+         where t.state in ('trashed', 'blocked', 'purging', 'stuck') and not (t.kind = $1 and t.resource_id = $2)
+           and inner_place ->> 'store' = outer_place ->> 'store' and inner_place ->> 'bucket' = outer_place ->> 'bucket'
+           and starts_with(inner_place ->> 'prefix', outer_place ->> 'prefix') limit 100",
+    )
+    .bind(resource.kind.as_str())
+    .bind(resource.id.as_str())
+    .bind(Json(locations))
+    .fetch_all(conn)
+    .await?;
+    let resource = |(kind, id)| ResourceRef { kind: Kind::from_stored(kind), id: ResourceId::from_stored(id) };
+    Ok(found.into_iter().map(resource).collect())
+}
+
+/// Keeps the tombstones whose cascade brought this one from being held, restored or changed until the transaction
+/// ends. Children are locked before their parents, everywhere.
+///
+/// # Errors
+/// The statement failed, or a lock was not to be had in time.
+pub async fn lock_ancestors(conn: &mut PgConnection, tombstone: &Tombstone) -> Result<(), StoreError> {
+    let mut next = tombstone.parent.map(|id| id.0);
+    while let Some(id) = next {
+        let parent: Option<Option<Uuid>> =
+            sqlx::query_scalar("select parent from reprieve.tombstones where id = $1 for share")
+                .bind(id)
+                .fetch_optional(&mut *conn)
+                .await?;
+        next = parent.flatten();
+    }
+    Ok(())
+}
+
 /// A tombstone and all that its cascade wrote, at any depth, by id from the newest: children before their parents.
 ///
 /// # Errors
@@ -229,13 +273,15 @@ pub async fn defer(conn: &mut PgConnection, id: TombstoneId, reason: &str, wait:
     Ok(done.rows_affected() == 1)
 }
 
-/// How long its restore window is still open, by the database's clock; zero when it is due.
+/// How long until it is to be looked at: its restore window's end or its next check, by the database's clock; zero
+/// when that has come.
 ///
 /// # Errors
 /// The statement failed.
 pub async fn until_due(conn: &mut PgConnection, id: TombstoneId) -> Result<Duration, StoreError> {
     let seconds: Option<f64> = sqlx::query_scalar(
-        "select greatest(extract(epoch from purge_after - now()), 0)::float8 from reprieve.tombstones where id = $1",
+        "select greatest(extract(epoch from greatest(purge_after, next_attempt_at) - now()), 0)::float8
+         from reprieve.tombstones where id = $1",
     )
     .bind(id.0)
     .fetch_optional(conn)

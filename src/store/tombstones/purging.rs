@@ -150,7 +150,9 @@ pub async fn checkpoint(
     Ok(paused.map_or(Fenced::Lost, |paused| Fenced::Ours { paused }))
 }
 
-/// Extends the lease while a long request runs. A purge that has just finished is not a lost one.
+/// Extends the lease while a long request runs. A purge that has just finished is not a lost one: the heartbeat runs
+/// beside the stages, and can come between the last one's commit and its return. A lease that was given back stays so:
+/// an extension whose caller is gone may arrive after that, and would keep the next worker away.
 ///
 /// # Errors
 /// The statement failed.
@@ -158,7 +160,7 @@ pub async fn renew(conn: &mut PgConnection, lease: &Lease) -> Result<Fenced, Sto
     let done = sqlx::query(
         "update reprieve.tombstones
          set lease_until = case when state = 'purging' then now() + $3 * interval '1 second' end
-         where id = $1 and fence = $2",
+         where id = $1 and fence = $2 and (lease_owner is not null or state = 'purged')",
     )
     .bind(lease.id.0)
     .bind(lease.fence.0)

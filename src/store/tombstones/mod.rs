@@ -12,7 +12,7 @@ use sqlx::{AssertSqlSafe, PgConnection, types::Json};
 use uuid::Uuid;
 
 use self::row::Row;
-use super::StoreError;
+use super::{StoreError, pauses::Scope};
 use crate::domain::{
     ids::{ResourceRef, TombstoneId},
     location::Location,
@@ -281,20 +281,36 @@ pub async fn wake(conn: &mut PgConnection, id: TombstoneId) -> Result<bool, Stor
     Ok(done.rows_affected() == 1)
 }
 
-/// As [`wake`], of all that are due (a pause was lifted); passes over those that somebody works on already.
+/// As [`wake`], of what is due and was paused by `scope`: at most `limit`, by id, those after `after`; passes over those
+/// that somebody works on already. Fewer than `limit` means that there are no more.
 ///
 /// # Errors
 /// The statement failed.
-pub async fn wake_all(conn: &mut PgConnection) -> Result<Vec<TombstoneId>, StoreError> {
-    let woken: Vec<Uuid> = sqlx::query_scalar(
+pub async fn wake_paused(
+    conn: &mut PgConnection,
+    scope: &Scope,
+    after: Option<TombstoneId>,
+    limit: u32,
+) -> Result<Vec<TombstoneId>, StoreError> {
+    let (what, name) = scope.parts();
+    let mut woken: Vec<Uuid> = sqlx::query_scalar(
         "update reprieve.tombstones set next_attempt_at = least(next_attempt_at, now())
          where id in (
              select id from reprieve.tombstones
-             where state in ('trashed', 'blocked', 'purging') and purge_after <= now() for update skip locked)
+             where state in ('trashed', 'blocked', 'purging') and purge_after <= now() and id > $3
+               and case $1 when 'kind' then kind = $2
+                           when 'store' then locations @> jsonb_build_array(jsonb_build_object('store', $2))
+                           else true end
+             order by id limit $4 for update skip locked)
          returning id",
     )
+    .bind(what)
+    .bind(name)
+    .bind(after.map_or(Uuid::nil(), |id| id.0))
+    .bind(i64::from(limit))
     .fetch_all(conn)
     .await?;
+    woken.sort_unstable();
     Ok(woken.into_iter().map(TombstoneId).collect())
 }
 

@@ -223,6 +223,23 @@ pub async fn defer(conn: &mut PgConnection, id: TombstoneId, reason: &str, wait:
     Ok(done.rows_affected() == 1)
 }
 
+/// Notes what went wrong with it, where nothing else could be written down. Nothing else changes: whoever has the lease
+/// keeps it, and no attempt is counted.
+///
+/// # Errors
+/// The statement failed.
+pub async fn note_error(conn: &mut PgConnection, id: TombstoneId, reason: &str) -> Result<(), StoreError> {
+    sqlx::query(
+        "update reprieve.tombstones set last_error = $2
+         where id = $1 and state in ('trashed', 'blocked', 'purging')",
+    )
+    .bind(id.0)
+    .bind(reason)
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
 /// How long its restore window is still open, by the database's clock; zero when it is due.
 ///
 /// # Errors

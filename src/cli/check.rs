@@ -85,6 +85,7 @@ async fn check_database(app: &App, findings: &mut Findings) -> Result<(), StoreE
     }
     let mut conn = app.store.conn().await?;
     inspect::look_only(&mut conn).await?;
+    check_overlaps(app, findings);
     for kind in app.trash.map().kinds() {
         check_kind(&mut conn, kind, findings).await?;
     }
@@ -102,6 +103,24 @@ async fn check_database(app: &App, findings: &mut Findings) -> Result<(), StoreE
         }
     }
     Ok(())
+}
+
+/// Kinds of which one's objects may lie inside of the other's, as far as the map tells.
+fn check_overlaps(app: &App, findings: &mut Findings) {
+    for outer in app.trash.map().kinds() {
+        // kinds that are parts of one table have ids of their own
+        for inner in app.trash.map().kinds().filter(|inner| inner.kind != outer.kind && inner.table != outer.table) {
+            let is_child = outer.children.iter().any(|children| children.kind == inner.kind);
+            if !is_child && let Some((a, b)) = outer.may_reach(inner) {
+                let found = format!(
+                    "its objects below {a} may include those of the kind {} below {b}: if they can, name it under \
+                     [[resource.children]], so that each purge looks for it",
+                    inner.kind
+                );
+                findings.add(Level::Warning, outer.kind.to_string(), found);
+            }
+        }
+    }
 }
 
 async fn check_kind(conn: &mut PgConnection, kind: &ResourceKind, findings: &mut Findings) -> Result<(), StoreError> {

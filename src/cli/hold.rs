@@ -34,7 +34,7 @@ impl Hold {
 
 impl Release {
     pub(super) async fn run(self, app: App, output: Output) -> Result<(), CliError> {
-        let resource = self.target.resolve(&app)?;
+        let resource = app.trash.held_resource(&self.target.kind, &self.target.id).await?;
         let changed = app.trash.release(&resource, &self.who.provenance()?).await?;
         output.print(&json!({ "resource": resource, "held": false, "changed": changed }), |_| {
             if changed { format!("{resource} is released") } else { format!("{resource} was not held; nothing to do") }

@@ -4,7 +4,11 @@ use clap::Args;
 use serde_json::json;
 
 use super::{CliError, Who, output::Output};
-use crate::{app::App, store::pauses::Scope};
+use crate::{
+    app::App,
+    domain::{ids::Kind, location::StoreName},
+    store::pauses::Scope,
+};
 
 /// What to pause: exactly one.
 #[derive(Debug, Args)]
@@ -32,6 +36,28 @@ impl Which {
         found
             .map(|(name, _)| Scope::Store(name.clone()))
             .ok_or_else(|| CliError::Usage(format!("there is no store {asked:?}; there are: {}", known())))
+    }
+}
+
+impl Which {
+    /// As [`Which::scope`]; what has left the configuration since it was paused can still be resumed.
+    async fn paused_scope(&self, app: &App) -> Result<Scope, CliError> {
+        let unknown = match self.scope(app) {
+            Ok(scope) => return Ok(scope),
+            Err(unknown) => unknown,
+        };
+        let asked = match (&self.kind, &self.store) {
+            (Some(kind), _) => Scope::Kind(Kind::from_stored(kind.clone())),
+            (None, Some(store)) => Scope::Store(StoreName::from_stored(store.clone())),
+            (None, None) => Scope::All,
+        };
+        let pauses = app.trash.pauses().await?;
+        if pauses.iter().any(|pause| pause.is_of(&asked)) {
+            return Ok(asked);
+        }
+        let paused: Vec<String> = pauses.iter().map(ToString::to_string).collect();
+        let paused = if paused.is_empty() { "nothing".to_owned() } else { paused.join(", ") };
+        Err(CliError::Usage(format!("{unknown}; paused is: {paused}")))
     }
 }
 
@@ -63,7 +89,7 @@ impl Pause {
 
 impl Resume {
     pub(super) async fn run(self, app: App, output: Output) -> Result<(), CliError> {
-        let scope = self.which.scope(&app)?;
+        let scope = self.which.paused_scope(&app).await?;
         let changed = app.trash.resume(&scope, &self.who.provenance()?).await?;
         output.print(&json!({ "scope": scope.to_string(), "paused": false, "changed": changed }), |_| {
             if changed { format!("{scope} goes on") } else { format!("{scope} was not paused; nothing to do") }

@@ -72,20 +72,16 @@ pub fn read(
 }
 
 /// Two kinds whose rows are different ones must not have one place: purging either would delete the other's objects.
-/// Places inside of each other are refused too, unless the map says that the inner kind is a child: then each purge
-/// looks for it.
+/// Places that only may lie inside of each other are `reprieve check`'s to warn of.
 fn refuse_shared_places(kinds: &BTreeMap<Kind, ResourceKind>, problems: &Problems) {
-    for outer in kinds.values() {
-        for inner in kinds.values().filter(|inner| inner.kind != outer.kind && inner.table != outer.table) {
-            let is_child = outer.children.iter().any(|children| children.kind == inner.kind);
-            if !is_child && let Some((a, b)) = outer.may_reach(inner) {
+    for kind in kinds.values() {
+        for other in kinds.values().filter(|other| other.kind > kind.kind && other.table != kind.table) {
+            if let Some((prefix, _)) = kind.may_reach(other).filter(|(a, b)| a == b) {
                 problems.add(
-                    format!("resource ({}).objects.prefix", outer.kind),
+                    format!("resource ({}).objects.prefix", other.kind),
                     format_args!(
-                        "{a} can include the objects of the kind {:?} below {b}: give each kind a place of its own, or name \
-                         it under [[resource.children]] of {:?}",
-                        inner.kind.as_str(),
-                        outer.kind.as_str()
+                        "{prefix} is the place of the kind {:?} already: two resources with one id would share their objects",
+                        kind.kind.as_str()
                     ),
                 );
             }

@@ -143,6 +143,15 @@ fn a_secret_from_the_environment_replaces_the_one_from_a_file_in_either_form() {
 }
 
 #[test]
+fn two_kinds_with_one_place_for_their_objects_are_refused() {
+    let (_, resource) = GOOD.split_once("[[resource]]").unwrap();
+    let copied =
+        resource.replace("kind = \"dataset\"", "kind = \"recording\"").replace("synthetic_datasets", "sessions");
+    let found = problems(&format!("{GOOD}\n[[resource]]{copied}")).join("\n");
+    assert!(found.contains("resource (recording).objects.prefix") && found.contains("share"), "{found}");
+}
+
+#[test]
 fn a_file_that_is_missing_is_the_only_thing_said() {
     let error = Config::load(&[PathBuf::from("/nowhere/reprieve.toml")]).unwrap_err();
     assert_eq!(error.problems.len(), 1, "{error}");

@@ -17,13 +17,16 @@ use tokio::time::timeout;
 use super::{Shared, health::PROBE};
 use crate::{
     domain::{map::ResourceMap, state::State as Stands},
-    store::{Store, StoreError, outbox, tombstones},
+    store::{
+        Store, StoreError, outbox,
+        tombstones::{self, Open},
+    },
 };
 
 /// What was read.
 struct Facts {
     /// By kind and state.
-    open: Vec<(String, String, i64)>,
+    open: Vec<Open>,
     /// Rows, rows that are due, and for how many seconds the oldest of those has been.
     outbox: (i64, i64, f64),
 }
@@ -65,8 +68,13 @@ fn render(facts: Option<&Facts>, map: &ResourceMap) -> String {
         let opts = Opts::new("reprieve_open_tombstones", "Tombstones that are not closed, by kind and state.");
         let open_gauges = GaugeVec::new(opts, &["kind", "state"]).expect("the names are valid");
         let open_gauges = register(&registry, open_gauges);
-        for ((kind, state), count) in with_zeros(open, map) {
+        let help = "How long ago the window of the tombstone ended that is overdue longest, by kind and state.";
+        let opts = Opts::new("reprieve_oldest_overdue_seconds", help);
+        let overdue = GaugeVec::new(opts, &["kind", "state"]).expect("the names are valid");
+        let overdue = register(&registry, overdue);
+        for ((kind, state), (count, oldest)) in with_zeros(open, map) {
             open_gauges.with_label_values(&[kind, state]).set(count as f64);
+            overdue.with_label_values(&[kind, state]).set(oldest);
         }
     }
     let mut text = Vec::new();
@@ -75,10 +83,12 @@ fn render(facts: Option<&Facts>, map: &ResourceMap) -> String {
     String::from_utf8_lossy(&text).into_owned()
 }
 
-fn with_zeros<'a>(open: &'a [(String, String, i64)], map: &'a ResourceMap) -> BTreeMap<(&'a str, &'a str), i64> {
+/// By kind and state: how many, and for how many seconds the oldest has been due.
+fn with_zeros<'a>(open: &'a [Open], map: &'a ResourceMap) -> BTreeMap<(&'a str, &'a str), (i64, f64)> {
     let states = || Stands::ALL.into_iter().filter(|state| state.is_open()).map(Stands::as_str);
-    let zeros = map.kinds().flat_map(|kind| states().map(|state| ((kind.kind.as_str(), state), 0)));
-    zeros.chain(open.iter().map(|(kind, state, count)| ((kind.as_str(), state.as_str()), *count))).collect()
+    let zeros = map.kinds().flat_map(|kind| states().map(|state| ((kind.kind.as_str(), state), (0, 0.0))));
+    let found = open.iter().map(|of| ((of.kind.as_str(), of.state.as_str()), (of.count, of.oldest_overdue)));
+    zeros.chain(found).collect()
 }
 
 fn register<C: Collector + Clone + 'static>(registry: &Registry, collector: C) -> C {

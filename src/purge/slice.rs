@@ -262,6 +262,15 @@ impl Purger {
         commit(tx).await
     }
 
+    /// Notes on a tombstone that its slice panicked, and looks again.
+    pub(super) async fn note_panic(&self, id: TombstoneId, reason: &str) -> Result<(), StoreError> {
+        let mut tx = self.store.begin().await?;
+        tombstones::note_error(&mut tx, id, reason).await?;
+        let task = PurgeTask { tombstone: id }.encode();
+        outbox::schedule_purge(&mut tx, id, &task, self.backoff.delay_for(1)).await?;
+        commit(tx).await
+    }
+
     /// Brings a tombstone back after a slice that could not even write down what comes next.
     pub(super) async fn look_again(&self, id: TombstoneId) -> Result<(), StoreError> {
         let mut conn = self.store.conn().await?;

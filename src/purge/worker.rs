@@ -2,7 +2,8 @@
 //!
 //! Invariant: a delivery is acknowledged after what comes next is in the database, whatever that is. Only when the
 //! database itself is away does a worker stop consuming, and then what it holds goes back to the queue. A message that
-//! cannot be read goes to the dead letters alone. A panic in one slice ends that slice.
+//! cannot be read goes to the dead letters alone. A panic in one slice ends that slice,
+//! and is noted on its tombstone.
 
 use std::time::Duration;
 
@@ -17,6 +18,9 @@ use crate::{
 
 /// How long to wait between looks at a database that is away.
 const DATABASE_AWAY: Duration = Duration::from_secs(1);
+
+/// What the dead letter and the tombstone say of a slice that panicked.
+const PANICKED: &str = "the worker panicked; see its log";
 
 impl Purger {
     /// Consumes purge tasks until the queue ends or `stop` is cancelled; then takes no more, lets every slice come to
@@ -111,7 +115,11 @@ impl Purger {
             Err(panic) => {
                 self.metrics.slice("panic");
                 tracing::error!(tombstone.id = %task.tombstone, %panic, "slice panicked");
-                log_answer(delivery.answer.dead_letter("the worker panicked; see its log").await);
+                // a dead letter alone would be seen by nobody who looks at the tombstone
+                if let Err(error) = self.note_panic(task.tombstone, PANICKED).await {
+                    tracing::warn!(tombstone.id = %task.tombstone, %error, "panic not noted, the sweeper looks again");
+                }
+                log_answer(delivery.answer.dead_letter(PANICKED).await);
                 Ok(())
             }
         }

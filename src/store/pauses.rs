@@ -28,7 +28,8 @@ pub enum Scope {
 }
 
 impl Scope {
-    fn parts(&self) -> (&'static str, &str) {
+    /// As the table has it: what kind of pause, and its name.
+    pub(super) fn parts(&self) -> (&'static str, &str) {
         match self {
             Self::All => ("all", ""),
             Self::Kind(kind) => ("kind", kind.as_str()),
@@ -61,6 +62,19 @@ pub struct Pause {
     /// Since when.
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
+}
+
+impl Pause {
+    /// Whether it is the pause of exactly this.
+    pub fn is_of(&self, scope: &Scope) -> bool {
+        scope.parts() == (self.scope.as_str(), self.name.as_str())
+    }
+}
+
+impl fmt::Display for Pause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "--{}{}{}", self.scope, if self.name.is_empty() { "" } else { " " }, self.name)
+    }
 }
 
 /// A pause that concerns a tombstone, if any.

@@ -8,7 +8,7 @@ use sqlx::PgConnection;
 use super::{TrashBin, TrashError};
 use crate::{
     domain::{
-        ids::ResourceRef,
+        ids::{Kind, ResourceId, ResourceRef},
         state::State,
         tombstone::{Provenance, Tombstone},
     },
@@ -18,11 +18,14 @@ use crate::{
         StoreError,
         audit::{self, Happened, NewEntry},
         commit, holds, outbox,
-        pauses::{self, Scope},
+        pauses::{self, Pause, Scope},
         platform::{self, Locking},
         tombstones,
     },
 };
+
+/// Tombstones woken in one transaction: their rows are locked until it ends.
+const WAKE_AT_ONCE: u32 = 1000;
 
 impl TrashBin {
     /// Holds a resource: it is neither trashed nor purged until released. `false`: it was held before.
@@ -52,6 +55,23 @@ impl TrashBin {
         }
         commit(tx).await?;
         Ok(changed)
+    }
+
+    /// Reads the resource of a hold. One that has left the map since can still be released: the table knows it.
+    ///
+    /// # Errors
+    /// As [`TrashBin::resource`], where nothing of that name is held either.
+    pub async fn held_resource(&self, kind: &str, id: &str) -> Result<ResourceRef, TrashError> {
+        let unknown = match self.resource(kind, id) {
+            Ok(resource) => return Ok(resource),
+            Err(unknown) => unknown,
+        };
+        let (kind, id) = (Kind::from_stored(kind.to_owned()), ResourceId::from_stored(id.to_owned()));
+        let resource = ResourceRef { kind, id };
+        match holds::find(&mut *self.store.conn().await?, &resource).await? {
+            Some(_) => Ok(resource),
+            None => Err(unknown),
+        }
     }
 
     /// Releases a hold. What has come due meanwhile is looked at now. `false`: there was no hold.
@@ -93,20 +113,45 @@ impl TrashBin {
         Ok(changed)
     }
 
-    /// Resumes purging; what is due is looked at now. `false`: it was not paused.
+    /// Every pause.
     ///
     /// # Errors
     /// The database.
+    pub async fn pauses(&self) -> Result<Vec<Pause>, TrashError> {
+        Ok(pauses::list(&mut *self.store.conn().await?).await?)
+    }
+
+    /// Resumes purging; what it kept is looked at now, as far as it is due. `false`: it was not paused. The pause is lifted
+    /// first and for itself: thousands may have come due behind it, and what is not woken looks again by itself.
+    ///
+    /// # Errors
+    /// The database. When waking fails, that is logged.
     pub async fn resume(&self, scope: &Scope, by: &Provenance) -> Result<bool, TrashError> {
         let mut tx = self.store.begin().await?;
         let changed = pauses::delete(&mut tx, scope).await?;
         if changed {
             note(&mut tx, Happened::Resumed, None, by, json!({ "scope": scope.to_string() })).await?;
-            let due = tombstones::wake_all(&mut tx).await?;
-            outbox::hurry(&mut tx, &due).await?;
         }
         commit(tx).await?;
+        if changed && let Err(error) = self.wake_paused(scope).await {
+            tracing::warn!(%error, %scope, "resumed, but not all that is due was woken: it looks again by itself");
+        }
         Ok(changed)
+    }
+
+    async fn wake_paused(&self, scope: &Scope) -> Result<(), StoreError> {
+        let mut last = None;
+        // ends: each turn goes on after the ids of the one before
+        loop {
+            let mut tx = self.store.begin().await?;
+            let woken = tombstones::wake_paused(&mut tx, scope, last, WAKE_AT_ONCE).await?;
+            outbox::hurry(&mut tx, &woken).await?;
+            commit(tx).await?;
+            if woken.len() < WAKE_AT_ONCE as usize {
+                return Ok(());
+            }
+            last = woken.last().copied();
+        }
     }
 
     /// The tombstone that a retry would let go on.

@@ -54,6 +54,8 @@ async fn the_metrics_show_what_the_process_did_and_what_the_database_holds() {
         ("reprieve_outbox_due_rows", 1.0),
         ("reprieve_open_tombstones{kind=\"dataset\",state=\"trashed\"}", 1.0),
         ("reprieve_open_tombstones{kind=\"dataset\",state=\"stuck\"}", 0.0),
+        ("reprieve_oldest_overdue_seconds{kind=\"dataset\",state=\"trashed\"}", 0.0),
+        ("reprieve_oldest_overdue_seconds{kind=\"job\",state=\"purging\"}", 0.0),
         ("reprieve_open_tombstones{kind=\"job\",state=\"blocked\"}", 0.0),
         ("reprieve_published_total", 0.0),
         ("reprieve_http_requests_total{method=\"POST\",route=\"/v1/resources/{kind}/{id}/trash\",status=\"200\"}", 1.0),
@@ -64,6 +66,14 @@ async fn the_metrics_show_what_the_process_did_and_what_the_database_holds() {
     let oldest = samples["reprieve_outbox_oldest_due_seconds"];
     assert!((3600.0..3700.0).contains(&oldest), "{oldest}");
     assert!(!samples.keys().any(|name| name.contains("state=\"restored\"")), "open ones alone");
+
+    let overdue = "update reprieve.tombstones set trashed_at = now() - interval '2 hours',
+                       purge_after = now() - interval '1 hour'";
+    platform.execute(overdue).await;
+    let samples = self::samples(&platform.api.get("/metrics").await.body);
+    let oldest = samples["reprieve_oldest_overdue_seconds{kind=\"dataset\",state=\"trashed\"}"];
+    assert!((3600.0..3700.0).contains(&oldest), "{oldest}");
+    assert_eq!(samples["reprieve_oldest_overdue_seconds{kind=\"dataset\",state=\"purging\"}"], 0.0);
 }
 
 #[tokio::test]

@@ -201,3 +201,23 @@ async fn tasks_that_come_early_do_not_push_the_next_look_away() {
     }
     assert_eq!(bench.value::<i32>("select waits from reprieve.tombstones").await, 1);
 }
+
+#[tokio::test]
+async fn an_id_that_several_rows_have_is_refused_and_none_of_them_is_touched() {
+    let map = r#"
+[[resource]]
+kind = "version"
+table = "plat.versions"
+id = "dataset"
+id_type = "text"
+"#;
+    let schema = "create schema plat; create table plat.versions (dataset text, number int);
+        insert into plat.versions values ('a', 1), ('a', 2), ('b', 1)";
+    let bench = Bench::with(map, schema, |_| ()).await;
+    let refused = bench.try_trash("version", "a").await.expect_err("refused").to_string();
+    assert!(refused.contains("not unique"), "{refused}");
+    let id = bench.trash_due("version", "b").await;
+    bench.run("insert into plat.versions values ('b', 2)").await;
+    assert!(matches!(bench.slice(id).await, SliceEnd::Deferred(why) if why.contains("not unique")));
+    assert_eq!(bench.count("plat.versions").await, 4);
+}

@@ -79,6 +79,70 @@ async fn a_pause_of_all_of_its_kind_or_of_its_store_holds_it_and_others_do_not()
     assert_eq!(bench.count("reprieve.audit where event in ('paused', 'resumed')").await, 8);
 }
 
+/// So many due tombstones of each kind and store, to be looked at in an hour.
+async fn many_that_wait(bench: &Bench, each: u32) {
+    bench
+        .run(&format!(
+            "insert into reprieve.tombstones
+                 (id, kind, resource_id, actor, origin, trashed_at, purge_after, next_attempt_at, locations)
+             select gen_random_uuid(), kind, n::text, 'alice', 'test', now() - interval '2 days',
+                    now() - interval '1 day', now() + interval '1 hour',
+                    jsonb_build_array(jsonb_build_object('store', store, 'bucket', 'b', 'prefix', 'p/' || n || '/'))
+             from (values ('dataset', 'main'), ('job', 'main'), ('recording', 'other')) as k (kind, store),
+                  generate_series(1, {each}) as n"
+        ))
+        .await;
+}
+
+#[tokio::test]
+async fn a_resume_wakes_however_many_there_are_of_what_was_paused_and_nothing_else() {
+    let bench = Bench::heimdall().await;
+    many_that_wait(&bench, 2_100).await;
+    let store = |name| Scope::Store(reprieve::domain::location::StoreName::parse(name).expect("a name"));
+    let woken = "reprieve.tombstones where next_attempt_at <= now()";
+    for (scope, expected) in
+        [(Scope::Kind(kind("job")), 2_100), (store("other"), 4_200), (store("main"), 6_300), (Scope::All, 6_300)]
+    {
+        bench.bin.pause(&scope, &alice()).await.expect("pauses");
+        assert!(bench.bin.resume(&scope, &alice()).await.expect("resumes"));
+        assert_eq!(bench.count(woken).await, expected, "{scope}");
+    }
+    assert_eq!(bench.count("reprieve.tombstones where kind = 'dataset' and next_attempt_at > now()").await, 0);
+}
+
+#[tokio::test]
+async fn a_pause_is_lifted_although_what_waits_behind_it_cannot_be_woken() {
+    let bench = Bench::heimdall().await;
+    many_that_wait(&bench, 3).await;
+    bench.bin.pause(&Scope::All, &alice()).await.expect("pauses");
+    bench
+        .run(
+            "create function fails() returns trigger language plpgsql as $$ begin raise exception 'not now'; end $$;
+             create trigger fails before update on reprieve.tombstones for each row execute function fails()",
+        )
+        .await;
+    assert!(bench.bin.resume(&Scope::All, &alice()).await.expect("resumes all the same"));
+    assert_eq!(bench.count("reprieve.pauses").await, 0);
+    assert_eq!(bench.count("reprieve.audit where event = 'resumed'").await, 1);
+}
+
+#[tokio::test]
+async fn pauses_and_holds_of_what_has_left_the_configuration_can_still_be_ended() {
+    let bench = Bench::heimdall().await;
+    let scope = Scope::Kind(kind("recording"));
+    bench.bin.pause(&scope, &alice()).await.expect("pauses");
+    bench.run("insert into reprieve.holds (kind, resource_id, actor) values ('recording', 'a/b', 'bob')").await;
+    let paused = bench.bin.pauses().await.expect("reads");
+    assert!(paused.len() == 1 && paused[0].is_of(&scope) && !paused[0].is_of(&Scope::Kind(kind("job"))), "{paused:?}");
+    assert!(bench.bin.resume(&scope, &alice()).await.expect("resumes"));
+
+    let held = bench.bin.held_resource("recording", "a/b").await.expect("is held");
+    assert!(bench.bin.release(&held, &alice()).await.expect("releases"));
+    let unknown = bench.bin.held_resource("recording", "a/b").await.expect_err("neither held nor in the map");
+    assert_eq!(unknown.code(), "unknown_kind");
+    assert_eq!(bench.count("reprieve.holds").await, 0);
+}
+
 #[tokio::test]
 async fn a_use_that_came_meanwhile_blocks_it_by_name_until_it_ends() {
     let (bench, dataset, id) = due().await;

@@ -246,6 +246,26 @@ async fn a_worker_that_dies_is_followed_by_another_without_anybodys_help() {
 }
 
 #[tokio::test]
+async fn a_slice_that_panics_is_noted_on_its_tombstone_and_tried_again() {
+    let bench = Bench::with(HEIMDALL, "", |config| config.purge.lease = Duration::from_millis(300)).await;
+    let id = bench.trash_due("dataset", bench.dataset("set a", 3).await).await;
+    let gate = bench.objects.stop_a_delete(0, crate::gate::At::Before);
+    let running = Running::new().await.relay(&bench).worker(&bench);
+    gate.reached().await;
+    gate.collapse();
+    wait_until("it is set aside", SOON, async || running.queue.dead_letters().len() == 1).await;
+    let tombstone = bench.tombstone(id).await;
+    assert_eq!(tombstone.state, State::Purging);
+    assert!(tombstone.last_error.is_some_and(|why| why.contains("panicked")));
+    let waiting = "reprieve.outbox where topic = 'purge' and available_at > now() + interval '20 minutes'";
+    assert_eq!(bench.count(waiting).await, 1, "another try, after a back-off");
+    tokio::time::sleep(bench.config.purge.lease).await;
+    bench.make_due(id).await;
+    reaches(&bench, id, State::Purged).await;
+    assert_eq!(bench.tombstone(id).await.last_error, None);
+}
+
+#[tokio::test]
 async fn duplicates_early_and_foreign_tasks_do_no_harm_and_garbage_is_set_aside() {
     let bench = quick().await;
     let running = Running::new().await.relay(&bench).worker(&bench);

@@ -43,6 +43,11 @@ impl Keeper {
         tokio::time::timeout(crate::support::SOON, self.reached.notified()).await.expect("a delete reaches the gate");
     }
 
+    /// Lets it panic.
+    pub fn collapse(&self) {
+        self.open.close();
+    }
+
     /// Lets it pass.
     pub fn open(&self) {
         self.open.add_permits(1);
@@ -146,7 +151,7 @@ impl GateStore {
 impl Gate {
     async fn wait(&self) {
         self.reached.notify_one();
-        let _permit = self.open.acquire().await.expect("never closed");
+        let _permit = self.open.acquire().await.expect("the gate collapses");
     }
 }
 

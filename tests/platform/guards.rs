@@ -123,6 +123,14 @@ async fn a_guard_works_for_a_platform_user_who_may_not_read_our_tables() {
     assert!(denied.to_string().contains("permission denied"), "{denied}");
     let refused = run(&mut conn, activate(model)).await.expect_err("in the trash");
     assert!(told(&refused).0.contains("in the trash"), "{refused}");
+    // the guard carries its arguments out with its owner's rights, so only its owner makes triggers of it
+    let may_look = format!("reset role; grant usage on schema reprieve to {role}; set role {role}");
+    run(&mut conn, may_look).await.expect("grants");
+    let own = "create temp table bait (x text);
+               create trigger own before insert on bait for each row
+                   execute function reprieve.guard('dataset', 'bait', 'x', 'x', 'true')";
+    let refused = run(&mut conn, own.into()).await.expect_err("not theirs to use");
+    assert!(told(&refused).0.starts_with("permission denied for function"), "{refused}");
     run(&mut conn, format!("reset role; drop owned by {role}; drop role {role}")).await.expect("removes it");
 }
 

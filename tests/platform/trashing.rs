@@ -197,3 +197,16 @@ async fn tombstone_purge_task_audit_entry_and_event_are_written_together() {
     let shown = serde_json::to_value(&tombstone).expect("JSON");
     assert_eq!(entry.details["purge_after"], shown["purge_after"]);
 }
+
+#[tokio::test]
+async fn with_the_map_that_we_ship_a_job_that_may_still_write_is_not_trashed() {
+    let map = include_str!("../../config/maps/heimdall.toml");
+    let bench = Bench::with(map, "", |_| ()).await;
+    for status in ["pending", "queued", "running", "paused"] {
+        let job = Job { status, ..Job::named("generation") }.insert(&bench.pool).await;
+        let refused = bench.try_trash("job", job).await.expect_err(status);
+        assert_eq!(refused.code(), "in_use", "{status}: {refused}");
+    }
+    let done = Job { status: "completed", ..Job::named("generation") }.insert(&bench.pool).await;
+    bench.trash("job", done).await;
+}

@@ -12,7 +12,7 @@ use sqlx::{AssertSqlSafe, PgConnection, types::Json};
 use uuid::Uuid;
 
 use self::row::Row;
-use super::StoreError;
+use super::{StoreError, pauses::Scope};
 use crate::domain::{
     ids::{Kind, ResourceId, ResourceRef, TombstoneId},
     location::Location,
@@ -273,6 +273,23 @@ pub async fn defer(conn: &mut PgConnection, id: TombstoneId, reason: &str, wait:
     Ok(done.rows_affected() == 1)
 }
 
+/// Notes what went wrong with it, where nothing else could be written down. Nothing else changes: whoever has the lease
+/// keeps it, and no attempt is counted.
+///
+/// # Errors
+/// The statement failed.
+pub async fn note_error(conn: &mut PgConnection, id: TombstoneId, reason: &str) -> Result<(), StoreError> {
+    sqlx::query(
+        "update reprieve.tombstones set last_error = $2
+         where id = $1 and state in ('trashed', 'blocked', 'purging')",
+    )
+    .bind(id.0)
+    .bind(reason)
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
 /// How long until it is to be looked at: its restore window's end or its next check, by the database's clock; zero
 /// when that has come.
 ///
@@ -333,20 +350,36 @@ pub async fn wake(conn: &mut PgConnection, id: TombstoneId) -> Result<bool, Stor
     Ok(done.rows_affected() == 1)
 }
 
-/// As [`wake`], of all that are due (a pause was lifted); passes over those that somebody works on already.
+/// As [`wake`], of what is due and was paused by `scope`: at most `limit`, by id, those after `after`; passes over those
+/// that somebody works on already. Fewer than `limit` means that there are no more.
 ///
 /// # Errors
 /// The statement failed.
-pub async fn wake_all(conn: &mut PgConnection) -> Result<Vec<TombstoneId>, StoreError> {
-    let woken: Vec<Uuid> = sqlx::query_scalar(
+pub async fn wake_paused(
+    conn: &mut PgConnection,
+    scope: &Scope,
+    after: Option<TombstoneId>,
+    limit: u32,
+) -> Result<Vec<TombstoneId>, StoreError> {
+    let (what, name) = scope.parts();
+    let mut woken: Vec<Uuid> = sqlx::query_scalar(
         "update reprieve.tombstones set next_attempt_at = least(next_attempt_at, now())
          where id in (
              select id from reprieve.tombstones
-             where state in ('trashed', 'blocked', 'purging') and purge_after <= now() for update skip locked)
+             where state in ('trashed', 'blocked', 'purging') and purge_after <= now() and id > $3
+               and case $1 when 'kind' then kind = $2
+                           when 'store' then locations @> jsonb_build_array(jsonb_build_object('store', $2))
+                           else true end
+             order by id limit $4 for update skip locked)
          returning id",
     )
+    .bind(what)
+    .bind(name)
+    .bind(after.map_or(Uuid::nil(), |id| id.0))
+    .bind(i64::from(limit))
     .fetch_all(conn)
     .await?;
+    woken.sort_unstable();
     Ok(woken.into_iter().map(TombstoneId).collect())
 }
 
@@ -403,13 +436,29 @@ pub async fn count_by_state(conn: &mut PgConnection) -> Result<Vec<(String, Stri
     .await?)
 }
 
-/// How many open tombstones each kind has in each state; those that are closed are not looked at.
+/// The open tombstones of a kind in a state.
+#[derive(Debug, sqlx::FromRow)]
+pub struct Open {
+    /// The kind.
+    pub kind: String,
+    /// The state.
+    pub state: String,
+    /// How many.
+    pub count: i64,
+    /// Seconds since the window of the one that is overdue longest; 0 where none is due.
+    pub oldest_overdue: f64,
+}
+
+/// How many open tombstones each kind has in each state, and how long the oldest has been due; those that are closed are
+/// not looked at.
 ///
 /// # Errors
 /// The statement failed.
-pub async fn count_open(conn: &mut PgConnection) -> Result<Vec<(String, String, i64)>, StoreError> {
+pub async fn count_open(conn: &mut PgConnection) -> Result<Vec<Open>, StoreError> {
     Ok(sqlx::query_as(
-        "select kind, state, count(*) from reprieve.tombstones
+        "select kind, state, count(*),
+                greatest(extract(epoch from now() - min(purge_after)), 0)::float8 as oldest_overdue
+         from reprieve.tombstones
          where state in ('trashed', 'blocked', 'purging', 'stuck') group by kind, state",
     )
     .fetch_all(conn)

@@ -48,7 +48,10 @@ impl Which {
         };
         let asked = match (&self.kind, &self.store) {
             (Some(kind), _) => Scope::Kind(Kind::from_stored(kind.clone())),
-            (None, Some(store)) => Scope::Store(StoreName::from_stored(store.clone())),
+            (None, Some(store)) => match StoreName::parse(store) {
+                Ok(store) => Scope::Store(store),
+                Err(_) => return Err(unknown),
+            },
             (None, None) => Scope::All,
         };
         let pauses = app.trash.pauses().await?;

@@ -91,7 +91,9 @@ async fn check_database(app: &App, findings: &mut Findings) -> Result<(), StoreE
     }
     for guard in guards::states(&mut conn, app.trash.map()).await? {
         let about = format!("{} / {}", guard.kind, guard.reference);
-        if guard.installed {
+        if let Some(mistake) = guard.mistake {
+            findings.add(Level::Problem, about, format!("its guard on {} cannot work: {mistake}", guard.table));
+        } else if guard.installed {
             findings.add(Level::Ok, about, format!("its guard on {} is installed", guard.table));
         } else {
             let advice = "new uses of what is in the trash are not refused: run `reprieve migrate --guards`";

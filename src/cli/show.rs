@@ -28,6 +28,7 @@ pub(super) struct Show {
 struct Shown {
     tombstone: Tombstone,
     hold: Option<Hold>,
+    /// Over all of its stays in the trash.
     history: Vec<Entry>,
     /// The receipt, once it is purged.
     receipt: Option<serde_json::Value>,
@@ -40,8 +41,9 @@ impl Show {
         let tombstone = tombstones::newest_of(&mut conn, &resource).await?;
         let tombstone = tombstone.ok_or_else(|| TrashError::NotInTrash(resource.clone()))?;
         let hold = holds::find(&mut conn, &resource).await?;
-        let history = audit::of_tombstone(&mut conn, tombstone.id).await?;
-        let receipt = history.iter().find(|entry| entry.event == "purged").map(|entry| entry.details.clone());
+        let history = audit::of_resource(&mut conn, &resource).await?;
+        let of_this = audit::of_tombstone(&mut conn, tombstone.id).await?;
+        let receipt = of_this.iter().find(|entry| entry.event == "purged").map(|entry| entry.details.clone());
         output.print(&Shown { tombstone, hold, history, receipt }, text)
     }
 }

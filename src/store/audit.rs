@@ -99,6 +99,9 @@ pub struct Entry {
     pub details: Value,
 }
 
+/// Entries that are read at once.
+const MOST: i64 = 1000;
+
 /// Writes an entry.
 ///
 /// # Errors
@@ -121,12 +124,29 @@ pub async fn write(conn: &mut PgConnection, entry: NewEntry<'_>) -> Result<(), S
     Ok(())
 }
 
+/// A resource's history over all of its stays in the trash, oldest first; the newest 1000 entries at most.
+///
+/// # Errors
+/// The statement failed.
+pub async fn of_resource(conn: &mut PgConnection, resource: &ResourceRef) -> Result<Vec<Entry>, StoreError> {
+    let mut entries: Vec<Entry> = sqlx::query_as(
+        "select at, event, actor, origin, reason, details from reprieve.audit
+         where kind = $1 and resource_id = $2 order by id desc limit $3",
+    )
+    .bind(resource.kind.as_str())
+    .bind(resource.id.as_str())
+    .bind(MOST)
+    .fetch_all(conn)
+    .await?;
+    entries.reverse();
+    Ok(entries)
+}
+
 /// A tombstone's history, oldest first; the newest 1000 entries at most.
 ///
 /// # Errors
 /// The statement failed.
 pub async fn of_tombstone(conn: &mut PgConnection, id: TombstoneId) -> Result<Vec<Entry>, StoreError> {
-    const MOST: i64 = 1000;
     let mut entries: Vec<Entry> = sqlx::query_as(
         "select at, event, actor, origin, reason, details from reprieve.audit
          where tombstone_id = $1 order by id desc limit $2",

@@ -19,6 +19,8 @@ pub struct GuardState {
     pub table: String,
     /// Whether it is there, and as the map says it now.
     pub installed: bool,
+    /// Why it could not be installed, if it could not.
+    pub mistake: Option<String>,
 }
 
 /// A guard of the map with its kind, its reference, and the name of its trigger: unique in the map, at most 63 bytes.
@@ -32,7 +34,7 @@ struct Placed<'a> {
 fn each(map: &ResourceMap) -> impl Iterator<Item = Placed<'_>> {
     map.kinds().flat_map(|kind| {
         kind.references.iter().enumerate().filter_map(move |(at, reference)| {
-            let short: String = kind.kind.as_str().replace('-', "_").chars().take(40).collect();
+            let short: String = kind.kind.as_str().chars().take(44).collect();
             let trigger = format!("reprieve_guard_{short}_{at}");
             Some(Placed { kind, reference, guard: reference.guard.as_ref()?, trigger })
         })
@@ -61,22 +63,12 @@ pub async fn install(conn: &mut PgConnection, map: &ResourceMap) -> Result<usize
         let table = qualified(&mut *conn, kind).await?;
         let arguments = arguments(kind, guard, &table).map(|text| format!("'{}'", text.replace('\'', "''")));
         let sql = format!(
-            "create trigger {trigger} before insert or update on {} for each row execute function reprieve.guard({})",
+            "create trigger \"{trigger}\" before insert or update on {} for each row execute function reprieve.guard({})",
             guard.table,
             arguments.join(", ")
         );
         let what = || format!("installing the guard of {:?} on {}", reference.name, guard.table);
-        // a trigger's arguments are not looked at before it fires: a column that does not exist would guard nothing
-        let when = guard.when.as_ref().map_or("true", |when| when.as_str());
-        let trial = format!(
-            "select 1 from (select r.{} as used from {} as r where ({when}\n) is true) as u
-             join {table} as k on k.{} = u.used limit 0",
-            guard.column, guard.table, kind.id
-        );
-        sqlx::query(AssertSqlSafe(trial))
-            .execute(&mut *conn)
-            .await
-            .map_err(|error| StoreError::of_platform(error, what))?;
+        try_out(&mut *conn, kind, guard, &table).await.map_err(|error| StoreError::of_platform(error, what))?;
         sqlx::query(AssertSqlSafe(sql))
             .execute(&mut *conn)
             .await
@@ -84,6 +76,18 @@ pub async fn install(conn: &mut PgConnection, map: &ResourceMap) -> Result<usize
         count += 1;
     }
     Ok(count)
+}
+
+/// Reads once what the trigger will read: its arguments are not looked at before it fires, and a column that does not
+/// exist would guard nothing.
+async fn try_out(conn: &mut PgConnection, kind: &ResourceKind, guard: &Guard, table: &str) -> sqlx::Result<()> {
+    let when = guard.when.as_ref().map_or("true", |when| when.as_str());
+    let trial = format!(
+        "select 1 from (select r.{} as used from {} as r where ({when}\n) is true) as u
+         join {table} as k on k.{} = u.used limit 0",
+        guard.column, guard.table, kind.id
+    );
+    sqlx::query(AssertSqlSafe(trial)).persistent(false).execute(conn).await.map(|_| ())
 }
 
 /// What the trigger is told, as `reprieve.guard()` reads it.
@@ -111,13 +115,15 @@ async fn qualified(conn: &mut PgConnection, kind: &ResourceKind) -> Result<Strin
 pub async fn states(conn: &mut PgConnection, map: &ResourceMap) -> Result<Vec<GuardState>, StoreError> {
     let mut states = Vec::new();
     for Placed { kind, reference, guard, trigger } in each(map) {
-        // as pg_trigger keeps them: each with a NUL behind it
-        let told: Vec<u8> = match qualified(&mut *conn, kind).await {
-            Ok(table) => arguments(kind, guard, &table)
-                .into_iter()
-                .flat_map(|text| text.into_bytes().into_iter().chain([0]))
-                .collect(),
-            Err(StoreError::Unusable(_)) => Vec::new(),
+        let (told, mistake) = match qualified(&mut *conn, kind).await {
+            Ok(table) => {
+                let mistake = try_out(&mut *conn, kind, guard, &table).await.err();
+                // as pg_trigger keeps them: each with a NUL behind it
+                let each = arguments(kind, guard, &table).into_iter();
+                let told: Vec<u8> = each.flat_map(|text| text.into_bytes().into_iter().chain([0])).collect();
+                (told, mistake.map(|error| error.to_string()))
+            }
+            Err(StoreError::Unusable(mistake)) => (Vec::new(), Some(mistake)),
             Err(error) => return Err(error),
         };
         let installed: bool = sqlx::query_scalar(
@@ -134,6 +140,7 @@ pub async fn states(conn: &mut PgConnection, map: &ResourceMap) -> Result<Vec<Gu
             reference: reference.name.clone(),
             table: guard.table.to_string(),
             installed,
+            mistake,
         });
     }
     Ok(states)

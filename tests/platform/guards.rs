@@ -214,3 +214,32 @@ async fn a_guard_that_could_never_refuse_anything_is_not_installed() {
         Model { active: true, ..Model::named("m") }.insert(&bench.pool).await;
     }
 }
+
+#[tokio::test]
+async fn a_guard_that_cannot_work_or_was_made_from_another_map_is_told_apart_before_it_is_needed() {
+    let bench = guarded().await;
+    let url: String = secrecy::ExposeSecret::expose_secret(&bench.config.database.url).to_string();
+    let mut conn = bench.store.conn().await.expect("a connection");
+    for (when, mistaken) in [("is_activ", true), ("is_active", false)] {
+        let map =
+            crate::bench::HEIMDALL.replace("when = \"is_active or is_production\"", &format!("when = \"{when}\""));
+        let other = crate::bench::load_config(&url, &map);
+        let states = guards::states(&mut conn, &other.map).await.expect("reads");
+        assert!(!states[0].installed, "{when}: {states:?}");
+        assert_eq!(states[0].mistake.as_deref().is_some_and(|why| why.contains("is_activ")), mistaken, "{states:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_history_of_a_resource_spans_all_of_its_stays_in_the_trash() {
+    let bench = Bench::heimdall().await;
+    let dataset = bench.dataset("set a", 1).await;
+    bench.trash("dataset", dataset).await;
+    bench.restore("dataset", dataset).await;
+    bench.trash("dataset", dataset).await;
+    let mut conn = bench.store.conn().await.expect("a connection");
+    let resource = bench.resource("dataset", dataset);
+    let history = reprieve::store::audit::of_resource(&mut conn, &resource).await.expect("reads");
+    let events: Vec<&str> = history.iter().map(|entry| entry.event.as_str()).collect();
+    assert_eq!(events, ["trashed", "restored", "trashed"]);
+}

@@ -36,6 +36,7 @@
 //! - [`cli`], [`http`] and [`intake`] take requests in and decide nothing about a resource.
 //! - [`config`] reads the files, and [`app`] makes a process out of them.
 //! - [`trash`] plans, trashes and restores: everything before the point of no return.
+//! - [`places`] says where a resource's objects lie, and [`bystanders`] who else a purge would hurt.
 //! - [`relay`] brings the outbox to the broker, and its sweeper what was lost back into the outbox.
 //! - [`queue`] is the broker, and [`queue::message`] what the messages say.
 //! - [`purge`] is everything from the claim to the receipt.

@@ -50,8 +50,8 @@ pub async fn of(
         label: format!("{who}: {why}"),
     };
     let mut found = Vec::new();
-    for other in map.kinds().filter(|other| other.kind != kind.kind) {
-        if other.table == kind.table {
+    for other in map.kinds() {
+        if other.kind != kind.kind && other.table == kind.table {
             let same = ResourceRef { kind: other.kind.clone(), id: resource.id.clone() };
             if tombstones::open_of(&mut *conn, &same).await?.is_some() {
                 found.push(blocker("same row", &same, "is in the trash, and is the same row"));
@@ -59,7 +59,7 @@ pub async fn of(
         }
         for id in platform::cascaded_to(&mut *conn, kind, &resource.id, other).await? {
             let child = ResourceRef { kind: other.kind.clone(), id };
-            if !along.contains(&child) {
+            if child != *resource && !along.contains(&child) {
                 found.push(blocker("cascade", &child, "a foreign key would delete its row along with this one"));
             }
         }

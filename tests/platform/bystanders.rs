@@ -221,3 +221,15 @@ id_type = "text"
     assert!(matches!(bench.slice(id).await, SliceEnd::Deferred(why) if why.contains("not unique")));
     assert_eq!(bench.count("plat.versions").await, 4);
 }
+
+#[tokio::test]
+async fn a_foreign_key_of_the_table_onto_itself_counts_too() {
+    let map = "[[resource]]\nkind = \"folder\"\ntable = \"plat.folders\"\nid_type = \"integer\"\n";
+    let schema = "create schema plat;
+        create table plat.folders (id int primary key, parent int references plat.folders on delete cascade);
+        insert into plat.folders values (1, null), (2, 1), (3, 3)";
+    let bench = Bench::with(map, schema, |_| ()).await;
+    let why = refused(&bench, "folder", "1", &[]).await;
+    assert!(why.contains("folder 2"), "{why}");
+    bench.trash("folder", 3).await;
+}

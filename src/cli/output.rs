@@ -107,3 +107,15 @@ pub(super) fn counted(count: u64, noun: &str) -> String {
 pub(super) fn bytes(count: u64) -> String {
     indicatif::BinaryBytes(count).to_string()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_from_elsewhere_stays_on_its_line_and_moves_nothing() {
+        let shown = table(&["reason"], [vec!["a\u{1b}[2J\u{7}b\nforged line \u{202e}x".to_owned()]]);
+        assert_eq!(shown.lines().count(), 2, "{shown:?}");
+        assert!(!shown.contains(['\u{1b}', '\u{7}', '\u{202e}']), "{shown:?}");
+    }
+}

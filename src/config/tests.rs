@@ -152,6 +152,18 @@ fn two_kinds_with_one_place_for_their_objects_are_refused() {
 }
 
 #[test]
+fn addresses_that_cannot_be_read_are_mistakes_and_their_secrets_stay_hidden() {
+    for (from, to, said) in [
+        ("/platform", "/platform?sslpassword=hunter5", "sslpassword"),
+        ("hunter2@db", "hunter2/x@db:99999", "cannot be read"),
+        ("hunter3@mq", "hunter3@mq:99999", "cannot be read"),
+    ] {
+        let found = problems(&GOOD.replace(from, to)).join("\n");
+        assert!(found.contains(said) && !found.contains("hunter"), "{to}: {found}");
+    }
+}
+
+#[test]
 fn a_file_that_is_missing_is_the_only_thing_said() {
     let error = Config::load(&[PathBuf::from("/nowhere/reprieve.toml")]).unwrap_err();
     assert_eq!(error.problems.len(), 1, "{error}");

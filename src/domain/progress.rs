@@ -46,13 +46,6 @@ impl Progress {
         }
     }
 
-    /// Counts objects of an interrupted batch that a fresh listing no longer shows.
-    pub fn count_absent(&mut self, objects: u64, bytes: u64) {
-        self.objects_listed += objects;
-        self.objects_absent += objects;
-        self.bytes_freed += bytes;
-    }
-
     /// A new pass lists anew: what failed or stayed unknown will be seen and counted again.
     pub fn begin_pass(&mut self) {
         self.objects_listed -= self.objects_failed + self.objects_unknown;
@@ -70,7 +63,7 @@ impl Progress {
         self.objects_deleted + self.objects_absent
     }
 
-    /// Whether the law of the counters holds.
+    /// Whether the law of the counters holds; in production the table checks it.
     pub fn adds_up(&self) -> bool {
         self.objects_listed == self.objects_deleted + self.objects_absent + self.objects_failed + self.objects_unknown
     }

@@ -123,3 +123,12 @@ async fn the_relay_and_the_lists_read_in_the_order_of_an_index() {
         assert!(plan.contains(index) && !plan.contains("Sort"), "{plan}");
     }
 }
+
+#[tokio::test]
+async fn check_looks_through_a_connection_that_cannot_write() {
+    let bench = Bench::heimdall().await;
+    let mut conn = bench.store.conn().await.expect("a connection");
+    reprieve::store::inspect::look_only(&mut conn).await.expect("sets it");
+    let refused = sqlx::query("delete from heimdall.models").execute(&mut *conn).await.expect_err("refused");
+    assert!(refused.to_string().contains("read-only"), "{refused}");
+}

@@ -424,18 +424,6 @@ pub async fn overdue(
     Ok(ids.into_iter().map(TombstoneId).collect())
 }
 
-/// How many tombstones stand in each state.
-///
-/// # Errors
-/// The statement failed.
-pub async fn count_by_state(conn: &mut PgConnection) -> Result<Vec<(String, String, i64)>, StoreError> {
-    Ok(sqlx::query_as(
-        "select kind, state, count(*) from reprieve.tombstones group by kind, state order by kind, state",
-    )
-    .fetch_all(conn)
-    .await?)
-}
-
 /// The open tombstones of a kind in a state.
 #[derive(Debug, sqlx::FromRow)]
 pub struct Open {

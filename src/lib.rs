@@ -42,7 +42,7 @@
 //! - [`purge`] is everything from the claim to the receipt.
 //! - [`objects`] is S3, [`store`] is PostgreSQL and holds all SQL, [`history`] tells both log and listeners.
 //! - [`domain`] is pure: ids, tombstones, their states, outcomes of keys, the resource map.
-//! - [`retry`], [`shutdown`] and [`telemetry`] serve them all.
+//! - [`retry`], [`shutdown`], [`telemetry`] and [`failpoint`] serve them all.
 //! - [`embedded`] is a platform in a box, for the demo and for tests.
 pub mod app;
 pub mod bystanders;
@@ -50,6 +50,7 @@ pub mod cli;
 pub mod config;
 pub mod domain;
 pub mod embedded;
+pub mod failpoint;
 pub mod history;
 pub mod http;
 pub mod intake;

@@ -1,5 +1,6 @@
 //! The program `reprieve`.
 
 fn main() -> std::process::ExitCode {
+    let _failpoints = reprieve::failpoint::prepare();
     reprieve::cli::main()
 }

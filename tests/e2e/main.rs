@@ -4,8 +4,11 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+#[path = "../support/amqp.rs"]
 mod amqp;
+#[path = "../support/process.rs"]
 mod process;
+#[path = "../support/world.rs"]
 mod world;
 
 mod cascade;

@@ -1,4 +1,5 @@
 //! A client of the broker that is not ours: it publishes what it likes and looks into queues.
+#![allow(dead_code, reason = "each test binary uses its own part of this")]
 
 use std::collections::BTreeMap;
 

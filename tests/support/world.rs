@@ -1,4 +1,5 @@
 //! A platform of one's own: a database with its tables, a bucket, a broker namespace, and configuration files.
+#![allow(dead_code, reason = "each test binary uses its own part of this")]
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -1,4 +1,5 @@
 //! Processes of the real binary: commands that end, and services that run until they are told or killed.
+#![allow(dead_code, reason = "each test binary uses its own part of this")]
 
 use std::fs::File;
 use std::path::{Path, PathBuf};

@@ -11,3 +11,6 @@ mod process;
 mod support;
 #[path = "../support/world.rs"]
 mod world;
+
+mod s3_proxy;
+mod s3_single;

@@ -12,5 +12,6 @@ mod support;
 #[path = "../support/world.rs"]
 mod world;
 
+mod s3_keys;
 mod s3_proxy;
 mod s3_single;

@@ -10,6 +10,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part of this")]
 
 pub mod heimdall;
+pub mod keys;
 pub mod rabbitmq;
 pub mod seaweedfs;
 

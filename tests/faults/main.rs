@@ -5,9 +5,11 @@
 
 #[path = "../support/amqp.rs"]
 mod amqp;
+mod mischief;
 #[path = "../support/process.rs"]
 mod process;
 #[path = "../support/mod.rs"]
 mod support;
+mod tcp_proxy;
 #[path = "../support/world.rs"]
 mod world;

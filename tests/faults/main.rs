@@ -5,6 +5,7 @@
 
 #[path = "../support/amqp.rs"]
 mod amqp;
+mod broker;
 mod mischief;
 #[path = "../support/process.rs"]
 mod process;

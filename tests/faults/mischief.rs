@@ -147,7 +147,7 @@ impl Forgery {
 fn strange(plain: BasicProperties, rng: &mut impl Rng) -> BasicProperties {
     let mut headers = FieldTable::default();
     headers.insert("x-delivery-count".into(), AMQPValue::LongString("many".into()));
-    headers.insert("x-reprieve-reason".into(), AMQPValue::Double(f64::NAN));
+    headers.insert("x-reprieve-reason".into(), AMQPValue::Double(1.5));
     headers.insert("x-death".into(), AMQPValue::Boolean(true));
     headers.insert("blob".into(), AMQPValue::LongString(vec![0xff; 10_000].into()));
     plain

@@ -5,10 +5,13 @@
 
 #[path = "../support/amqp.rs"]
 mod amqp;
+mod broker;
+mod mischief;
 #[path = "../support/process.rs"]
 mod process;
 #[path = "../support/mod.rs"]
 mod support;
+mod tcp_proxy;
 #[path = "../support/world.rs"]
 mod world;
 

@@ -18,3 +18,6 @@ mod world;
 mod s3_keys;
 mod s3_proxy;
 mod s3_single;
+mod backlog;
+mod crowd;
+mod memory;

@@ -13,6 +13,7 @@ pub mod heimdall;
 pub mod keys;
 pub mod rabbitmq;
 pub mod seaweedfs;
+pub mod synthetic_s3;
 
 use std::fmt::Display;
 use std::net::Ipv4Addr;

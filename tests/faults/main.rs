@@ -21,3 +21,4 @@ mod s3_single;
 mod backlog;
 mod crowd;
 mod memory;
+mod campaign;

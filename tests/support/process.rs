@@ -126,10 +126,16 @@ impl Service {
 
     /// SIGTERM, and how it ended.
     pub async fn terminate(&mut self, deadline: Duration) -> ExitStatus {
-        let pid = self.child.id().to_string();
-        let kill = Command::new("/bin/sh").args(["-c", "kill -TERM \"$0\"", &pid]).status();
-        assert!(kill.expect("/bin/sh starts").success(), "it still runs");
+        self.signal("TERM");
         self.end(deadline).await
+    }
+
+    /// A signal by its name, such as `STOP`. One that has just ended by itself gets none.
+    pub fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        // until it is waited for, the process id is nobody else's
+        let kill = Command::new("/bin/sh").args(["-c", "kill -s \"$0\" \"$1\"", name, &pid]).status();
+        assert!(kill.expect("/bin/sh starts").success(), "it was not waited for");
     }
 
     /// Waits until it ends by itself.

@@ -15,10 +15,10 @@ mod tcp_proxy;
 #[path = "../support/world.rs"]
 mod world;
 
+mod backlog;
+mod campaign;
+mod crowd;
+mod memory;
 mod s3_keys;
 mod s3_proxy;
 mod s3_single;
-mod backlog;
-mod crowd;
-mod memory;
-mod campaign;

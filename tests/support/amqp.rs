@@ -24,6 +24,7 @@ pub struct Amqp {
 #[derive(Debug)]
 pub struct Taken {
     pub body: Vec<u8>,
+    pub message_id: Option<String>,
     pub correlation_id: Option<String>,
     pub headers: BTreeMap<String, String>,
 }
@@ -118,6 +119,7 @@ impl Amqp {
         };
         let headers = message.properties.headers().iter().flat_map(|headers| headers.inner());
         Some(Taken {
+            message_id: message.properties.message_id().as_ref().map(ToString::to_string),
             correlation_id: message.properties.correlation_id().as_ref().map(ToString::to_string),
             headers: headers.filter_map(|(name, value)| Some((name.to_string(), text(value)?))).collect(),
             body: message.data,

@@ -161,6 +161,8 @@ fn fail_points() -> Vec<String> {
     }
     points.sort();
     points.dedup();
-    if points.is_empty() { points.push("none".into()); } // TEMP
+    if points.is_empty() {
+        points.push("none".into());
+    } // TEMP
     points
 }

@@ -16,6 +16,7 @@ use super::post::Ledger;
 use super::settings::Settings;
 use super::tally::Tally;
 use crate::support::heimdall::{self, Dataset, Job, Model};
+use crate::support::keys::{listed, nasty, siblings};
 use crate::world::World;
 
 /// Writes down each row of a dataset that is deleted, and when; with the transaction that deletes it.
@@ -44,8 +45,6 @@ pub struct Known {
     pub rows: i64,
     /// Models that can use it.
     pub models: Vec<Uuid>,
-    /// The job that made it.
-    pub job: Option<Uuid>,
 }
 
 /// Where the servers are, without a proxy in between.
@@ -142,16 +141,25 @@ async fn found(pool: &PgPool, s3: &Client, bucket: &str, n: usize, job: Option<U
     let id = dataset.insert(pool).await;
     let mut keys: Vec<String> = (0..objects).map(|at| heimdall::key(id, at / RECEIVERS, at % RECEIVERS)).collect();
     if n % 4 == 1 {
-        keys.extend(awkward(&format!("synthetic/{id}/")));
+        keys.extend(nasty(&format!("synthetic/{id}/")));
     }
     if n % 9 == 2 {
         // the layout of old, and the key that is its whole prefix
         keys.push(format!("synthetic/dataset-{id}/0.npy"));
         keys.push(format!("synthetic/dataset-{id}/"));
     }
-    let siblings = vec![format!("synthetic/{id}-old/0.npy"), format!("synthetic/{id}0/0.npy")];
-    let keys = heimdall::put_keys(s3, bucket, keys).await;
-    let siblings = heimdall::put_keys(s3, bucket, siblings).await;
+    let mut siblings = siblings(&format!("synthetic/{id}/"));
+    if n % 4 != 1 {
+        siblings.truncate(3);
+    }
+    let (put, beside) = (keys.len(), siblings.len());
+    heimdall::put_keys(s3, bucket, keys).await;
+    heimdall::put_keys(s3, bucket, siblings).await;
+    // as the store spells them, which makes one slash of two
+    let mut siblings = listed(s3, bucket, &format!("synthetic/{id}")).await;
+    let mut keys: BTreeSet<String> = listed(s3, bucket, &format!("synthetic/dataset-{id}/")).await;
+    keys.extend(siblings.extract_if(.., |key| key.starts_with(&format!("synthetic/{id}/"))));
+    assert_eq!((keys.len(), siblings.len()), (put, beside), "each key that was put is there by itself");
     let mut models = Vec::new();
     for version in 0..dice.below(3) {
         let name = format!("model of set {n}");
@@ -159,30 +167,5 @@ async fn found(pool: &PgPool, s3: &Client, bucket: &str, n: usize, job: Option<U
         models.push(Model { version, datasets: vec![id], ..Model::named(&name) }.insert(pool).await);
     }
     let rows = i64::from(1 + samples + features);
-    Known { id, keys: keys.into_iter().collect(), siblings: siblings.into_iter().collect(), rows, models, job }
-}
-
-/// Keys that careless clients get wrong.
-fn awkward(prefix: &str) -> Vec<String> {
-    // SeaweedFS takes no more in one key with its bucket
-    let long = format!("{0}/{0}/{0}/{0}", "x".repeat(220));
-    let names = [
-        "a b",
-        "a+b",
-        "a%20b",
-        "100%",
-        "a&b=c",
-        "a'b\"c",
-        "<tag>",
-        "ü/ñ/漢字/🗑",
-        "tab\there",
-        "bell\u{7}",
-        "\u{1}\u{b}\u{1f}",
-        " edge ",
-        "...",
-        "a=b;c,d",
-        "a?b#c",
-        long.as_str(),
-    ];
-    names.iter().map(|name| format!("{prefix}{name}")).collect()
+    Known { id, keys, siblings, rows, models }
 }

@@ -20,11 +20,6 @@ impl Tally {
         *lock(&self.counts).entry(what.into()).or_default() += times;
     }
 
-    /// How often it happened.
-    pub fn count(&self, what: &str) -> u64 {
-        lock(&self.counts).get(what).copied().unwrap_or(0)
-    }
-
     /// How often anything happened whose name begins so.
     pub fn count_all(&self, prefix: &str) -> u64 {
         lock(&self.counts).iter().filter(|(name, _)| name.starts_with(prefix)).map(|(_, count)| count).sum()

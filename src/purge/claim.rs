@@ -83,13 +83,12 @@ impl Purger {
             let reason = paused_by(&pause);
             return self.later(tx, &tombstone, wait, reason).await;
         }
-        let fence = purging::take_over(&mut tx, tombstone.id, &self.owner, self.config.lease).await?;
-        let Some(fence) = fence else {
+        let lease = purging::take_over(&mut tx, tombstone.id, &self.owner, self.config.lease).await?;
+        let Some(lease) = lease else {
             // a duplicate task, or the former owner has died and its lease has not run out yet: look again then
             let wait = tombstones::until_free(&mut tx, tombstone.id).await?;
             return self.later(tx, &tombstone, wait, "another worker holds the lease, or it is not due".into()).await;
         };
-        let lease = Lease { id: tombstone.id, fence, duration: self.config.lease };
         let stored = purging::load_checkpoint(&mut tx, tombstone.id).await?;
         let checkpoint = stored.map(serde_json::from_value).transpose().unwrap_or_else(|error| {
             // of another version; it only says where to go on, and a pass from the beginning ends at the same place
@@ -143,12 +142,11 @@ impl Purger {
             return self.block(tx, tombstone, blockers, wait).await;
         }
         let begun = purging::begin(&mut tx, tombstone.id, &self.owner, self.config.lease, row_found).await?;
-        let Some(fence) = begun else { return Ok(Claim::Nothing("it was closed meanwhile")) };
+        let Some(lease) = begun else { return Ok(Claim::Nothing("it was closed meanwhile")) };
         let details = json!({ "row_found": row_found, "locations": tombstone.locations });
         history::record(&mut tx, Happened::PurgeBegun, &tombstone, &self.provenance(), details).await?;
         outbox::remove_purge(&mut tx, tombstone.id).await?;
         commit(tx).await?;
-        let lease = Lease { id: tombstone.id, fence, duration: self.config.lease };
         tombstone.row_found = Some(row_found);
         // attempts count anew past the point of no return
         tombstone.attempts = 0;

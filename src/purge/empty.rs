@@ -1,7 +1,7 @@
 //! Empties the locations of a tombstone: list, delete in batches, account for every key.
 //!
 //! Invariant: before a batch leaves, one fenced write has stored it, settled the batch before it, extended the lease
-//! and asked for pauses. A worker whose lease is lost sends nothing more. Keys that fail in passing are tried again
+//! and asked for pauses. A worker whose lease is lost, or may be, sends nothing more. Keys that fail in passing are tried again
 //! alone; one that cannot be deleted holds up no other. `Unknown` becomes absent by a fresh listing and nothing else.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -17,8 +17,8 @@ use crate::{
         outcome::{FailureClass, KeyFailure, KeyOutcome, ObjectRef},
         progress::Progress,
     },
-    objects::{Cursor, stores::NamedStore},
-    store::tombstones::purging::{self, Fenced},
+    objects::{Cursor, Permit, stores::NamedStore},
+    store::tombstones::purging::{self, Fenced, Lease},
 };
 
 /// Every location was listed to its end, and nothing was left behind.
@@ -110,9 +110,7 @@ impl Purger {
         if let Go::Paused = self.write_checkpoint(claimed).await? {
             return Ok(Some(Early::Paused));
         }
-        let batch = &claimed.checkpoint.in_hand;
-        let after = claimed.checkpoint.after.as_ref();
-        let outcomes = self.settle(store, location, batch, after, budget).await?;
+        let outcomes = self.settle(store, location, claimed, budget).await?;
         claimed.has_worked = true;
         let batch = std::mem::take(&mut claimed.checkpoint.in_hand);
         let mut counted = Progress::default();
@@ -137,21 +135,23 @@ impl Purger {
         Ok(None)
     }
 
-    /// Deletes a batch until every key is settled: gone, absent, or failed for good in this pass.
+    /// Deletes the batch in hand until every key is settled: gone, absent, or failed for good in this pass.
     async fn settle(
         &self,
         store: &NamedStore,
         location: &Location,
-        batch: &[Entry],
-        after: Option<&Cursor>,
+        claimed: &Claimed,
         budget: &Budget,
     ) -> Result<HashMap<ObjectRef, KeyOutcome>, PurgeError> {
+        let Checkpoint { in_hand: batch, after, .. } = &claimed.checkpoint;
+        let permit = permit_of(&claimed.lease);
         let mut settled = HashMap::with_capacity(batch.len());
         let mut pending: Vec<ObjectRef> = batch.iter().map(Entry::object).collect();
         let mut passing: BTreeMap<ObjectRef, KeyOutcome> = BTreeMap::new();
         for attempt in 1..=self.config.key_attempts {
             passing.clear();
-            let answer = store.objects.delete(&location.bucket, &pending).await;
+            self.still_ours(&claimed.lease).await?;
+            let answer = store.objects.delete_while(&permit, &location.bucket, &pending).await;
             if let Some(why) = answer.lost_answer() {
                 tracing::warn!(s3.bucket = location.bucket, code = why.code, message = why.message, "answer lost");
             }
@@ -179,7 +179,7 @@ impl Purger {
                 pending = passing.keys().cloned().collect();
             }
         }
-        let present = still_there(store, location, after, &passing).await?;
+        let present = still_there(store, location, after.as_ref(), &passing).await?;
         for (object, outcome) in passing {
             let outcome = match outcome {
                 _ if !present.contains(&object) => KeyOutcome::AlreadyAbsent,
@@ -188,6 +188,20 @@ impl Purger {
             settled.insert(object, outcome);
         }
         Ok(settled)
+    }
+
+    /// Asks the database where the lease is no longer certain: this process may have been stopped, or cut off, for so
+    /// long that another has finished the purge, and that the platform has put new objects at the same keys.
+    async fn still_ours(&self, lease: &Lease) -> Result<(), PurgeError> {
+        if lease.is_certain() {
+            return Ok(());
+        }
+        tracing::warn!(tombstone.id = %lease.id, fence = lease.fence.0, "lease no longer certain, asking for it");
+        let mut conn = self.store.conn().await?;
+        match purging::renew(&mut conn, lease).await? {
+            Fenced::Ours { .. } => Ok(()),
+            Fenced::Lost => Err(PurgeError::LeaseLost),
+        }
     }
 
     /// Fences, settles, extends, and asks for pauses, in one write.
@@ -206,6 +220,12 @@ impl Purger {
         claimed.checkpoint = Checkpoint::default();
         self.write_checkpoint(claimed).await.map(|_| ())
     }
+}
+
+/// Nothing is sent on the strength of a lease that may have run out.
+fn permit_of(lease: &Lease) -> Permit {
+    let lease = lease.clone();
+    Permit::new(move || lease.is_certain())
 }
 
 /// Which of `asked` a fresh listing still shows. They were listed one after the other from `after` on, so it ends with

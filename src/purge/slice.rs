@@ -94,7 +94,7 @@ impl Purger {
             Err(PurgeError::Store(error)) => return Err(error),
             Err(error) => return Err(StoreError::Unusable(error.to_string())),
         };
-        let (lease, tombstone) = (claimed.lease, claimed.tombstone.clone());
+        let (lease, tombstone) = (claimed.lease.clone(), claimed.tombstone.clone());
         tracing::info!(tombstone.id = %id, resource = %tombstone.resource, fence = lease.fence.0, "purging");
         let worked = tokio::select! {
             worked = self.stages(claimed, budget) => worked,

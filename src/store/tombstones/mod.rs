@@ -3,6 +3,7 @@
 //! Invariant: the guards of `domain::state` stand in every `where`. What happens past the point of no return is in
 //! [`purging`], and carries the fence.
 
+mod lease;
 pub mod purging;
 mod row;
 

@@ -2,7 +2,8 @@
 //!
 //! Invariant: every statement here but [`begin`], [`take_over`] and [`retry`] carries the fence. Zero rows touched
 //! means that the lease is lost and somebody else has taken over: the caller stops at once, without another request
-//! to any store.
+//! to any store. A lease is counted from when the statement is carried out (`clock_timestamp()`); `now()` is when its
+//! transaction began, which may have waited for locks since.
 
 use std::time::Duration;
 
@@ -10,22 +11,12 @@ use serde_json::Value;
 use sqlx::{PgConnection, types::Json};
 use time::OffsetDateTime;
 
-use super::StoreError;
+pub use super::lease::Lease;
+use super::{StoreError, lease::Moment};
 use crate::domain::{
     ids::{Fence, TombstoneId},
     progress::Progress,
 };
-
-/// The right to work on one purge.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Lease {
-    /// Of which tombstone.
-    pub id: TombstoneId,
-    /// As long as the tombstone still has it.
-    pub fence: Fence,
-    /// How long it is good for after each write.
-    pub duration: Duration,
-}
 
 /// What the fenced write found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,11 +51,12 @@ pub async fn begin(
     owner: &str,
     lease: Duration,
     row_found: bool,
-) -> Result<Option<Fence>, StoreError> {
+) -> Result<Option<Lease>, StoreError> {
+    let asked = Moment::now();
     let fence: Option<i64> = sqlx::query_scalar(
         "update reprieve.tombstones
          set state = 'purging', purging_at = now(), fence = fence + 1, lease_owner = $2,
-             lease_until = now() + $3 * interval '1 second', row_found = $4, blockers = '[]', last_error = null,
+             lease_until = clock_timestamp() + $3 * interval '1 second', row_found = $4, blockers = '[]', last_error = null,
              attempts = 0, waits = 0, next_attempt_at = now()
          where id = $1 and state in ('trashed', 'blocked') and purge_after <= now() returning fence",
     )
@@ -74,7 +66,7 @@ pub async fn begin(
     .bind(row_found)
     .fetch_optional(conn)
     .await?;
-    Ok(fence.map(Fence))
+    Ok(fence.map(|fence| Lease::since(asked, id, Fence(fence), lease)))
 }
 
 /// Takes over a purge that nobody works on: a new fence, which the former owner has not. `None`: it is not purging,
@@ -87,10 +79,11 @@ pub async fn take_over(
     id: TombstoneId,
     owner: &str,
     lease: Duration,
-) -> Result<Option<Fence>, StoreError> {
+) -> Result<Option<Lease>, StoreError> {
+    let asked = Moment::now();
     let fence: Option<i64> = sqlx::query_scalar(
         "update reprieve.tombstones
-         set fence = fence + 1, lease_owner = $2, lease_until = now() + $3 * interval '1 second'
+         set fence = fence + 1, lease_owner = $2, lease_until = clock_timestamp() + $3 * interval '1 second'
          where id = $1 and state = 'purging' and next_attempt_at <= now()
            and (lease_until is null or lease_until < now()) returning fence",
     )
@@ -99,7 +92,7 @@ pub async fn take_over(
     .bind(lease.as_secs_f64())
     .fetch_optional(conn)
     .await?;
-    Ok(fence.map(Fence))
+    Ok(fence.map(|fence| Lease::since(asked, id, Fence(fence), lease)))
 }
 
 /// Where the purge goes on.
@@ -126,11 +119,13 @@ pub async fn checkpoint(
     checkpoint: &Value,
 ) -> Result<Fenced, StoreError> {
     let n = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+    let asked = Moment::now();
     let paused: Option<bool> = sqlx::query_scalar(
         concat!(
             "update reprieve.tombstones t
              set objects_listed = $3, objects_deleted = $4, objects_absent = $5, objects_failed = $6,
-                 objects_unknown = $7, bytes_freed = $8, checkpoint = $9, lease_until = now() + $10 * interval '1 second'
+                 objects_unknown = $7, bytes_freed = $8, checkpoint = $9,
+                 lease_until = clock_timestamp() + $10 * interval '1 second'
              where id = $1 and fence = $2 and state = 'purging' returning ",
             is_paused!()
         ),
@@ -147,7 +142,7 @@ pub async fn checkpoint(
     .bind(lease.duration.as_secs_f64())
     .fetch_optional(conn)
     .await?;
-    Ok(paused.map_or(Fenced::Lost, |paused| Fenced::Ours { paused }))
+    Ok(extended(lease, asked, paused))
 }
 
 /// Extends the lease while a long request runs. A purge that has just finished is not a lost one: the heartbeat runs
@@ -157,9 +152,10 @@ pub async fn checkpoint(
 /// # Errors
 /// The statement failed.
 pub async fn renew(conn: &mut PgConnection, lease: &Lease) -> Result<Fenced, StoreError> {
+    let asked = Moment::now();
     let done = sqlx::query(
         "update reprieve.tombstones
-         set lease_until = case when state = 'purging' then now() + $3 * interval '1 second' end
+         set lease_until = case when state = 'purging' then clock_timestamp() + $3 * interval '1 second' end
          where id = $1 and fence = $2 and (lease_owner is not null or state = 'purged')",
     )
     .bind(lease.id.0)
@@ -167,7 +163,22 @@ pub async fn renew(conn: &mut PgConnection, lease: &Lease) -> Result<Fenced, Sto
     .bind(lease.duration.as_secs_f64())
     .execute(conn)
     .await?;
-    Ok(ours(done.rows_affected()))
+    Ok(extended(lease, asked, (done.rows_affected() == 1).then_some(false)))
+}
+
+/// Locks the tombstone until the transaction ends, and changes nothing.
+///
+/// # Errors
+/// The statement failed, or the lock was not to be had in time.
+pub async fn lock(conn: &mut PgConnection, lease: &Lease) -> Result<Fenced, StoreError> {
+    let found: Option<i32> = sqlx::query_scalar(
+        "select 1 from reprieve.tombstones where id = $1 and fence = $2 and state = 'purging' for update",
+    )
+    .bind(lease.id.0)
+    .bind(lease.fence.0)
+    .fetch_optional(conn)
+    .await?;
+    Ok(ours(u64::from(found.is_some())))
 }
 
 /// Counts deleted rows; runs in the transaction that deletes them.
@@ -175,9 +186,10 @@ pub async fn renew(conn: &mut PgConnection, lease: &Lease) -> Result<Fenced, Sto
 /// # Errors
 /// The statement failed.
 pub async fn count_rows(conn: &mut PgConnection, lease: &Lease, rows: u64) -> Result<Fenced, StoreError> {
+    let asked = Moment::now();
     let paused: Option<bool> = sqlx::query_scalar(concat!(
         "update reprieve.tombstones t
-         set rows_deleted = rows_deleted + $3, lease_until = now() + $4 * interval '1 second'
+         set rows_deleted = rows_deleted + $3, lease_until = clock_timestamp() + $4 * interval '1 second'
          where id = $1 and fence = $2 and state = 'purging' returning ",
         is_paused!()
     ))
@@ -187,7 +199,7 @@ pub async fn count_rows(conn: &mut PgConnection, lease: &Lease, rows: u64) -> Re
     .bind(lease.duration.as_secs_f64())
     .fetch_optional(conn)
     .await?;
-    Ok(paused.map_or(Fenced::Lost, |paused| Fenced::Ours { paused }))
+    Ok(extended(lease, asked, paused))
 }
 
 /// Why a purge is passed on.
@@ -292,6 +304,14 @@ pub async fn finish(
     .bind(i64::try_from(rows).unwrap_or(i64::MAX))
     .fetch_optional(conn)
     .await?)
+}
+
+/// What a statement that was sent at `asked`, and extends the lease where it is still ours, has found.
+fn extended(lease: &Lease, asked: Moment, paused: Option<bool>) -> Fenced {
+    paused.map_or(Fenced::Lost, |paused| {
+        lease.extended(asked);
+        Fenced::Ours { paused }
+    })
 }
 
 fn ours(rows_affected: u64) -> Fenced {

@@ -11,11 +11,20 @@ mod bench;
 #[allow(dead_code, reason = "the platform's tests use the rest of it")]
 #[path = "../platform/gate.rs"]
 mod gate;
+mod broker;
+mod mischief;
 #[path = "../support/process.rs"]
 mod process;
 #[path = "../support/mod.rs"]
 mod support;
+mod tcp_proxy;
 #[path = "../support/world.rs"]
 mod world;
 
 mod race;
+mod s3_keys;
+mod s3_proxy;
+mod s3_single;
+mod backlog;
+mod crowd;
+mod memory;

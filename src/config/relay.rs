@@ -11,6 +11,9 @@ pub struct RelayConfig {
     pub poll: Duration,
     /// Messages in flight at once.
     pub window: u16,
+    /// How long a relay keeps messages to itself. Longer than a publish should take; if it dies, another sends them
+    /// after this.
+    pub lease: Duration,
 }
 
 /// The sweeper's settings.
@@ -25,6 +28,7 @@ pub struct SweeperConfig {
 }
 
 const MILLI: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
@@ -33,6 +37,7 @@ pub fn read_relay(section: Reader<'_>) -> RelayConfig {
     let relay = RelayConfig {
         poll: section.duration("poll", 500 * MILLI, 10 * MILLI..=MINUTE),
         window: section.count("window", 256, 1..=4096),
+        lease: section.duration("lease", 2 * MINUTE, SECOND..=60 * MINUTE),
     };
     section.finish();
     relay

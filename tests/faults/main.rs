@@ -11,3 +11,7 @@ mod process;
 mod support;
 #[path = "../support/world.rs"]
 mod world;
+
+mod crash_points;
+mod deaths;
+mod lane;

@@ -17,6 +17,7 @@ use crate::{
         outcome::{FailureClass, KeyFailure, KeyOutcome, ObjectRef},
         progress::Progress,
     },
+    failpoint,
     objects::{Cursor, Permit, stores::NamedStore},
     store::tombstones::purging::{self, Fenced, Lease},
 };
@@ -66,6 +67,7 @@ impl Purger {
                 .objects
                 .list(&location.bucket, location.prefix.as_str(), claimed.checkpoint.after.as_ref())
                 .await?;
+            failpoint::at("empty.listed");
             for chunk in page.entries.chunks(store.batch_size) {
                 let batch = chunk.iter().map(Entry::from).collect();
                 if let Some(end) = self.delete_batch(&mut claimed, &store, &location, batch, budget).await? {
@@ -78,12 +80,14 @@ impl Purger {
                 None => {
                     checkpoint.location += 1;
                     checkpoint.after = None;
+                    failpoint::at("empty.location_done");
                 }
             }
         }
         if let Go::Paused = self.write_checkpoint(&claimed).await? {
             return Ok(Emptying::Paused(claimed));
         }
+        failpoint::at("empty.pass_done");
         if claimed.progress.has_leftovers() {
             Ok(Emptying::Leftovers(claimed))
         } else {
@@ -110,7 +114,9 @@ impl Purger {
         if let Go::Paused = self.write_checkpoint(claimed).await? {
             return Ok(Some(Early::Paused));
         }
+        failpoint::at("empty.written");
         let outcomes = self.settle(store, location, claimed, budget).await?;
+        failpoint::at("empty.answered");
         claimed.has_worked = true;
         let batch = std::mem::take(&mut claimed.checkpoint.in_hand);
         let mut counted = Progress::default();
@@ -132,6 +138,8 @@ impl Purger {
         }
         self.metrics.count_objects(&location.store, &counted);
         claimed.checkpoint.after = batch.last().map(Entry::cursor);
+        // counted here alone: a crash before the next batch is written down sends this one again
+        failpoint::at("empty.counted");
         Ok(None)
     }
 
@@ -218,7 +226,9 @@ impl Purger {
     /// Forgets the pass, so that the next one lists everything anew.
     pub(super) async fn begin_anew(&self, claimed: &mut Claimed) -> Result<(), PurgeError> {
         claimed.checkpoint = Checkpoint::default();
-        self.write_checkpoint(claimed).await.map(|_| ())
+        let _ = self.write_checkpoint(claimed).await?;
+        failpoint::at("empty.begun_anew");
+        Ok(())
     }
 }
 

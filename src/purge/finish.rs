@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::{PurgeError, Purger, rows::RowsGone};
 use crate::{
     domain::tombstone::Tombstone,
-    history,
+    failpoint, history,
     queue::message::PurgeTask,
     store::{
         audit::Happened,
@@ -56,7 +56,9 @@ impl Purger {
                 outbox::schedule_purge(&mut tx, parent, &task, std::time::Duration::ZERO).await?;
             }
         }
+        failpoint::at("finish.uncommitted");
         commit(tx).await?;
+        failpoint::at("finish.committed");
         Ok(Finished { tombstone, seconds })
     }
 }

@@ -28,3 +28,6 @@ mod s3_single;
 mod backlog;
 mod crowd;
 mod memory;
+mod crash_points;
+mod deaths;
+mod lane;

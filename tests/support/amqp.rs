@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses its own part of this")]
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use lapin::options::{
     BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueBindOptions, QueueDeclareOptions,
@@ -14,8 +15,9 @@ use crate::process::Service;
 use crate::support::{SOON, wait_until};
 use crate::world::World;
 
+#[derive(Clone)]
 pub struct Amqp {
-    _connection: Connection,
+    _connection: Arc<Connection>,
     channel: Channel,
     namespace: String,
 }
@@ -24,6 +26,7 @@ pub struct Amqp {
 #[derive(Debug)]
 pub struct Taken {
     pub body: Vec<u8>,
+    pub message_id: Option<String>,
     pub correlation_id: Option<String>,
     pub headers: BTreeMap<String, String>,
 }
@@ -45,7 +48,12 @@ impl Amqp {
         let connection = Connection::connect(&world.amqp_url, ConnectionProperties::default()).await.expect("connects");
         let channel = connection.create_channel().await.expect("a channel");
         channel.confirm_select(ConfirmSelectOptions::default()).await.expect("confirms");
-        Amqp { _connection: connection, channel, namespace: world.namespace.clone() }
+        Amqp { _connection: Arc::new(connection), channel, namespace: world.namespace.clone() }
+    }
+
+    /// The same client for another namespace, whose queues are there.
+    pub fn of(&self, namespace: &str) -> Amqp {
+        Amqp { namespace: namespace.to_owned(), ..self.clone() }
     }
 
     /// A queue of our own, for replies, bound to nothing.
@@ -118,6 +126,7 @@ impl Amqp {
         };
         let headers = message.properties.headers().iter().flat_map(|headers| headers.inner());
         Some(Taken {
+            message_id: message.properties.message_id().as_ref().map(ToString::to_string),
             correlation_id: message.properties.correlation_id().as_ref().map(ToString::to_string),
             headers: headers.filter_map(|(name, value)| Some((name.to_string(), text(value)?))).collect(),
             body: message.data,

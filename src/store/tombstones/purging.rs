@@ -57,7 +57,7 @@ pub async fn begin(
         "update reprieve.tombstones
          set state = 'purging', purging_at = now(), fence = fence + 1, lease_owner = $2,
              lease_until = clock_timestamp() + $3 * interval '1 second', row_found = $4, blockers = '[]', last_error = null,
-             attempts = 0, waits = 0, next_attempt_at = now()
+             attempts = 0, deaths = 0, waits = 0, next_attempt_at = now()
          where id = $1 and state in ('trashed', 'blocked') and purge_after <= now() returning fence",
     )
     .bind(id.0)
@@ -69,8 +69,8 @@ pub async fn begin(
     Ok(fence.map(|fence| Lease::since(asked, id, Fence(fence), lease)))
 }
 
-/// Takes over a purge that nobody works on: a new fence, which the former owner has not. `None`: it is not purging,
-/// not due, or in living hands.
+/// Takes over a purge that nobody works on: a new fence, which the former owner has not. One who is another and has not
+/// given the lease back has died with it, and that is counted. `None`: it is not purging, not due, or in living hands.
 ///
 /// # Errors
 /// The statement failed.
@@ -83,7 +83,8 @@ pub async fn take_over(
     let asked = Moment::now();
     let fence: Option<i64> = sqlx::query_scalar(
         "update reprieve.tombstones
-         set fence = fence + 1, lease_owner = $2, lease_until = clock_timestamp() + $3 * interval '1 second'
+         set fence = fence + 1, lease_owner = $2, lease_until = clock_timestamp() + $3 * interval '1 second',
+             deaths = deaths + (coalesce(lease_owner, $2) <> $2)::int
          where id = $1 and state = 'purging' and next_attempt_at <= now()
            and (lease_until is null or lease_until < now()) returning fence",
     )
@@ -93,6 +94,33 @@ pub async fn take_over(
     .fetch_optional(conn)
     .await?;
     Ok(fence.map(|fence| Lease::since(asked, id, Fence(fence), lease)))
+}
+
+/// How many workers have died over it, or panicked, since it last got further.
+///
+/// # Errors
+/// The statement failed.
+pub async fn deaths(conn: &mut PgConnection, id: TombstoneId) -> Result<u32, StoreError> {
+    let deaths: Option<i32> = sqlx::query_scalar("select deaths from reprieve.tombstones where id = $1")
+        .bind(id.0)
+        .fetch_optional(conn)
+        .await?;
+    Ok(deaths.and_then(|deaths| u32::try_from(deaths).ok()).unwrap_or(0))
+}
+
+/// Counts a panic as a death.
+///
+/// # Errors
+/// The statement failed.
+pub async fn count_death(conn: &mut PgConnection, lease: &Lease) -> Result<Fenced, StoreError> {
+    let done = sqlx::query(
+        "update reprieve.tombstones set deaths = deaths + 1 where id = $1 and fence = $2 and state = 'purging'",
+    )
+    .bind(lease.id.0)
+    .bind(lease.fence.0)
+    .execute(conn)
+    .await?;
+    Ok(ours(done.rows_affected()))
 }
 
 /// Where the purge goes on.
@@ -108,7 +136,9 @@ pub async fn load_checkpoint(conn: &mut PgConnection, id: TombstoneId) -> Result
     Ok(checkpoint.flatten().map(|json| json.0))
 }
 
-/// Writes progress and where to go on, and extends the lease. A crash after it repeats nothing that it counted.
+/// Writes progress and where to go on, and extends the lease. A crash after it repeats nothing that it counted. Objects
+/// that have gone since, and nothing else, forget the deaths before: there are only so many objects, so a purge that
+/// kills its workers comes to an end.
 ///
 /// # Errors
 /// The statement failed.
@@ -125,7 +155,8 @@ pub async fn checkpoint(
             "update reprieve.tombstones t
              set objects_listed = $3, objects_deleted = $4, objects_absent = $5, objects_failed = $6,
                  objects_unknown = $7, bytes_freed = $8, checkpoint = $9,
-                 lease_until = clock_timestamp() + $10 * interval '1 second'
+                 lease_until = clock_timestamp() + $10 * interval '1 second',
+                 deaths = case when $4 + $5 > t.objects_deleted + t.objects_absent then 0 else t.deaths end
              where id = $1 and fence = $2 and state = 'purging' returning ",
             is_paused!()
         ),
@@ -189,7 +220,7 @@ pub async fn count_rows(conn: &mut PgConnection, lease: &Lease, rows: u64) -> Re
     let asked = Moment::now();
     let paused: Option<bool> = sqlx::query_scalar(concat!(
         "update reprieve.tombstones t
-         set rows_deleted = rows_deleted + $3, lease_until = clock_timestamp() + $4 * interval '1 second'
+         set rows_deleted = rows_deleted + $3, deaths = 0, lease_until = clock_timestamp() + $4 * interval '1 second'
          where id = $1 and fence = $2 and state = 'purging' returning ",
         is_paused!()
     ))
@@ -213,6 +244,8 @@ pub enum PassOn<'a> {
     Outage(&'a str),
     /// It failed: one of a number of attempts.
     Failed(&'a str),
+    /// Its worker died or panicked, which is counted already.
+    Died(&'a str),
 }
 
 /// Gives the lease back and looks again after `wait`. What only continues does not forget its failed attempts, or a
@@ -231,6 +264,7 @@ pub async fn pass_on(
         PassOn::Paused => (0, Some(0), Some("paused")),
         PassOn::Outage(reason) => (0, Some(1), Some(reason)),
         PassOn::Failed(reason) => (1, None, Some(reason)),
+        PassOn::Died(reason) => (0, None, Some(reason)),
     };
     let done = sqlx::query(
         "update reprieve.tombstones
@@ -274,7 +308,7 @@ pub async fn give_up(conn: &mut PgConnection, lease: &Lease, reason: &str) -> Re
 pub async fn retry(conn: &mut PgConnection, id: TombstoneId) -> Result<bool, StoreError> {
     let done = sqlx::query(
         "update reprieve.tombstones
-         set state = 'purging', attempts = 0, waits = 0, next_attempt_at = now(), lease_owner = null, lease_until = null
+         set state = 'purging', attempts = 0, deaths = 0, waits = 0, next_attempt_at = now(), lease_owner = null, lease_until = null
          where id = $1 and state = 'stuck'",
     )
     .bind(id.0)

@@ -13,6 +13,9 @@ pub struct RelayConfig {
     pub window: u16,
     /// Purge tasks that may wait in the broker; more wait in the outbox.
     pub max_queued: u32,
+    /// How long a relay keeps messages to itself. Longer than a publish should take; if it dies, another sends them
+    /// after this.
+    pub lease: Duration,
 }
 
 /// The sweeper's settings.
@@ -27,6 +30,7 @@ pub struct SweeperConfig {
 }
 
 const MILLI: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
@@ -40,6 +44,7 @@ pub fn read_relay(section: Reader<'_>) -> RelayConfig {
         poll: section.duration("poll", 500 * MILLI, 10 * MILLI..=MINUTE),
         window: section.count("window", 256, 1..=4096),
         max_queued: section.count("max_queued", MAX_QUEUED, 1..=1_000_000),
+        lease: section.duration("lease", 2 * MINUTE, SECOND..=60 * MINUTE),
     };
     section.finish();
     relay

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     domain::{ids::ResourceRef, retention::Retention, tombstone::Provenance},
+    failpoint,
     queue::{
         Delivery, QueueError, Source, TaskQueue,
         message::{self, Op, Request},
@@ -79,6 +80,7 @@ impl Intake {
 
     /// Carries one request out. The delivery comes back when the database could not.
     async fn handle(&self, delivery: Delivery) -> Result<(), (Delivery, StoreError)> {
+        failpoint::at("intake.received");
         let verdict = match self.carry_out(&delivery).await {
             Ok(verdict) => verdict,
             Err(error) if error.is_transient() || matches!(error, StoreError::NotMigrated(_)) => {
@@ -87,6 +89,7 @@ impl Intake {
             // it would fail again, and hold up every request behind it
             Err(error) => Verdict::Malformed { reply: Value::Null, reason: error.to_string() },
         };
+        failpoint::at("intake.committed");
         let answered = match verdict {
             Verdict::Answered(_) => delivery.answer.ack().await,
             Verdict::Malformed { reason, .. } => {
@@ -95,6 +98,7 @@ impl Intake {
                 delivery.answer.dead_letter(&reason).await
             }
         };
+        failpoint::at("intake.answered");
         match answered {
             Ok(true) => {}
             // it comes again, and is answered from memory or found done
@@ -154,6 +158,7 @@ impl Intake {
             (None, None) => {}
         }
         reply(&mut tx, delivery, answer).await?;
+        failpoint::at("intake.uncommitted");
         commit(tx).await?;
         Ok(verdict)
     }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use crate::domain::outcome::{BatchOutcome, FailureClass, ObjectRef};
+use crate::domain::outcome::{BatchOutcome, FailureClass, KeyFailure, KeyOutcome, ObjectRef};
 
 /// The most keys that one DeleteObjects request may name (S3 API reference, DeleteObjects).
 pub const MAX_BATCH: usize = 1000;
@@ -84,6 +84,44 @@ pub struct ObjectsError {
     pub class: FailureClass,
 }
 
+/// The code of objects that were not tried: the time for one call was used up, or the caller's permit was over.
+pub const NOT_ATTEMPTED: &str = "NotAttempted";
+
+/// What is said of objects whose permit was over.
+const PERMIT_OVER: &str = "the right to delete it was no longer certain";
+
+/// Says, right before a request that destroys leaves, whether it still may.
+#[derive(Clone)]
+pub struct Permit(Arc<dyn Fn() -> bool + Send + Sync>);
+
+impl Permit {
+    /// Holds for as long as `holds` says so.
+    pub fn new(holds: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+        Self(Arc::new(holds))
+    }
+
+    /// Always holds.
+    pub fn unlimited() -> Self {
+        Self::new(|| true)
+    }
+
+    /// Whether it holds now.
+    pub fn holds(&self) -> bool {
+        (self.0)()
+    }
+}
+
+impl std::fmt::Debug for Permit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Permit").field(&self.holds()).finish()
+    }
+}
+
+fn not_attempted(message: &str) -> KeyOutcome {
+    let (code, message) = (NOT_ATTEMPTED.to_owned(), message.to_owned());
+    KeyOutcome::Failed(KeyFailure { code, message, class: FailureClass::Transient })
+}
+
 /// A store of objects. All implementations pass `tests/contract/objects.rs`.
 #[async_trait]
 pub trait ObjectStore: Send + Sync + std::fmt::Debug {
@@ -98,6 +136,17 @@ pub trait ObjectStore: Send + Sync + std::fmt::Debug {
     /// one after another; a caller that wants to stop in between asks for no more than that.
     async fn delete(&self, bucket: &str, objects: &[ObjectRef]) -> BatchOutcome;
 
+    /// As [`ObjectStore::delete`], but sends nothing on its own account, no further request and no retry, once `permit`
+    /// has ended. What was not sent is `Failed` with [`NOT_ATTEMPTED`]. For a store whose `delete` sends several requests,
+    /// asking once is not enough.
+    async fn delete_while(&self, permit: &Permit, bucket: &str, objects: &[ObjectRef]) -> BatchOutcome {
+        if permit.holds() {
+            self.delete(bucket, objects).await
+        } else {
+            BatchOutcome::uniform(objects, &not_attempted(PERMIT_OVER))
+        }
+    }
+
     /// Looks at the bucket: fails when it does not exist or may not be read.
     async fn facts(&self, bucket: &str) -> Result<BucketFacts, ObjectsError>;
 }
@@ -110,6 +159,10 @@ impl<S: ObjectStore + ?Sized> ObjectStore for Arc<S> {
 
     async fn delete(&self, bucket: &str, objects: &[ObjectRef]) -> BatchOutcome {
         (**self).delete(bucket, objects).await
+    }
+
+    async fn delete_while(&self, permit: &Permit, bucket: &str, objects: &[ObjectRef]) -> BatchOutcome {
+        (**self).delete_while(permit, bucket, objects).await
     }
 
     async fn facts(&self, bucket: &str) -> Result<BucketFacts, ObjectsError> {

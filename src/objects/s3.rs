@@ -9,6 +9,7 @@
 mod answer;
 mod delete;
 mod list;
+mod permitted;
 mod settings;
 
 use std::collections::HashMap;
@@ -24,11 +25,10 @@ use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::types::{BucketVersioningStatus, ObjectLockEnabled};
 use tokio::time::Instant;
 
-pub use delete::NOT_ATTEMPTED;
 pub use settings::{S3Credentials, S3Settings, VersionsPolicy};
 
 use super::error::{Verdict, judge_sdk};
-use super::{BucketFacts, Cursor, ObjectStore, ObjectsError, Page, Versioning};
+use super::{BucketFacts, Cursor, ObjectStore, ObjectsError, Page, Permit, Versioning};
 use crate::domain::outcome::{BatchOutcome, FailureClass, ObjectRef};
 
 /// How long a bucket's versioning is taken to be as it was. Turning it on takes S3 itself up to 15 minutes to
@@ -210,7 +210,11 @@ impl ObjectStore for S3Store {
     }
 
     async fn delete(&self, bucket: &str, objects: &[ObjectRef]) -> BatchOutcome {
-        self.delete_all(bucket, objects).await
+        self.delete_all(&Permit::unlimited(), bucket, objects).await
+    }
+
+    async fn delete_while(&self, permit: &Permit, bucket: &str, objects: &[ObjectRef]) -> BatchOutcome {
+        self.delete_all(permit, bucket, objects).await
     }
 
     async fn facts(&self, bucket: &str) -> Result<BucketFacts, ObjectsError> {

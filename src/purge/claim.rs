@@ -8,7 +8,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use serde_json::json;
 
-use super::{Purger, checkpoint::Checkpoint};
+use super::{Purger, SliceEnd, checkpoint::Checkpoint};
 use crate::{
     bystanders::{self, Leaving},
     domain::{
@@ -18,7 +18,7 @@ use crate::{
         state::State,
         tombstone::{Blocker, Tombstone},
     },
-    history,
+    failpoint, history,
     places::{self, UnknownPlace},
     queue::message::PurgeTask,
     store::{
@@ -35,6 +35,7 @@ use crate::{
 pub(super) struct Claimed {
     pub(super) lease: Lease,
     pub(super) tombstone: Tombstone,
+    /// Where it goes on. The beginning, until it has been looked up under the lease: whoever dies of reading it is counted.
     pub(super) checkpoint: Checkpoint,
     pub(super) progress: Progress,
     /// Whether this delivery has deleted anything yet. However short its time, it does one step, or it would be no
@@ -43,7 +44,8 @@ pub(super) struct Claimed {
 }
 
 impl Claimed {
-    fn new(lease: Lease, tombstone: Tombstone, checkpoint: Checkpoint) -> Self {
+    fn new(lease: Lease, tombstone: Tombstone) -> Self {
+        let checkpoint = Checkpoint::default();
         Self { lease, progress: tombstone.progress, tombstone, checkpoint, has_worked: false }
     }
 }
@@ -59,16 +61,24 @@ pub(super) enum Claim {
     Deferred(String),
     /// Nothing to do: closed, stuck, or no such tombstone.
     Nothing(&'static str),
+    /// Workers die over it: it waits, or is set aside.
+    Ended(SliceEnd),
 }
+
+/// What is known of a lease that ran out with its owner still on it. A worker that comes back to its own had lost the
+/// database, and has not died.
+const DIED: &str = "its worker died or fell silent";
 
 impl Purger {
     /// Claims a tombstone, or says why not. A crash before the commit changes nothing; after it, the lease runs out
     /// and another worker takes over.
     pub(super) async fn claim(&self, id: TombstoneId) -> Result<Claim, super::PurgeError> {
         let mut tx = self.store.begin().await?;
+        failpoint::at("claim.begun");
         let Some(tombstone) = tombstones::lock(&mut tx, id).await? else {
             return Ok(Claim::Nothing("there is no such tombstone"));
         };
+        failpoint::at("claim.locked");
         match tombstone.state {
             State::Restored | State::Purged => Ok(Claim::Nothing("it is closed")),
             State::Stuck => Ok(Claim::Nothing("it is stuck and waits for a retry")),
@@ -83,21 +93,24 @@ impl Purger {
             let reason = paused_by(&pause);
             return self.later(tx, &tombstone, wait, reason).await;
         }
-        let fence = purging::take_over(&mut tx, tombstone.id, &self.owner, self.config.lease).await?;
-        let Some(fence) = fence else {
+        let lease = purging::take_over(&mut tx, tombstone.id, &self.owner, self.config.lease).await?;
+        let Some(lease) = lease else {
             // a duplicate task, or the former owner has died and its lease has not run out yet: look again then
             let wait = tombstones::until_free(&mut tx, tombstone.id).await?;
             return self.later(tx, &tombstone, wait, "another worker holds the lease, or it is not due".into()).await;
         };
-        let lease = Lease { id: tombstone.id, fence, duration: self.config.lease };
-        let stored = purging::load_checkpoint(&mut tx, tombstone.id).await?;
-        let checkpoint = stored.map(serde_json::from_value).transpose().unwrap_or_else(|error| {
-            // of another version; it only says where to go on, and a pass from the beginning ends at the same place
-            tracing::warn!(tombstone.id = %tombstone.id, %error, "checkpoint cannot be read, the pass begins anew");
-            None
-        });
+        if let Some(dead) = tombstone.lease_owner.as_ref().filter(|owner| **owner != self.owner) {
+            let deaths = purging::deaths(&mut tx, tombstone.id).await?;
+            tracing::warn!(tombstone.id = %tombstone.id, worker = dead, deaths, "{DIED}, taking over");
+            // one death is an ordinary crash, and it goes on at once; more in a row may be this purge's doing
+            if deaths > 1 || deaths >= self.config.max_attempts {
+                return Ok(Claim::Ended(self.after_death(tx, &tombstone, &lease, DIED).await?));
+            }
+        }
+        failpoint::at("resume.uncommitted");
         commit(tx).await?;
-        Ok(Claim::Ours(Box::new(Claimed::new(lease, tombstone, checkpoint.unwrap_or_default()))))
+        failpoint::at("resume.committed");
+        Ok(Claim::Ours(Box::new(Claimed::new(lease, tombstone))))
     }
 
     async fn begin(&self, mut tx: Tx, mut tombstone: Tombstone) -> Result<Claim, super::PurgeError> {
@@ -129,6 +142,7 @@ impl Purger {
             return self.defer(tx, &tombstone, wait, error.to_string()).await;
         }
         let looked = self.look(&mut tx, kind, &tombstone).await;
+        failpoint::at("claim.looked");
         let (row_found, blockers) = match looked {
             Ok(looked) => looked,
             Err(UnknownPlace::Store(error @ StoreError::Unavailable(_))) => return Err(error.into()),
@@ -143,16 +157,17 @@ impl Purger {
             return self.block(tx, tombstone, blockers, wait).await;
         }
         let begun = purging::begin(&mut tx, tombstone.id, &self.owner, self.config.lease, row_found).await?;
-        let Some(fence) = begun else { return Ok(Claim::Nothing("it was closed meanwhile")) };
+        let Some(lease) = begun else { return Ok(Claim::Nothing("it was closed meanwhile")) };
         let details = json!({ "row_found": row_found, "locations": tombstone.locations });
         history::record(&mut tx, Happened::PurgeBegun, &tombstone, &self.provenance(), details).await?;
         outbox::remove_purge(&mut tx, tombstone.id).await?;
+        failpoint::at("claim.uncommitted");
         commit(tx).await?;
-        let lease = Lease { id: tombstone.id, fence, duration: self.config.lease };
+        failpoint::at("claim.committed");
         tombstone.row_found = Some(row_found);
         // attempts count anew past the point of no return
         tombstone.attempts = 0;
-        Ok(Claim::Ours(Box::new(Claimed::new(lease, tombstone, Checkpoint::default()))))
+        Ok(Claim::Ours(Box::new(Claimed::new(lease, tombstone))))
     }
 
     /// Locks the resource's row and asks who uses it.
@@ -220,7 +235,9 @@ impl Purger {
             history::record(&mut tx, Happened::Blocked, &tombstone, &self.provenance(), details).await?;
         }
         outbox::schedule_purge(&mut tx, tombstone.id, &PurgeTask { tombstone: tombstone.id }.encode(), wait).await?;
+        failpoint::at("block.uncommitted");
         commit(tx).await?;
+        failpoint::at("block.committed");
         Ok(Claim::Blocked(blockers))
     }
 
@@ -245,7 +262,9 @@ impl Purger {
         reason: String,
     ) -> Result<Claim, super::PurgeError> {
         outbox::schedule_purge(&mut tx, tombstone.id, &PurgeTask { tombstone: tombstone.id }.encode(), wait).await?;
+        failpoint::at("defer.uncommitted");
         commit(tx).await?;
+        failpoint::at("defer.committed");
         Ok(Claim::Deferred(reason))
     }
 }

@@ -1,7 +1,7 @@
 //! Empties the locations of a tombstone: list, delete in batches, account for every key.
 //!
 //! Invariant: before a batch leaves, one fenced write has stored it, settled the batch before it, extended the lease
-//! and asked for pauses. A worker whose lease is lost sends nothing more. Keys that fail in passing are tried again
+//! and asked for pauses. A worker whose lease is lost, or may be, sends nothing more. Keys that fail in passing are tried again
 //! alone; one that cannot be deleted holds up no other. `Unknown` becomes absent by a fresh listing and nothing else.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -17,8 +17,9 @@ use crate::{
         outcome::{FailureClass, KeyFailure, KeyOutcome, ObjectRef},
         progress::Progress,
     },
-    objects::{Cursor, stores::NamedStore},
-    store::tombstones::purging::{self, Fenced},
+    failpoint,
+    objects::{Cursor, Permit, stores::NamedStore},
+    store::tombstones::purging::{self, Fenced, Lease},
 };
 
 /// Every location was listed to its end, and nothing was left behind.
@@ -66,6 +67,7 @@ impl Purger {
                 .objects
                 .list(&location.bucket, location.prefix.as_str(), claimed.checkpoint.after.as_ref())
                 .await?;
+            failpoint::at("empty.listed");
             for chunk in page.entries.chunks(store.batch_size) {
                 let batch = chunk.iter().map(Entry::from).collect();
                 if let Some(end) = self.delete_batch(&mut claimed, &store, &location, batch, budget).await? {
@@ -78,12 +80,14 @@ impl Purger {
                 None => {
                     checkpoint.location += 1;
                     checkpoint.after = None;
+                    failpoint::at("empty.location_done");
                 }
             }
         }
         if let Go::Paused = self.write_checkpoint(&claimed).await? {
             return Ok(Emptying::Paused(claimed));
         }
+        failpoint::at("empty.pass_done");
         if claimed.progress.has_leftovers() {
             Ok(Emptying::Leftovers(claimed))
         } else {
@@ -110,9 +114,9 @@ impl Purger {
         if let Go::Paused = self.write_checkpoint(claimed).await? {
             return Ok(Some(Early::Paused));
         }
-        let batch = &claimed.checkpoint.in_hand;
-        let after = claimed.checkpoint.after.as_ref();
-        let outcomes = self.settle(store, location, batch, after, budget).await?;
+        failpoint::at("empty.written");
+        let outcomes = self.settle(store, location, claimed, budget).await?;
+        failpoint::at("empty.answered");
         claimed.has_worked = true;
         let batch = std::mem::take(&mut claimed.checkpoint.in_hand);
         let mut counted = Progress::default();
@@ -134,24 +138,28 @@ impl Purger {
         }
         self.metrics.count_objects(&location.store, &counted);
         claimed.checkpoint.after = batch.last().map(Entry::cursor);
+        // counted here alone: a crash before the next batch is written down sends this one again
+        failpoint::at("empty.counted");
         Ok(None)
     }
 
-    /// Deletes a batch until every key is settled: gone, absent, or failed for good in this pass.
+    /// Deletes the batch in hand until every key is settled: gone, absent, or failed for good in this pass.
     async fn settle(
         &self,
         store: &NamedStore,
         location: &Location,
-        batch: &[Entry],
-        after: Option<&Cursor>,
+        claimed: &Claimed,
         budget: &Budget,
     ) -> Result<HashMap<ObjectRef, KeyOutcome>, PurgeError> {
+        let Checkpoint { in_hand: batch, after, .. } = &claimed.checkpoint;
+        let permit = permit_of(&claimed.lease);
         let mut settled = HashMap::with_capacity(batch.len());
         let mut pending: Vec<ObjectRef> = batch.iter().map(Entry::object).collect();
         let mut passing: BTreeMap<ObjectRef, KeyOutcome> = BTreeMap::new();
         for attempt in 1..=self.config.key_attempts {
             passing.clear();
-            let answer = store.objects.delete(&location.bucket, &pending).await;
+            self.still_ours(&claimed.lease).await?;
+            let answer = store.objects.delete_while(&permit, &location.bucket, &pending).await;
             if let Some(why) = answer.lost_answer() {
                 tracing::warn!(s3.bucket = location.bucket, code = why.code, message = why.message, "answer lost");
             }
@@ -179,7 +187,7 @@ impl Purger {
                 pending = passing.keys().cloned().collect();
             }
         }
-        let present = still_there(store, location, after, &passing).await?;
+        let present = still_there(store, location, after.as_ref(), &passing).await?;
         for (object, outcome) in passing {
             let outcome = match outcome {
                 _ if !present.contains(&object) => KeyOutcome::AlreadyAbsent,
@@ -188,6 +196,20 @@ impl Purger {
             settled.insert(object, outcome);
         }
         Ok(settled)
+    }
+
+    /// Asks the database where the lease is no longer certain: this process may have been stopped, or cut off, for so
+    /// long that another has finished the purge, and that the platform has put new objects at the same keys.
+    async fn still_ours(&self, lease: &Lease) -> Result<(), PurgeError> {
+        if lease.is_certain() {
+            return Ok(());
+        }
+        tracing::warn!(tombstone.id = %lease.id, fence = lease.fence.0, "lease no longer certain, asking for it");
+        let mut conn = self.store.conn().await?;
+        match purging::renew(&mut conn, lease).await? {
+            Fenced::Ours { .. } => Ok(()),
+            Fenced::Lost => Err(PurgeError::LeaseLost),
+        }
     }
 
     /// Fences, settles, extends, and asks for pauses, in one write.
@@ -204,8 +226,16 @@ impl Purger {
     /// Forgets the pass, so that the next one lists everything anew.
     pub(super) async fn begin_anew(&self, claimed: &mut Claimed) -> Result<(), PurgeError> {
         claimed.checkpoint = Checkpoint::default();
-        self.write_checkpoint(claimed).await.map(|_| ())
+        let _ = self.write_checkpoint(claimed).await?;
+        failpoint::at("empty.begun_anew");
+        Ok(())
     }
+}
+
+/// Nothing is sent on the strength of a lease that may have run out.
+fn permit_of(lease: &Lease) -> Permit {
+    let lease = lease.clone();
+    Permit::new(move || lease.is_certain())
 }
 
 /// Which of `asked` a fresh listing still shows. They were listed one after the other from `after` on, so it ends with

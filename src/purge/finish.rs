@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::{PurgeError, Purger, rows::RowsGone};
 use crate::{
     domain::tombstone::Tombstone,
-    history,
+    failpoint, history,
     queue::message::PurgeTask,
     store::{
         audit::Happened,
@@ -32,8 +32,9 @@ impl Purger {
         let RowsGone { mut claimed } = gone;
         let kind = self.kind_of(&claimed)?;
         let mut tx = self.store.begin().await?;
-        // the tombstone first and the platform's row second, as everybody locks them
-        if purging::renew(&mut tx, &claimed.lease).await? == Fenced::Lost {
+        // the tombstone first and the platform's row second, as everybody locks them; and no more than a lock, for a
+        // guard that meets a change in progress waits for it, while the row's end may wait for what the guard holds
+        if purging::lock(&mut tx, &claimed.lease).await? == Fenced::Lost {
             return Err(PurgeError::LeaseLost);
         }
         self.no_newcomer(&mut tx, kind, &claimed.tombstone).await?;
@@ -55,7 +56,9 @@ impl Purger {
                 outbox::schedule_purge(&mut tx, parent, &task, std::time::Duration::ZERO).await?;
             }
         }
+        failpoint::at("finish.uncommitted");
         commit(tx).await?;
+        failpoint::at("finish.committed");
         Ok(Finished { tombstone, seconds })
     }
 }

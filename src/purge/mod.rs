@@ -77,6 +77,9 @@ enum PurgeError {
     /// The checkpoint is not one that this program can read.
     #[error("the checkpoint cannot be read: {0}")]
     Checkpoint(#[from] serde_json::Error),
+    /// A mistake in this program, or in one of its libraries.
+    #[error("{0}")]
+    Panicked(String),
 }
 
 impl PurgeError {
@@ -85,7 +88,7 @@ impl PurgeError {
         match self {
             Self::Store(error) => error.is_transient(),
             Self::Objects(error) => error.class != FailureClass::Permanent,
-            Self::LeaseLost | Self::Newcomer | Self::Place(_) | Self::Checkpoint(_) => false,
+            Self::LeaseLost | Self::Newcomer | Self::Place(_) | Self::Checkpoint(_) | Self::Panicked(_) => false,
         }
     }
 
@@ -94,7 +97,7 @@ impl PurgeError {
         match self {
             Self::Objects(error) => error.class == FailureClass::Permanent,
             Self::Newcomer | Self::Place(_) | Self::Checkpoint(_) => true,
-            Self::Store(_) | Self::LeaseLost => false,
+            Self::Store(_) | Self::LeaseLost | Self::Panicked(_) => false,
         }
     }
 }

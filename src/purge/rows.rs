@@ -6,6 +6,7 @@
 use super::{Budget, PurgeError, Purger, claim::Claimed, verify::Verified};
 use crate::{
     domain::{map::ResourceKind, tombstone::Tombstone},
+    failpoint,
     store::{
         StoreError, Tx, commit,
         platform::{self, Locking},
@@ -51,14 +52,18 @@ impl Purger {
                 let Fenced::Ours { paused } = purging::count_rows(&mut tx, &claimed.lease, deleted).await? else {
                     return Err(PurgeError::LeaseLost);
                 };
+                failpoint::at("rows.uncommitted");
                 commit(tx).await?;
+                failpoint::at("rows.committed");
                 claimed.progress.rows_deleted += deleted;
                 claimed.has_worked = true;
                 if paused {
                     return Ok(Rows::Paused(claimed));
                 }
             }
+            failpoint::at("rows.table_done");
         }
+        failpoint::at("rows.done");
         Ok(Rows::Gone(RowsGone { claimed }))
     }
 

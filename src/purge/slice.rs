@@ -1,15 +1,17 @@
 //! One delivery's share of a purge: claim it, go on where it stands, and write down what comes next.
 //!
 //! Invariant: a slice ends in exactly one way, and each way but the lost lease has written what happens next before it
-//! returns. While it runs a heartbeat extends the lease; when the heartbeat finds the lease lost, the slice is dropped
+//! returns. A panic is one of these ways: it is counted like the death of a worker. While it runs a heartbeat extends the lease; when the heartbeat finds the lease lost, the slice is dropped
 //! where it stands, which is what a crash would have done.
 
-use std::time::Duration;
+use std::{any::Any, panic::AssertUnwindSafe, time::Duration};
 
+use futures_util::FutureExt;
 use serde_json::json;
 
 use super::{
     Budget, PurgeError, Purger,
+    checkpoint::Checkpoint,
     claim::{Claim, Claimed},
     empty::Emptying,
     rows::Rows,
@@ -17,10 +19,10 @@ use super::{
 };
 use crate::{
     domain::{ids::TombstoneId, tombstone::Tombstone},
-    history,
+    failpoint, history,
     queue::message::PurgeTask,
     store::{
-        StoreError,
+        StoreError, Tx,
         audit::Happened,
         commit, outbox,
         tombstones::{
@@ -43,6 +45,8 @@ pub enum SliceEnd {
     Deferred(String),
     /// Failed; tried again later.
     Failed(String),
+    /// Panicked; tried again later.
+    Panicked(String),
     /// Set aside, for this reason.
     Stuck(String),
     /// Nothing to do.
@@ -60,6 +64,7 @@ impl SliceEnd {
             Self::Blocked(_) => "blocked",
             Self::Deferred(_) => "deferred",
             Self::Failed(_) => "failed",
+            Self::Panicked(_) => "panic",
             Self::Stuck(_) => "stuck",
             Self::Nothing(_) => "nothing",
             Self::LeaseLost => "lease_lost",
@@ -86,24 +91,33 @@ impl Purger {
     /// # Errors
     /// The database cannot be reached; what was begun resumes when the lease has run out.
     pub async fn run_slice(&self, id: TombstoneId, budget: &Budget) -> Result<SliceEnd, StoreError> {
-        let claimed = match self.claim(id).await {
+        let claim = AssertUnwindSafe(self.claim(id)).catch_unwind().await;
+        let claimed = match claim.unwrap_or_else(|panic| Err(PurgeError::Panicked(said(&*panic)))) {
             Ok(Claim::Ours(claimed)) => claimed,
             Ok(Claim::Blocked(blockers)) => return Ok(SliceEnd::Blocked(blockers.len())),
             Ok(Claim::Deferred(reason)) => return Ok(SliceEnd::Deferred(reason)),
             Ok(Claim::Nothing(why)) => return Ok(SliceEnd::Nothing(why)),
+            Ok(Claim::Ended(end)) => return Ok(end),
+            Err(PurgeError::Panicked(what)) => {
+                tracing::error!(tombstone.id = %id, what, "claim panicked");
+                self.set_back(id, &what).await?;
+                return Ok(SliceEnd::Panicked(what));
+            }
             Err(PurgeError::Store(error)) => return Err(error),
             Err(error) => return Err(StoreError::Unusable(error.to_string())),
         };
-        let (lease, tombstone) = (claimed.lease, claimed.tombstone.clone());
+        let (lease, tombstone) = (claimed.lease.clone(), claimed.tombstone.clone());
         tracing::info!(tombstone.id = %id, resource = %tombstone.resource, fence = lease.fence.0, "purging");
         let worked = tokio::select! {
-            worked = self.stages(claimed, budget) => worked,
+            worked = AssertUnwindSafe(self.stages(claimed, budget)).catch_unwind() =>
+                worked.unwrap_or_else(|panic| Err(PurgeError::Panicked(said(&*panic)))),
             lost = self.keep_alive(&lease) => Err(lost),
         };
         self.conclude(&tombstone, &lease, worked).await
     }
 
-    async fn stages(&self, claimed: Box<Claimed>, budget: &Budget) -> Result<Outcome, PurgeError> {
+    async fn stages(&self, mut claimed: Box<Claimed>, budget: &Budget) -> Result<Outcome, PurgeError> {
+        claimed.checkpoint = self.recall(&claimed).await?;
         let emptied = match self.empty(claimed, budget).await? {
             Emptying::Emptied(emptied) => emptied,
             Emptying::OutOfTime(claimed) => return Ok(Outcome::OutOfTime(claimed.lease)),
@@ -137,6 +151,16 @@ impl Purger {
                 Ok(Outcome::Paused(claimed.lease))
             }
         }
+    }
+
+    /// Where the purge goes on.
+    async fn recall(&self, claimed: &Claimed) -> Result<Checkpoint, StoreError> {
+        let stored = purging::load_checkpoint(&mut *self.store.conn().await?, claimed.lease.id).await?;
+        Ok(stored.map(serde_json::from_value).transpose().map(Option::unwrap_or_default).unwrap_or_else(|error| {
+            // of another version; it only says where to go on, and a pass from the beginning ends at the same place
+            tracing::warn!(tombstone.id = %claimed.lease.id, %error, "checkpoint cannot be read, the pass begins anew");
+            Checkpoint::default()
+        }))
     }
 
     /// Extends the lease every third of it; returns only when it is lost.
@@ -190,6 +214,17 @@ impl Purger {
                 Ok(SliceEnd::LeaseLost)
             }
             Err(PurgeError::Store(error @ StoreError::Unavailable(_))) => Err(error),
+            Err(PurgeError::Panicked(what)) => {
+                tracing::error!(tombstone.id = %tombstone.id, what, "slice panicked");
+                let mut tx = self.store.begin().await?;
+                if purging::count_death(&mut tx, lease).await? == Fenced::Lost {
+                    return Ok(SliceEnd::LeaseLost);
+                }
+                match self.after_death(tx, tombstone, lease, &what).await? {
+                    SliceEnd::Failed(reason) => Ok(SliceEnd::Panicked(reason)),
+                    end => Ok(end),
+                }
+            }
             Err(error) if error.is_hopeless() => self.give_up(tombstone, lease, error.to_string()).await,
             Err(error) if error.is_outage() => self.wait_out(tombstone, lease, error.to_string()).await,
             Err(error) => self.count_failure(tombstone, lease, error.to_string()).await,
@@ -198,14 +233,25 @@ impl Purger {
 
     /// Sets the purge aside: nothing but somebody's help can finish it.
     async fn give_up(&self, tombstone: &Tombstone, lease: &Lease, reason: String) -> Result<SliceEnd, StoreError> {
-        let mut tx = self.store.begin().await?;
+        self.give_up_in(self.store.begin().await?, tombstone, lease, reason).await
+    }
+
+    async fn give_up_in(
+        &self,
+        mut tx: Tx,
+        tombstone: &Tombstone,
+        lease: &Lease,
+        reason: String,
+    ) -> Result<SliceEnd, StoreError> {
         if purging::give_up(&mut tx, lease, &reason).await? == Fenced::Lost {
             return Ok(SliceEnd::LeaseLost);
         }
         let details = json!({ "reason": reason, "attempts": tombstone.attempts + 1 });
         history::record(&mut tx, Happened::Stuck, tombstone, &self.provenance(), details).await?;
         outbox::remove_purge(&mut tx, tombstone.id).await?;
+        failpoint::at("give_up.uncommitted");
         commit(tx).await?;
+        failpoint::at("give_up.committed");
         tracing::error!(tombstone.id = %tombstone.id, resource = %tombstone.resource, reason, "stuck");
         Ok(SliceEnd::Stuck(reason))
     }
@@ -223,6 +269,27 @@ impl Purger {
         }
         let wait = self.backoff.delay_for(attempt);
         self.pass_on(tombstone, lease, wait, PassOn::Failed(&reason)).await?;
+        Ok(SliceEnd::Failed(reason))
+    }
+
+    /// One more worker has died over it, counted in `tx`, with nothing settled since the last: another try after a
+    /// back-off, which leaves the others that died with it in peace, or none.
+    pub(super) async fn after_death(
+        &self,
+        mut tx: Tx,
+        tombstone: &Tombstone,
+        lease: &Lease,
+        what: &str,
+    ) -> Result<SliceEnd, StoreError> {
+        let deaths = purging::deaths(&mut tx, tombstone.id).await?;
+        let reason = match deaths {
+            0 | 1 => what.to_owned(),
+            _ => format!("{what}; {deaths} times in a row without getting further"),
+        };
+        if deaths >= self.config.max_attempts {
+            return self.give_up_in(tx, tombstone, lease, reason).await;
+        }
+        self.pass_on_in(tx, tombstone, lease, self.backoff.delay_for(deaths), PassOn::Died(&reason)).await?;
         Ok(SliceEnd::Failed(reason))
     }
 
@@ -244,11 +311,21 @@ impl Purger {
         wait: Duration,
         why: PassOn<'_>,
     ) -> Result<(), StoreError> {
-        let mut tx = self.store.begin().await?;
+        self.pass_on_in(self.store.begin().await?, tombstone, lease, wait, why).await
+    }
+
+    async fn pass_on_in(
+        &self,
+        mut tx: Tx,
+        tombstone: &Tombstone,
+        lease: &Lease,
+        wait: Duration,
+        why: PassOn<'_>,
+    ) -> Result<(), StoreError> {
         if purging::pass_on(&mut tx, lease, wait, why).await? == Fenced::Lost {
             return Ok(());
         }
-        if let PassOn::Outage(reason) | PassOn::Failed(reason) = why {
+        if let PassOn::Outage(reason) | PassOn::Failed(reason) | PassOn::Died(reason) = why {
             let counted = matches!(why, PassOn::Failed(_));
             let details = json!({ "reason": reason, "attempt": tombstone.attempts + u32::from(counted) });
             history::record(&mut tx, Happened::PurgeFailed, tombstone, &self.provenance(), details).await?;
@@ -259,16 +336,26 @@ impl Purger {
         }
         let task = PurgeTask { tombstone: tombstone.id }.encode();
         outbox::schedule_purge(&mut tx, tombstone.id, &task, wait).await?;
-        commit(tx).await
+        failpoint::at("pass_on.uncommitted");
+        commit(tx).await?;
+        failpoint::at("pass_on.committed");
+        Ok(())
     }
 
-    /// Notes on a tombstone that its slice panicked, and looks again.
-    pub(super) async fn note_panic(&self, id: TombstoneId, reason: &str) -> Result<(), StoreError> {
+    /// Notes on a tombstone what befell a task that nobody has the lease for, and looks again, later each time.
+    /// `false`: it is closed, not due, or in living hands, and nothing was noted.
+    pub(super) async fn set_back(&self, id: TombstoneId, reason: &str) -> Result<bool, StoreError> {
         let mut tx = self.store.begin().await?;
-        tombstones::note_error(&mut tx, id, reason).await?;
-        let task = PurgeTask { tombstone: id }.encode();
-        outbox::schedule_purge(&mut tx, id, &task, self.backoff.delay_for(1)).await?;
-        commit(tx).await
+        let waits = tombstones::waits(&mut tx, id).await?;
+        let wait = self.backoff.delay_for(waits.saturating_add(1));
+        if !tombstones::set_back(&mut tx, id, reason, wait).await? {
+            return Ok(false);
+        }
+        outbox::schedule_purge(&mut tx, id, &PurgeTask { tombstone: id }.encode(), wait).await?;
+        failpoint::at("set_back.uncommitted");
+        commit(tx).await?;
+        failpoint::at("set_back.committed");
+        Ok(true)
     }
 
     /// Brings a tombstone back after a slice that could not even write down what comes next.
@@ -277,4 +364,10 @@ impl Purger {
         let task = PurgeTask { tombstone: id }.encode();
         outbox::schedule_purge(&mut conn, id, &task, self.backoff.delay_for(1)).await
     }
+}
+
+/// What a panic said.
+fn said(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    format!("its worker panicked: {}", text.unwrap_or("see its log"))
 }

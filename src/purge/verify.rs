@@ -4,6 +4,7 @@
 //! without showing one object, version or delete marker.
 
 use super::{PurgeError, Purger, claim::Claimed, empty::Emptied};
+use crate::failpoint;
 
 /// Nothing is left below any of the tombstone's prefixes.
 #[derive(Debug)]
@@ -24,6 +25,7 @@ pub(super) enum Verification {
 impl Purger {
     pub(super) async fn verify(&self, emptied: Emptied) -> Result<Verification, PurgeError> {
         let Emptied { claimed } = emptied;
+        failpoint::at("verify.begun");
         for location in &claimed.tombstone.locations {
             let store = self.stores.at(location)?;
             let mut after = None;
@@ -38,7 +40,9 @@ impl Purger {
                     None => break,
                 }
             }
+            failpoint::at("verify.location_empty");
         }
+        failpoint::at("verify.done");
         Ok(Verification::Verified(Verified { claimed }))
     }
 }

@@ -12,6 +12,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Budget, Purger, SliceEnd};
 use crate::{
+    domain::ids::TombstoneId,
+    failpoint,
     queue::{Delivery, QueueError, Source, TaskQueue, message::PurgeTask},
     store::StoreError,
 };
@@ -19,8 +21,12 @@ use crate::{
 /// How long to wait between looks at a database that is away.
 const DATABASE_AWAY: Duration = Duration::from_secs(1);
 
-/// What the dead letter and the tombstone say of a slice that panicked.
-const PANICKED: &str = "the worker panicked; see its log";
+/// What the dead letter and the tombstone say of a slice that panicked while it wrote down what comes next.
+const PANICKED: &str = "its worker panicked: see its log";
+
+/// Redeliveries after which a task waits before it is taken up again: workers may die over it before they have a
+/// lease. Two are ordinary: a crash, and a broker that lost the connection.
+const OFTEN: u32 = 3;
 
 impl Purger {
     /// Consumes purge tasks until the queue ends or `stop` is cancelled; then takes no more, lets every slice come to
@@ -83,16 +89,24 @@ impl Purger {
                 return Ok(());
             }
         };
+        failpoint::at("worker.received");
         let (purger, budget) = (self.clone(), Budget::new(self.config.slice, stop));
+        let redeliveries = delivery.redeliveries;
         // a task of its own, so that a panic is an outcome
-        let slice = tokio::spawn(async move { purger.run_slice(task.tombstone, &budget).await }).await;
+        let slice = tokio::spawn(async move { purger.take_up(task.tombstone, redeliveries, &budget).await }).await;
+        failpoint::at("worker.unanswered");
         match slice {
             Ok(Ok(end)) => {
                 self.metrics.slice(end.as_str());
+                if let SliceEnd::Panicked(reason) = &end {
+                    log_answer(delivery.answer.dead_letter(reason).await);
+                    return Ok(());
+                }
                 if !matches!(end, SliceEnd::Purged | SliceEnd::Continues) {
                     tracing::debug!(tombstone.id = %task.tombstone, ?end, "slice ended");
                 }
                 log_answer(delivery.answer.ack().await);
+                failpoint::at("worker.answered");
                 Ok(())
             }
             Ok(Err(error)) if matches!(error, StoreError::Unavailable(_)) => {
@@ -116,13 +130,26 @@ impl Purger {
                 self.metrics.slice("panic");
                 tracing::error!(tombstone.id = %task.tombstone, %panic, "slice panicked");
                 // a dead letter alone would be seen by nobody who looks at the tombstone
-                if let Err(error) = self.note_panic(task.tombstone, PANICKED).await {
+                if let Err(error) = self.set_back(task.tombstone, PANICKED).await {
                     tracing::warn!(tombstone.id = %task.tombstone, %error, "panic not noted, the sweeper looks again");
                 }
                 log_answer(delivery.answer.dead_letter(PANICKED).await);
                 Ok(())
             }
         }
+    }
+
+    /// A slice of it, unless its task has come back so often that something is wrong with it.
+    async fn take_up(&self, id: TombstoneId, redeliveries: u32, budget: &Budget) -> Result<SliceEnd, StoreError> {
+        if redeliveries >= OFTEN {
+            let reason =
+                format!("its task was handed out {redeliveries} times and never answered: did workers die over it?");
+            if self.set_back(id, &reason).await? {
+                tracing::warn!(tombstone.id = %id, reason, "task waits");
+                return Ok(SliceEnd::Deferred(reason));
+            }
+        }
+        self.run_slice(id, budget).await
     }
 }
 

@@ -15,6 +15,7 @@ use self::room::Room;
 pub use self::sweeper::Sweeper;
 use crate::{
     config::RelayConfig,
+    failpoint,
     queue::{Outgoing, PublishOutcome, Publisher, QueueError, Target, TaskQueue},
     retry::{Backoff, InvalidBackoff},
     store::{
@@ -24,9 +25,6 @@ use crate::{
     },
     telemetry::Metrics,
 };
-
-/// How long a relay keeps rows to itself. Longer than any publish may take; if it dies, another sends them after this.
-const LEASE: Duration = Duration::from_secs(120);
 
 /// Replies and events that nobody takes are dropped after so many tries; purge tasks never.
 const MOST_ATTEMPTS: u32 = 10;
@@ -91,12 +89,13 @@ impl Relay {
         let tasks = room.for_window(publisher, window, &self.metrics).await;
         let leased = {
             let mut conn = self.store.conn().await?;
-            outbox::lease(&mut conn, Window { tasks, messages: window }, LEASE).await?
+            outbox::lease(&mut conn, Window { tasks, messages: window }, self.config.lease).await?
         };
         if leased.is_empty() {
             return Ok(0);
         }
         room.sent(leased.iter().filter(|row| row.topic == Topic::Purge).count());
+        failpoint::at("relay.leased");
         let window: Vec<Outgoing> = leased.iter().map(outgoing).collect();
         let outcomes = match publisher.publish(&window).await {
             Ok(outcomes) => outcomes,
@@ -108,6 +107,7 @@ impl Relay {
                 return Err(PumpError::Queue(error));
             }
         };
+        failpoint::at("relay.published");
         self.settle(&leased, &outcomes).await?;
         Ok(leased.len())
     }
@@ -140,7 +140,9 @@ impl Relay {
             }
         }
         tombstones::mark_queued(&mut conn, &queued).await?;
+        failpoint::at("relay.marked_queued");
         outbox::confirm(&mut conn, &gone).await?;
+        failpoint::at("relay.confirmed");
         self.metrics.published(gone.len());
         Ok(())
     }

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::SweeperConfig,
+    failpoint,
     queue::message::PurgeTask,
     store::{Store, StoreError, commit, outbox, requests, tombstones},
     telemetry::Metrics,
@@ -67,7 +68,9 @@ impl Sweeper {
                 let task = PurgeTask { tombstone: *id }.encode();
                 outbox::schedule_purge(&mut tx, *id, &task, Duration::ZERO).await?;
             }
+            failpoint::at("sweeper.uncommitted");
             commit(tx).await?;
+            failpoint::at("sweeper.committed");
             found += overdue.len();
             if overdue.len() < BATCH as usize {
                 break;

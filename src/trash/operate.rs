@@ -12,7 +12,7 @@ use crate::{
         state::State,
         tombstone::{Provenance, Tombstone},
     },
-    history,
+    failpoint, history,
     queue::message::PurgeTask,
     store::{
         StoreError,
@@ -182,7 +182,9 @@ impl TrashBin {
         let task = PurgeTask { tombstone: stuck.id }.encode();
         outbox::schedule_purge(&mut tx, stuck.id, &task, std::time::Duration::ZERO).await?;
         history::record(&mut tx, Happened::Retried, &stuck, by, json!({ "was": stuck.last_error })).await?;
+        failpoint::at("retry.uncommitted");
         commit(tx).await?;
+        failpoint::at("retry.committed");
         Ok(stuck)
     }
 }

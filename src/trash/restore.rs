@@ -14,7 +14,7 @@ use crate::{
         state::State,
         tombstone::{Provenance, Tombstone},
     },
-    history,
+    failpoint, history,
     store::{
         audit::Happened,
         commit, outbox,
@@ -59,7 +59,9 @@ impl TrashBin {
     ) -> Result<Restored, TrashError> {
         let mut tx = self.store.begin().await?;
         let restored = self.restore_in(&mut tx, resource, if_lost, by).await?;
+        failpoint::at("restore.uncommitted");
         commit(tx).await?;
+        failpoint::at("restore.committed");
         Ok(restored)
     }
 

@@ -11,7 +11,7 @@ use time::OffsetDateTime;
 use super::{Plan, TrashBin, TrashError, TrashRequest};
 use crate::{
     domain::{ids::TombstoneId, location::Location, tombstone::Tombstone},
-    history,
+    failpoint, history,
     queue::message::PurgeTask,
     store::{audit::Happened, commit, outbox, platform, tombstones},
 };
@@ -46,7 +46,9 @@ impl TrashBin {
     pub async fn trash(&self, request: &TrashRequest) -> Result<Trashed, TrashError> {
         let mut tx = self.store.begin().await?;
         let trashed = self.trash_in(&mut tx, request).await?;
+        failpoint::at("trash.uncommitted");
         commit(tx).await?;
+        failpoint::at("trash.committed");
         Ok(trashed)
     }
 

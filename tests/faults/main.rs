@@ -5,6 +5,12 @@
 
 #[path = "../support/amqp.rs"]
 mod amqp;
+#[allow(dead_code, reason = "the platform's tests use the rest of it")]
+#[path = "../platform/bench.rs"]
+mod bench;
+#[allow(dead_code, reason = "the platform's tests use the rest of it")]
+#[path = "../platform/gate.rs"]
+mod gate;
 mod broker;
 mod mischief;
 #[path = "../support/process.rs"]
@@ -22,3 +28,13 @@ mod memory;
 mod s3_keys;
 mod s3_proxy;
 mod s3_single;
+mod race;
+mod s3_keys;
+mod s3_proxy;
+mod s3_single;
+mod backlog;
+mod crowd;
+mod memory;
+mod crash_points;
+mod deaths;
+mod lane;

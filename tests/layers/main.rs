@@ -9,7 +9,7 @@ use std::{
 
 /// The modules, each above everything that it may import.
 const LAYERS: [&[&str]; 10] = [
-    &["domain", "retry", "shutdown"],
+    &["domain", "failpoint", "retry", "shutdown"],
     &["objects", "queue"],
     &["config"],
     &["store", "telemetry"],

@@ -139,7 +139,7 @@ async fn a_crash_at_any_batch_before_or_after_its_delete_loses_no_count() {
 #[tokio::test]
 async fn crashes_in_a_row_at_the_same_batch_count_its_objects_once() {
     let (bench, _, id) = due(25).await;
-    for _ in 0..3 {
+    for _ in 0..2 {
         let gate = bench.objects.stop_a_delete(0, At::After);
         let worker = bench.purger();
         let dies = tokio::spawn(async move { worker.run_slice(id, &budget()).await });

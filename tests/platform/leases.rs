@@ -86,11 +86,12 @@ async fn no_write_that_carries_an_old_fence_touches_a_row() {
     let before: String = bench.value("select t::text from reprieve.tombstones t").await;
 
     let mut conn = bench.store.conn().await.expect("a connection");
-    let old = Lease { id, fence: Fence(0), duration: Duration::from_secs(60) };
+    let old = Lease::new(id, Fence(0), Duration::from_secs(60));
     let progress = Progress { objects_listed: 9, objects_deleted: 9, ..Progress::default() };
     let nothing = serde_json::json!({});
     assert_eq!(purging::checkpoint(&mut conn, &old, &progress, &nothing).await.expect("runs"), Fenced::Lost);
     assert_eq!(purging::renew(&mut conn, &old).await.expect("runs"), Fenced::Lost);
+    assert_eq!(purging::lock(&mut conn, &old).await.expect("runs"), Fenced::Lost);
     assert_eq!(purging::count_rows(&mut conn, &old, 5).await.expect("runs"), Fenced::Lost);
     assert_eq!(purging::pass_on(&mut conn, &old, Duration::ZERO, PassOn::Continues).await.expect("runs"), Fenced::Lost);
     assert_eq!(purging::give_up(&mut conn, &old, "tired").await.expect("runs"), Fenced::Lost);
@@ -105,12 +106,13 @@ async fn the_statement_of_the_point_of_no_return_looks_at_the_time_itself() {
     let id = bench.trash("dataset", bench.dataset("set a", 1).await).await;
     let mut conn = bench.store.conn().await.expect("a connection");
     let lease = Duration::from_secs(60);
-    assert_eq!(purging::begin(&mut conn, id, "early", lease, true).await.expect("runs"), None);
+    assert!(purging::begin(&mut conn, id, "early", lease, true).await.expect("runs").is_none());
     let still = bench.tombstone(id).await;
     assert_eq!((still.state, still.fence, still.lease_owner), (State::Trashed, Fence(0), None));
     bench.make_due(id).await;
-    assert_eq!(purging::begin(&mut conn, id, "in time", lease, true).await.expect("runs"), Some(Fence(1)));
-    assert_eq!(purging::begin(&mut conn, id, "second", lease, true).await.expect("runs"), None);
+    let begun = purging::begin(&mut conn, id, "in time", lease, true).await.expect("runs");
+    assert_eq!(begun.expect("due").fence, Fence(1));
+    assert!(purging::begin(&mut conn, id, "second", lease, true).await.expect("runs").is_none());
 }
 
 #[tokio::test]
@@ -119,8 +121,7 @@ async fn the_statement_of_the_end_refuses_while_one_object_is_not_gone() {
     let id = bench.trash_due("dataset", bench.dataset("set a", 1).await).await;
     let mut conn = bench.store.conn().await.expect("a connection");
     let duration = Duration::from_secs(60);
-    let fence = purging::begin(&mut conn, id, "worker", duration, true).await.expect("runs").expect("due");
-    let lease = Lease { id, fence, duration };
+    let lease = purging::begin(&mut conn, id, "worker", duration, true).await.expect("runs").expect("due");
     let nothing = serde_json::json!({});
     for left in [
         Progress { objects_listed: 2, objects_deleted: 1, objects_failed: 1, ..Progress::default() },
@@ -142,15 +143,13 @@ async fn a_late_heartbeat_revives_no_lease_that_was_given_back() {
     let id = bench.trash_due("dataset", bench.dataset("set a", 1).await).await;
     let mut conn = bench.store.conn().await.expect("a connection");
     let duration = Duration::from_secs(60);
-    let fence = purging::begin(&mut conn, id, "worker", duration, true).await.expect("runs").expect("due");
-    let lease = Lease { id, fence, duration };
+    let lease = purging::begin(&mut conn, id, "worker", duration, true).await.expect("runs").expect("due");
     assert_eq!(purging::renew(&mut conn, &lease).await.expect("runs"), Fenced::Ours { paused: false });
     let passed = purging::pass_on(&mut conn, &lease, Duration::ZERO, PassOn::Continues).await.expect("runs");
     assert_eq!(passed, Fenced::Ours { paused: false });
     assert_eq!(purging::renew(&mut conn, &lease).await.expect("runs"), Fenced::Lost);
     assert_eq!(bench.tombstone(id).await.lease_until, None, "the next worker need not wait for it");
-    let fence = purging::take_over(&mut conn, id, "next", duration).await.expect("runs").expect("free");
-    let lease = Lease { id, fence, duration };
+    let lease = purging::take_over(&mut conn, id, "next", duration).await.expect("runs").expect("free");
     assert!(purging::finish(&mut conn, &lease, 1).await.expect("runs").is_some());
     assert_eq!(purging::renew(&mut conn, &lease).await.expect("runs"), Fenced::Ours { paused: false });
     assert_eq!(bench.tombstone(id).await.lease_until, None);

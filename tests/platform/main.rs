@@ -10,6 +10,7 @@ mod gate;
 mod bystanders;
 mod cascade;
 mod claiming;
+mod deaths;
 mod emptying;
 mod flow;
 mod guards;

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses its own part of this")]
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use lapin::options::{
     BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueBindOptions, QueueDeclareOptions,
@@ -14,8 +15,9 @@ use crate::process::Service;
 use crate::support::{SOON, wait_until};
 use crate::world::World;
 
+#[derive(Clone)]
 pub struct Amqp {
-    _connection: Connection,
+    _connection: Arc<Connection>,
     channel: Channel,
     namespace: String,
 }
@@ -46,7 +48,12 @@ impl Amqp {
         let connection = Connection::connect(&world.amqp_url, ConnectionProperties::default()).await.expect("connects");
         let channel = connection.create_channel().await.expect("a channel");
         channel.confirm_select(ConfirmSelectOptions::default()).await.expect("confirms");
-        Amqp { _connection: connection, channel, namespace: world.namespace.clone() }
+        Amqp { _connection: Arc::new(connection), channel, namespace: world.namespace.clone() }
+    }
+
+    /// The same client for another namespace, whose queues are there.
+    pub fn of(&self, namespace: &str) -> Amqp {
+        Amqp { namespace: namespace.to_owned(), ..self.clone() }
     }
 
     /// A queue of our own, for replies, bound to nothing.

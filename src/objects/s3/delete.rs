@@ -1,7 +1,7 @@
 //! Deleting by name, in as few requests as the store and the keys allow.
 //!
 //! Invariant: whatever happens, each object asked for gets one outcome. Objects that were not tried for want of time
-//! are `Failed` with [`NOT_ATTEMPTED`]; objects of a request whose answer was lost are `Unknown`.
+//! or of a permit are `Failed` with [`NOT_ATTEMPTED`]; objects of a request whose answer was lost are `Unknown`.
 //!
 //! One request takes 1000 keys, but a single character that XML 1.0 cannot carry fails all of them, and some stores
 //! refuse batches altogether. So keys with such characters go alone from the start, a batch that the store calls
@@ -16,13 +16,11 @@ use futures_util::{FutureExt, StreamExt, stream};
 use tokio::time::Instant;
 
 use super::answer::{Entry, attribute};
+use super::permitted::Permitted;
 use super::{S3Store, Scope};
 use crate::domain::outcome::{BatchOutcome, FailureClass, KeyFailure, KeyOutcome, ObjectRef, distinct};
-use crate::objects::MAX_BATCH;
 use crate::objects::error::{Evidence, Verdict, judge};
-
-/// The code of objects that were not tried within the time for one call.
-pub const NOT_ATTEMPTED: &str = "NotAttempted";
+use crate::objects::{MAX_BATCH, NOT_ATTEMPTED, PERMIT_OVER, Permit, not_attempted};
 
 /// Single deletes in flight. Each counts as much as a batch to a store that limits requests.
 const SINGLES: usize = 8;
@@ -34,6 +32,23 @@ const SMALL: usize = 8;
 /// thousand single deletes on a slow store must not hold a worker for long.
 const BUDGET: Duration = Duration::from_secs(120);
 
+/// How long a call may begin requests.
+struct Limits<'a> {
+    deadline: Instant,
+    permit: &'a Permit,
+}
+
+impl Limits<'_> {
+    /// What objects come to that may no longer be tried; `None` while they may.
+    fn reached(&self) -> Option<KeyOutcome> {
+        if !self.permit.holds() {
+            return Some(not_attempted(PERMIT_OVER));
+        }
+        let used_up = Instant::now() >= self.deadline;
+        used_up.then(|| not_attempted(&format!("the {} s for one call were used up", BUDGET.as_secs())))
+    }
+}
+
 /// What became of a part, or why one has to go about it differently.
 enum Part {
     Done(BatchOutcome),
@@ -42,43 +57,43 @@ enum Part {
 }
 
 impl S3Store {
-    pub(super) async fn delete_all(&self, bucket: &str, objects: &[ObjectRef]) -> BatchOutcome {
-        let deadline = Instant::now() + BUDGET;
+    pub(super) async fn delete_all(&self, permit: &Permit, bucket: &str, objects: &[ObjectRef]) -> BatchOutcome {
+        let limits = Limits { deadline: Instant::now() + BUDGET, permit };
         let asked = distinct(objects);
         let (batches, alone): (Vec<_>, Vec<_>) = asked.iter().cloned().partition(|object| xml_can_carry(&object.key));
         let mut done = BatchOutcome::uniform(&[], &KeyOutcome::Unknown);
         for batch in batches.chunks(MAX_BATCH) {
-            done = done.merge(self.delete_batch(bucket, batch, deadline).await);
+            done = done.merge(self.delete_batch(bucket, batch, &limits).await);
         }
-        done = done.merge(self.delete_singly(bucket, &alone, deadline).await);
+        done = done.merge(self.delete_singly(bucket, &alone, &limits).await);
         let lost_answer = done.lost_answer().cloned();
         // Only for the order of asking: the parts are disjoint and complete.
         BatchOutcome::reconcile(&asked, [], done.into_outcomes()).with_lost_answer(lost_answer)
     }
 
-    async fn delete_batch(&self, bucket: &str, batch: &[ObjectRef], deadline: Instant) -> BatchOutcome {
+    async fn delete_batch(&self, bucket: &str, batch: &[ObjectRef], limits: &Limits<'_>) -> BatchOutcome {
         let mut done = BatchOutcome::uniform(&[], &KeyOutcome::Unknown);
         let mut parts = vec![batch];
         // Ends: a part is either done with or replaced by two halves of it, down to `SMALL`.
         while let Some(part) = parts.pop() {
-            if Instant::now() >= deadline {
-                done = done.merge(BatchOutcome::uniform(part, &not_attempted()));
+            if let Some(untried) = limits.reached() {
+                done = done.merge(BatchOutcome::uniform(part, &untried));
                 continue;
             }
-            match self.delete_part(bucket, part).await {
+            match self.delete_part(bucket, part, limits.permit).await {
                 Part::Done(outcome) => done = done.merge(outcome),
                 Part::Halve if part.len() > SMALL => {
                     let (left, right) = part.split_at(part.len() / 2);
                     parts.extend([right, left]);
                 }
-                Part::Halve | Part::OneByOne => done = done.merge(self.delete_singly(bucket, part, deadline).await),
+                Part::Halve | Part::OneByOne => done = done.merge(self.delete_singly(bucket, part, limits).await),
             }
         }
         done
     }
 
     /// One DeleteObjects request.
-    async fn delete_part(&self, bucket: &str, part: &[ObjectRef]) -> Part {
+    async fn delete_part(&self, bucket: &str, part: &[ObjectRef], permit: &Permit) -> Part {
         let scope = Scope { operation: "DeleteObjects", bucket, subject: "" };
         let identifiers = part.iter().map(|object| {
             let identifier = ObjectIdentifier::builder().key(&object.key).set_version_id(object.version.clone());
@@ -86,9 +101,12 @@ impl S3Store {
         });
         let delete = Delete::builder().set_objects(Some(identifiers.collect())).quiet(false).build();
         let delete = delete.expect("the objects are set on the line above");
-        let answer = self.client.delete_objects().bucket(bucket).delete(delete).send().await;
+        let permitted = Permitted::by(permit);
+        let request = self.client.delete_objects().bucket(bucket).delete(delete).customize();
+        let answer = request.interceptor(permitted.clone()).send().await;
         let verdict = match answer {
             Ok(answer) => return Part::Done(attribute(part, self.entries(scope, answer))),
+            Err(_) if permitted.has_refused() => return Part::Done(BatchOutcome::lost(part, refused())),
             Err(error) => self.verdict(scope, &error),
         };
         if !verdict.known {
@@ -103,10 +121,10 @@ impl S3Store {
         }
     }
 
-    async fn delete_singly(&self, bucket: &str, objects: &[ObjectRef], deadline: Instant) -> BatchOutcome {
+    async fn delete_singly(&self, bucket: &str, objects: &[ObjectRef], limits: &Limits<'_>) -> BatchOutcome {
         // Boxed: the compiler cannot yet show that a stream of borrowing futures is `Send` (rust-lang/rust#102211).
         let singles: Vec<BoxFuture<'_, BatchOutcome>> =
-            objects.iter().map(|object| self.delete_one(bucket, object, deadline).boxed()).collect();
+            objects.iter().map(|object| self.delete_one(bucket, object, limits).boxed()).collect();
         let mut singles = stream::iter(singles).buffer_unordered(SINGLES);
         let mut done = BatchOutcome::uniform(&[], &KeyOutcome::Unknown);
         while let Some(outcome) = singles.next().await {
@@ -116,15 +134,18 @@ impl S3Store {
     }
 
     /// One DeleteObject request.
-    async fn delete_one(&self, bucket: &str, object: &ObjectRef, deadline: Instant) -> BatchOutcome {
+    async fn delete_one(&self, bucket: &str, object: &ObjectRef, limits: &Limits<'_>) -> BatchOutcome {
         let asked = std::slice::from_ref(object);
-        if Instant::now() >= deadline {
-            return BatchOutcome::uniform(asked, &not_attempted());
+        if let Some(untried) = limits.reached() {
+            return BatchOutcome::uniform(asked, &untried);
         }
         let scope = Scope { operation: "DeleteObject", bucket, subject: &object.key };
+        let permitted = Permitted::by(limits.permit);
         let request = self.client.delete_object().bucket(bucket).key(&object.key);
-        let outcome = match request.set_version_id(object.version.clone()).send().await {
+        let request = request.set_version_id(object.version.clone()).customize().interceptor(permitted.clone());
+        let outcome = match request.send().await {
             Ok(_) => KeyOutcome::Deleted,
+            Err(_) if permitted.has_refused() => return BatchOutcome::lost(asked, refused()),
             Err(error) => {
                 let verdict = self.verdict(scope, &error);
                 if !verdict.known {
@@ -152,9 +173,10 @@ impl S3Store {
     }
 }
 
-fn not_attempted() -> KeyOutcome {
-    let message = format!("the {} s for one call were used up", BUDGET.as_secs());
-    KeyOutcome::Failed(KeyFailure { code: NOT_ATTEMPTED.to_owned(), message, class: FailureClass::Transient })
+/// Why the answer is missing of a request whose next attempt was not permitted: those before it may have been lost.
+fn refused() -> KeyFailure {
+    let (code, message) = (NOT_ATTEMPTED.to_owned(), PERMIT_OVER.to_owned());
+    KeyFailure { code, message, class: FailureClass::Transient }
 }
 
 /// Whether the key comes back from an XML document as it went in. Control characters are not in XML 1.0 at all, or

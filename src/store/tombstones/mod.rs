@@ -3,6 +3,7 @@
 //! Invariant: the guards of `domain::state` stand in every `where`. What happens past the point of no return is in
 //! [`purging`], and carries the fence.
 
+mod lease;
 pub mod purging;
 mod row;
 
@@ -273,21 +274,29 @@ pub async fn defer(conn: &mut PgConnection, id: TombstoneId, reason: &str, wait:
     Ok(done.rows_affected() == 1)
 }
 
-/// Notes what went wrong with it, where nothing else could be written down. Nothing else changes: whoever has the lease
-/// keeps it, and no attempt is counted.
+/// Notes what went wrong before anybody had a lease, and looks again after `wait`. `false`: it is closed or stuck, not
+/// due, or somebody has the lease; then nothing changes.
 ///
 /// # Errors
 /// The statement failed.
-pub async fn note_error(conn: &mut PgConnection, id: TombstoneId, reason: &str) -> Result<(), StoreError> {
-    sqlx::query(
-        "update reprieve.tombstones set last_error = $2
-         where id = $1 and state in ('trashed', 'blocked', 'purging')",
+pub async fn set_back(
+    conn: &mut PgConnection,
+    id: TombstoneId,
+    reason: &str,
+    wait: Duration,
+) -> Result<bool, StoreError> {
+    let done = sqlx::query(
+        "update reprieve.tombstones
+         set last_error = $2, waits = waits + 1, next_attempt_at = now() + $3 * interval '1 second'
+         where id = $1 and state in ('trashed', 'blocked', 'purging')
+           and greatest(purge_after, next_attempt_at) <= now() and (lease_until is null or lease_until < now())",
     )
     .bind(id.0)
     .bind(reason)
+    .bind(wait.as_secs_f64())
     .execute(conn)
     .await?;
-    Ok(())
+    Ok(done.rows_affected() == 1)
 }
 
 /// How long until it is to be looked at: its restore window's end or its next check, by the database's clock; zero

@@ -2,7 +2,8 @@
 //!
 //! Invariant: every statement here but [`begin`], [`take_over`] and [`retry`] carries the fence. Zero rows touched
 //! means that the lease is lost and somebody else has taken over: the caller stops at once, without another request
-//! to any store.
+//! to any store. A lease is counted from when the statement is carried out (`clock_timestamp()`); `now()` is when its
+//! transaction began, which may have waited for locks since.
 
 use std::time::Duration;
 
@@ -10,22 +11,12 @@ use serde_json::Value;
 use sqlx::{PgConnection, types::Json};
 use time::OffsetDateTime;
 
-use super::StoreError;
+pub use super::lease::Lease;
+use super::{StoreError, lease::Moment};
 use crate::domain::{
     ids::{Fence, TombstoneId},
     progress::Progress,
 };
-
-/// The right to work on one purge.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Lease {
-    /// Of which tombstone.
-    pub id: TombstoneId,
-    /// As long as the tombstone still has it.
-    pub fence: Fence,
-    /// How long it is good for after each write.
-    pub duration: Duration,
-}
 
 /// What the fenced write found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,12 +51,13 @@ pub async fn begin(
     owner: &str,
     lease: Duration,
     row_found: bool,
-) -> Result<Option<Fence>, StoreError> {
+) -> Result<Option<Lease>, StoreError> {
+    let asked = Moment::now();
     let fence: Option<i64> = sqlx::query_scalar(
         "update reprieve.tombstones
          set state = 'purging', purging_at = now(), fence = fence + 1, lease_owner = $2,
-             lease_until = now() + $3 * interval '1 second', row_found = $4, blockers = '[]', last_error = null,
-             attempts = 0, waits = 0, next_attempt_at = now()
+             lease_until = clock_timestamp() + $3 * interval '1 second', row_found = $4, blockers = '[]', last_error = null,
+             attempts = 0, deaths = 0, waits = 0, next_attempt_at = now()
          where id = $1 and state in ('trashed', 'blocked') and purge_after <= now() returning fence",
     )
     .bind(id.0)
@@ -74,11 +66,11 @@ pub async fn begin(
     .bind(row_found)
     .fetch_optional(conn)
     .await?;
-    Ok(fence.map(Fence))
+    Ok(fence.map(|fence| Lease::since(asked, id, Fence(fence), lease)))
 }
 
-/// Takes over a purge that nobody works on: a new fence, which the former owner has not. `None`: it is not purging,
-/// not due, or in living hands.
+/// Takes over a purge that nobody works on: a new fence, which the former owner has not. One who is another and has not
+/// given the lease back has died with it, and that is counted. `None`: it is not purging, not due, or in living hands.
 ///
 /// # Errors
 /// The statement failed.
@@ -87,10 +79,12 @@ pub async fn take_over(
     id: TombstoneId,
     owner: &str,
     lease: Duration,
-) -> Result<Option<Fence>, StoreError> {
+) -> Result<Option<Lease>, StoreError> {
+    let asked = Moment::now();
     let fence: Option<i64> = sqlx::query_scalar(
         "update reprieve.tombstones
-         set fence = fence + 1, lease_owner = $2, lease_until = now() + $3 * interval '1 second'
+         set fence = fence + 1, lease_owner = $2, lease_until = clock_timestamp() + $3 * interval '1 second',
+             deaths = deaths + (coalesce(lease_owner, $2) <> $2)::int
          where id = $1 and state = 'purging' and next_attempt_at <= now()
            and (lease_until is null or lease_until < now()) returning fence",
     )
@@ -99,7 +93,34 @@ pub async fn take_over(
     .bind(lease.as_secs_f64())
     .fetch_optional(conn)
     .await?;
-    Ok(fence.map(Fence))
+    Ok(fence.map(|fence| Lease::since(asked, id, Fence(fence), lease)))
+}
+
+/// How many workers have died over it, or panicked, since it last got further.
+///
+/// # Errors
+/// The statement failed.
+pub async fn deaths(conn: &mut PgConnection, id: TombstoneId) -> Result<u32, StoreError> {
+    let deaths: Option<i32> = sqlx::query_scalar("select deaths from reprieve.tombstones where id = $1")
+        .bind(id.0)
+        .fetch_optional(conn)
+        .await?;
+    Ok(deaths.and_then(|deaths| u32::try_from(deaths).ok()).unwrap_or(0))
+}
+
+/// Counts a panic as a death.
+///
+/// # Errors
+/// The statement failed.
+pub async fn count_death(conn: &mut PgConnection, lease: &Lease) -> Result<Fenced, StoreError> {
+    let done = sqlx::query(
+        "update reprieve.tombstones set deaths = deaths + 1 where id = $1 and fence = $2 and state = 'purging'",
+    )
+    .bind(lease.id.0)
+    .bind(lease.fence.0)
+    .execute(conn)
+    .await?;
+    Ok(ours(done.rows_affected()))
 }
 
 /// Where the purge goes on.
@@ -115,7 +136,9 @@ pub async fn load_checkpoint(conn: &mut PgConnection, id: TombstoneId) -> Result
     Ok(checkpoint.flatten().map(|json| json.0))
 }
 
-/// Writes progress and where to go on, and extends the lease. A crash after it repeats nothing that it counted.
+/// Writes progress and where to go on, and extends the lease. A crash after it repeats nothing that it counted. Objects
+/// that have gone since, and nothing else, forget the deaths before: there are only so many objects, so a purge that
+/// kills its workers comes to an end.
 ///
 /// # Errors
 /// The statement failed.
@@ -126,11 +149,14 @@ pub async fn checkpoint(
     checkpoint: &Value,
 ) -> Result<Fenced, StoreError> {
     let n = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+    let asked = Moment::now();
     let paused: Option<bool> = sqlx::query_scalar(
         concat!(
             "update reprieve.tombstones t
              set objects_listed = $3, objects_deleted = $4, objects_absent = $5, objects_failed = $6,
-                 objects_unknown = $7, bytes_freed = $8, checkpoint = $9, lease_until = now() + $10 * interval '1 second'
+                 objects_unknown = $7, bytes_freed = $8, checkpoint = $9,
+                 lease_until = clock_timestamp() + $10 * interval '1 second',
+                 deaths = case when $4 + $5 > t.objects_deleted + t.objects_absent then 0 else t.deaths end
              where id = $1 and fence = $2 and state = 'purging' returning ",
             is_paused!()
         ),
@@ -147,7 +173,7 @@ pub async fn checkpoint(
     .bind(lease.duration.as_secs_f64())
     .fetch_optional(conn)
     .await?;
-    Ok(paused.map_or(Fenced::Lost, |paused| Fenced::Ours { paused }))
+    Ok(extended(lease, asked, paused))
 }
 
 /// Extends the lease while a long request runs. A purge that has just finished is not a lost one: the heartbeat runs
@@ -157,9 +183,10 @@ pub async fn checkpoint(
 /// # Errors
 /// The statement failed.
 pub async fn renew(conn: &mut PgConnection, lease: &Lease) -> Result<Fenced, StoreError> {
+    let asked = Moment::now();
     let done = sqlx::query(
         "update reprieve.tombstones
-         set lease_until = case when state = 'purging' then now() + $3 * interval '1 second' end
+         set lease_until = case when state = 'purging' then clock_timestamp() + $3 * interval '1 second' end
          where id = $1 and fence = $2 and (lease_owner is not null or state = 'purged')",
     )
     .bind(lease.id.0)
@@ -167,7 +194,22 @@ pub async fn renew(conn: &mut PgConnection, lease: &Lease) -> Result<Fenced, Sto
     .bind(lease.duration.as_secs_f64())
     .execute(conn)
     .await?;
-    Ok(ours(done.rows_affected()))
+    Ok(extended(lease, asked, (done.rows_affected() == 1).then_some(false)))
+}
+
+/// Locks the tombstone until the transaction ends, and changes nothing.
+///
+/// # Errors
+/// The statement failed, or the lock was not to be had in time.
+pub async fn lock(conn: &mut PgConnection, lease: &Lease) -> Result<Fenced, StoreError> {
+    let found: Option<i32> = sqlx::query_scalar(
+        "select 1 from reprieve.tombstones where id = $1 and fence = $2 and state = 'purging' for update",
+    )
+    .bind(lease.id.0)
+    .bind(lease.fence.0)
+    .fetch_optional(conn)
+    .await?;
+    Ok(ours(u64::from(found.is_some())))
 }
 
 /// Counts deleted rows; runs in the transaction that deletes them.
@@ -175,9 +217,10 @@ pub async fn renew(conn: &mut PgConnection, lease: &Lease) -> Result<Fenced, Sto
 /// # Errors
 /// The statement failed.
 pub async fn count_rows(conn: &mut PgConnection, lease: &Lease, rows: u64) -> Result<Fenced, StoreError> {
+    let asked = Moment::now();
     let paused: Option<bool> = sqlx::query_scalar(concat!(
         "update reprieve.tombstones t
-         set rows_deleted = rows_deleted + $3, lease_until = now() + $4 * interval '1 second'
+         set rows_deleted = rows_deleted + $3, deaths = 0, lease_until = clock_timestamp() + $4 * interval '1 second'
          where id = $1 and fence = $2 and state = 'purging' returning ",
         is_paused!()
     ))
@@ -187,7 +230,7 @@ pub async fn count_rows(conn: &mut PgConnection, lease: &Lease, rows: u64) -> Re
     .bind(lease.duration.as_secs_f64())
     .fetch_optional(conn)
     .await?;
-    Ok(paused.map_or(Fenced::Lost, |paused| Fenced::Ours { paused }))
+    Ok(extended(lease, asked, paused))
 }
 
 /// Why a purge is passed on.
@@ -201,6 +244,8 @@ pub enum PassOn<'a> {
     Outage(&'a str),
     /// It failed: one of a number of attempts.
     Failed(&'a str),
+    /// Its worker died or panicked, which is counted already.
+    Died(&'a str),
 }
 
 /// Gives the lease back and looks again after `wait`. What only continues does not forget its failed attempts, or a
@@ -219,6 +264,7 @@ pub async fn pass_on(
         PassOn::Paused => (0, Some(0), Some("paused")),
         PassOn::Outage(reason) => (0, Some(1), Some(reason)),
         PassOn::Failed(reason) => (1, None, Some(reason)),
+        PassOn::Died(reason) => (0, None, Some(reason)),
     };
     let done = sqlx::query(
         "update reprieve.tombstones
@@ -262,7 +308,7 @@ pub async fn give_up(conn: &mut PgConnection, lease: &Lease, reason: &str) -> Re
 pub async fn retry(conn: &mut PgConnection, id: TombstoneId) -> Result<bool, StoreError> {
     let done = sqlx::query(
         "update reprieve.tombstones
-         set state = 'purging', attempts = 0, waits = 0, next_attempt_at = now(), lease_owner = null, lease_until = null
+         set state = 'purging', attempts = 0, deaths = 0, waits = 0, next_attempt_at = now(), lease_owner = null, lease_until = null
          where id = $1 and state = 'stuck'",
     )
     .bind(id.0)
@@ -292,6 +338,14 @@ pub async fn finish(
     .bind(i64::try_from(rows).unwrap_or(i64::MAX))
     .fetch_optional(conn)
     .await?)
+}
+
+/// What a statement that was sent at `asked`, and extends the lease where it is still ours, has found.
+fn extended(lease: &Lease, asked: Moment, paused: Option<bool>) -> Fenced {
+    paused.map_or(Fenced::Lost, |paused| {
+        lease.extended(asked);
+        Fenced::Ours { paused }
+    })
 }
 
 fn ours(rows_affected: u64) -> Fenced {

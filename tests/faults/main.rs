@@ -12,6 +12,7 @@ mod support;
 #[path = "../support/world.rs"]
 mod world;
 
+mod behind_proxy;
 mod s3_keys;
 mod s3_proxy;
 mod s3_single;

@@ -14,16 +14,16 @@ use crate::support::seaweedfs::{self, ACCESS_KEY, SECRET_KEY};
 use crate::world::{Places, Settings, World};
 
 /// Objects of each dataset here: three batches of [`settings`].
-pub const SHAPE: Shape = Shape { samples: 24, receivers: 5 };
-pub const PUT: i64 = 120;
+pub const SHAPE: Shape = Shape { samples: 7, receivers: 4 };
+pub const PUT: i64 = 28;
 /// Rows of each: its own, its samples, its features.
-pub const ROWS: i64 = 1 + 24 + 3;
+pub const ROWS: i64 = 1 + 7 + 3;
 
 /// So few attempts that an outage which counted as one would leave a purge stuck; all purges at once; time-outs that a
 /// test can wait for.
 pub fn settings() -> Settings {
     Settings {
-        batch_size: 50,
+        batch_size: 10,
         max_attempts: 2,
         lease: "10s",
         purge: "concurrency = 64",
@@ -68,7 +68,9 @@ impl Faulty {
 
     /// A dataset of [`PUT`] objects; its id and prefix.
     pub async fn dataset(&self, name: &str) -> (Uuid, String) {
-        let (id, put) = self.world.dataset(name, SHAPE).await;
+        // the platform wants them short and different
+        let name = format!("{name:.60} {}", Uuid::new_v4().simple());
+        let (id, put) = self.world.dataset(&name, SHAPE).await;
         assert_eq!((put, self.world.rows(id).await), (PUT, ROWS));
         (id, format!("synthetic/{id}/"))
     }

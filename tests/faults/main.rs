@@ -14,5 +14,7 @@ mod world;
 
 mod behind_proxy;
 mod s3_keys;
+mod s3_lasting;
 mod s3_proxy;
 mod s3_single;
+mod s3_versions;

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::behind_proxy::{Faulty, TOO_SLOW, settings};
+use crate::behind_proxy::{Faulty, PUT, ROWS, TOO_SLOW, settings};
 use crate::s3_proxy::{Fault, KeyFault, On, Op, Which, Work};
 use crate::support::SOON;
 
@@ -85,7 +85,7 @@ async fn a_purge_gets_over_every_passing_fault_and_counts_every_object_once() {
         faulty.purged(id).await;
         assert_eq!(rule.met(), times, "{name}: it did happen");
     }
-    assert_eq!(faulty.world.objects_below(&prefix).await, crate::behind_proxy::PUT, "a sibling");
-    assert_eq!(faulty.world.rows(sibling).await, crate::behind_proxy::ROWS);
+    assert_eq!(faulty.world.objects_below(&prefix).await, PUT, "a sibling");
+    assert_eq!(faulty.world.rows(sibling).await, ROWS);
     assert!(service.terminate(SOON).await.success());
 }

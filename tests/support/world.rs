@@ -44,6 +44,8 @@ pub struct Settings {
     pub max_attempts: u32,
     /// More lines for `[stores.main]`.
     pub store: &'static str,
+    /// More lines for `[purge]`.
+    pub purge: &'static str,
 }
 
 impl Default for Settings {
@@ -56,6 +58,7 @@ impl Default for Settings {
             redeliver_after: "3s",
             max_attempts: 10,
             store: "",
+            purge: "",
         }
     }
 }
@@ -336,7 +339,7 @@ impl World {
 fn config_text(places: &Places, bucket: &str, namespace: &str, settings: &Settings) -> String {
     let (access, secret) = (seaweedfs::ACCESS_KEY, seaweedfs::SECRET_KEY);
     let Places { database_url, s3_endpoint, amqp_url, .. } = places;
-    let Settings { window, lease, slice, batch_size, redeliver_after, max_attempts, store } = settings;
+    let Settings { window, lease, slice, batch_size, redeliver_after, max_attempts, store, purge } = settings;
     format!(
         r#"
 maps = ["map.toml"]
@@ -365,6 +368,7 @@ backoff_initial = "200ms"
 backoff_max = "2s"
 recheck_initial = "200ms"
 recheck_max = "1s"
+{purge}
 [relay]
 poll = "50ms"
 [sweeper]

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -25,17 +25,23 @@ struct RuleState {
     on: On,
     fault: Fault,
     left: AtomicU64,
-    met: AtomicU64,
+    /// When it was met, each time.
+    met: Mutex<Vec<Instant>>,
 }
 
 impl Rule {
     pub(super) fn new(on: On, times: u64, fault: Fault) -> Rule {
-        Rule(Arc::new(RuleState { on, fault, left: AtomicU64::new(times), met: AtomicU64::new(0) }))
+        Rule(Arc::new(RuleState { on, fault, left: AtomicU64::new(times), met: Mutex::default() }))
     }
 
     /// How many requests it has happened to.
     pub fn met(&self) -> u64 {
-        self.0.met.load(Ordering::SeqCst)
+        self.met_at().len() as u64
+    }
+
+    /// When, each time.
+    pub fn met_at(&self) -> Vec<Instant> {
+        self.0.met.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// It happens no more.
@@ -144,7 +150,7 @@ impl State {
     pub fn happened(&self, chosen: &Chosen) {
         *self.seen().injected.entry(chosen.fault.name()).or_default() += 1;
         if let Some(rule) = &chosen.rule {
-            rule.0.met.fetch_add(1, Ordering::SeqCst);
+            rule.0.met.lock().unwrap_or_else(PoisonError::into_inner).push(Instant::now());
         }
     }
 

@@ -13,8 +13,8 @@ pub struct RelayConfig {
     pub window: u16,
     /// Purge tasks that may wait in the broker; more wait in the outbox.
     pub max_queued: u32,
-    /// How long a relay keeps messages to itself. Longer than a publish should take; if it dies, another sends them
-    /// after this.
+    /// How long a relay keeps messages to itself. If it dies, another sends them after this; if it is only slow, they
+    /// are sent twice, which does no harm.
     pub lease: Duration,
 }
 
@@ -44,7 +44,7 @@ pub fn read_relay(section: Reader<'_>) -> RelayConfig {
         poll: section.duration("poll", 500 * MILLI, 10 * MILLI..=MINUTE),
         window: section.count("window", 256, 1..=4096),
         max_queued: section.count("max_queued", MAX_QUEUED, 1..=1_000_000),
-        lease: section.duration("lease", 2 * MINUTE, SECOND..=60 * MINUTE),
+        lease: section.duration("lease", 30 * SECOND, SECOND..=60 * MINUTE),
     };
     section.finish();
     relay

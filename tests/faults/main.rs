@@ -5,39 +5,34 @@
 
 #[path = "../support/amqp.rs"]
 mod amqp;
-#[allow(dead_code, reason = "the platform's tests use the rest of it")]
-#[path = "../platform/bench.rs"]
-mod bench;
-#[allow(dead_code, reason = "the platform's tests use the rest of it")]
-#[path = "../platform/gate.rs"]
-mod gate;
-mod broker;
-mod mischief;
 #[path = "../support/process.rs"]
 mod process;
 #[path = "../support/mod.rs"]
 mod support;
-mod tcp_proxy;
 #[path = "../support/world.rs"]
 mod world;
 
-mod backlog;
-mod campaign;
-mod crowd;
-mod memory;
 mod behind_proxy;
-mod s3_keys;
-mod s3_lasting;
-mod s3_proxy;
-mod s3_single;
-mod race;
-mod s3_keys;
-mod s3_proxy;
-mod s3_single;
-mod backlog;
 mod crowd;
-mod memory;
+mod lane;
+mod mischief;
+mod s3_proxy;
+mod tcp_proxy;
+
+mod backlog;
+#[allow(dead_code, reason = "the platform's tests use the rest of it")]
+#[path = "../platform/bench.rs"]
+mod bench;
+mod broker;
+mod campaign;
 mod crash_points;
 mod deaths;
-mod lane;
+#[allow(dead_code, reason = "the platform's tests use the rest of it")]
+#[path = "../platform/gate.rs"]
+mod gate;
+mod memory;
+mod race;
+mod s3_keys;
+mod s3_lasting;
+mod s3_single;
 mod s3_versions;

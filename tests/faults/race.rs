@@ -115,4 +115,3 @@ async fn a_transaction_older_than_the_trash_cannot_use_what_is_being_purged() {
         assert_eq!(bench.count("reprieve.tombstones where actor = 'guard'").await, 0, "a trial leaves nothing");
     }
 }
-

@@ -66,7 +66,12 @@ async fn what_needs_a_person_is_set_aside_with_its_reason_and_finished_by_a_retr
     .enumerate()
     {
         let (id, prefix) = faulty.dataset(&format!("all {n}")).await;
-        cases.push((id, faulty.proxy.rule(on.below(prefix), ALWAYS, Fault::Forbidden), left, reasons.map(String::from)));
+        cases.push((
+            id,
+            faulty.proxy.rule(on.below(prefix), ALWAYS, Fault::Forbidden),
+            left,
+            reasons.map(String::from),
+        ));
     }
     for (how, code) in [
         (KeyFault::AccessDenied(Work::Left), "AccessDenied"),
@@ -76,7 +81,12 @@ async fn what_needs_a_person_is_set_aside_with_its_reason_and_finished_by_a_retr
         let (id, prefix) = faulty.dataset(code).await;
         let bad = heimdall::key(id, 3, 2);
         let fault = Fault::Keys(Which::Named(vec![bad.clone()]), how);
-        cases.push((id, faulty.proxy.rule(deletes().below(prefix), ALWAYS, fault), 1, [format!("1 objects: {code}"), bad]));
+        cases.push((
+            id,
+            faulty.proxy.rule(deletes().below(prefix), ALWAYS, fault),
+            1,
+            [format!("1 objects: {code}"), bad],
+        ));
     }
     let _service = faulty.serve();
     faulty.trash(&cases.iter().map(|(id, ..)| *id).collect::<Vec<_>>()).await;

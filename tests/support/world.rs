@@ -371,6 +371,7 @@ recheck_max = "1s"
 {purge}
 [relay]
 poll = "50ms"
+lease = "5s"
 [sweeper]
 interval = "200ms"
 redeliver_after = "{redeliver_after}"

@@ -161,8 +161,6 @@ fn fail_points() -> Vec<String> {
     }
     points.sort();
     points.dedup();
-    if points.is_empty() {
-        points.push("none".into());
-    } // TEMP
+    assert!(!points.is_empty(), "the source has no fail points");
     points
 }

@@ -69,7 +69,8 @@ impl Fleet {
         let mut dice = Dice::of(self.land.settings.seed, "fleet");
         let points = fail_points();
         while Instant::now() < end {
-            sleep(dice.millis(200, 2500)).await;
+            sleep(dice.millis(100, 1500)).await;
+            self.replace_the_dead();
             let at = dice.below(self.ships.len());
             let blow = *dice.weighted(&[(4, Blow::Kill), (2, Blow::Terminate), (2, Blow::Stop), (6, Blow::FailPoint)]);
             self.strike(at, blow, &points, &mut dice).await;
@@ -83,14 +84,7 @@ impl Fleet {
 
     async fn strike(&mut self, at: usize, blow: Blow, points: &[String], dice: &mut Dice) {
         let tally = &self.land.tally;
-        let running = self.ships[at].service.as_mut().is_some_and(|service| !service.has_ended());
         match blow {
-            _ if !running => {
-                // a fail point was met meanwhile
-                tally.add("fault: process died at a fail point");
-                self.land.tally.must(!self.panicked(at), || "a process panicked".into());
-                self.launch(at, None);
-            }
             Blow::Kill => {
                 tally.add("fault: kill -9 of a process");
                 self.kill(at);
@@ -99,6 +93,9 @@ impl Fleet {
             }
             Blow::Terminate => {
                 tally.add("fault: SIGTERM of a process");
+                if self.ships[at].service.as_mut().expect("launched").has_ended() {
+                    return self.replace_the_dead();
+                }
                 let ended = self.ships[at].service.as_mut().expect("it runs").terminate(ORDERLY).await;
                 self.land.tally.must(ended.success(), || format!("SIGTERM ended a process with {ended}"));
                 self.launch(at, None);
@@ -113,9 +110,20 @@ impl Fleet {
             }
             Blow::FailPoint => {
                 let point = dice.pick(points);
-                let set = format!("{point}={}*off->return", dice.below(6));
+                let set = format!("{point}={}*off->return", dice.below(4));
                 self.kill(at);
                 self.launch(at, Some(&set));
+            }
+        }
+    }
+
+    /// Starts those again that have met a fail point.
+    fn replace_the_dead(&mut self) {
+        for at in 0..self.ships.len() {
+            if self.ships[at].service.as_mut().is_some_and(Service::has_ended) {
+                self.land.tally.add("fault: process died at a fail point");
+                self.land.tally.must(!self.panicked(at), || "a process panicked".into());
+                self.launch(at, None);
             }
         }
     }

@@ -153,7 +153,10 @@ async fn found(pool: &PgPool, s3: &Client, bucket: &str, n: usize, job: Option<U
         siblings.truncate(3);
     }
     let (put, beside) = (keys.len(), siblings.len());
-    heimdall::put_keys(s3, bucket, keys).await;
+    // directories last: SeaweedFS forgets one that is put while the first file below it is
+    let (directories, files): (Vec<String>, Vec<String>) = keys.into_iter().partition(|key| key.ends_with('/'));
+    heimdall::put_keys(s3, bucket, files).await;
+    heimdall::put_keys(s3, bucket, directories).await;
     heimdall::put_keys(s3, bucket, siblings).await;
     // as the store spells them, which makes one slash of two
     let mut siblings = listed(s3, bucket, &format!("synthetic/{id}")).await;

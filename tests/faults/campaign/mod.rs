@@ -131,7 +131,11 @@ fn options() -> Options {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn in_a_campaign_of_faults_no_promise_breaks() {
     let settings = Settings::from_env();
-    let stage = Stage::set(settings).await.play().await;
+    let began = Instant::now();
+    let stage = Stage::set(settings).await;
+    println!("set up in {:?}", began.elapsed());
+    let stage = stage.play().await;
+    println!("played until {:?}", began.elapsed());
     let land = &stage.land;
 
     // first with every use, hold and refusal that is left from the storm

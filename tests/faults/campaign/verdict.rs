@@ -40,11 +40,16 @@ struct Stands {
 pub async fn settled(land: &Land, limit: Duration) -> Option<Duration> {
     const LOOK: Duration = Duration::from_millis(250);
     let began = Instant::now();
-    let mut quiet = 0;
+    let (mut quiet, mut told) = (0, 0);
     while began.elapsed() < limit {
-        quiet = if moving(land).await.is_empty() { quiet + 1 } else { 0 };
+        let moving = moving(land).await;
+        quiet = if moving.is_empty() { quiet + 1 } else { 0 };
         if quiet == 4 {
             return Some(began.elapsed());
+        }
+        if began.elapsed().as_secs() >= told + 15 {
+            told = began.elapsed().as_secs();
+            eprintln!("after {told} s {} things move, such as {:?}", moving.len(), moving.first());
         }
         sleep(LOOK).await;
     }

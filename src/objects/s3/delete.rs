@@ -51,9 +51,7 @@ impl S3Store {
             done = done.merge(self.delete_batch(bucket, batch, deadline).await);
         }
         done = done.merge(self.delete_singly(bucket, &alone, deadline).await);
-        let lost_answer = done.lost_answer().cloned();
-        // Only for the order of asking: the parts are disjoint and complete.
-        BatchOutcome::reconcile(&asked, [], done.into_outcomes()).with_lost_answer(lost_answer)
+        done.in_order_of(&asked)
     }
 
     async fn delete_batch(&self, bucket: &str, batch: &[ObjectRef], deadline: Instant) -> BatchOutcome {
@@ -91,15 +89,19 @@ impl S3Store {
             Ok(answer) => return Part::Done(attribute(part, self.entries(scope, answer))),
             Err(error) => self.verdict(scope, &error),
         };
+        let wait = verdict.retry_after;
         if !verdict.known {
-            return Part::Done(BatchOutcome::lost(part, verdict.into_failure()));
+            return Part::Done(BatchOutcome::lost(part, verdict.into_failure()).with_retry_after(wait));
         }
         match verdict.code.as_str() {
             "MalformedXML" => Part::Halve,
             // Of a whole batch these say "not like this": no such operation, or a checksum that we do not send.
             "NotImplemented" | "MethodNotAllowed" | "Http405" | "Http501" | "InvalidRequest" | "InvalidDigest"
             | "BadDigest" | "MissingContentMD5" => Part::OneByOne,
-            _ => Part::Done(BatchOutcome::uniform(part, &KeyOutcome::Failed(verdict.into_failure()))),
+            _ => {
+                let failed = KeyOutcome::Failed(verdict.into_failure());
+                Part::Done(BatchOutcome::uniform(part, &failed).with_retry_after(wait))
+            }
         }
     }
 
@@ -123,17 +125,16 @@ impl S3Store {
         }
         let scope = Scope { operation: "DeleteObject", bucket, subject: &object.key };
         let request = self.client.delete_object().bucket(bucket).key(&object.key);
-        let outcome = match request.set_version_id(object.version.clone()).send().await {
-            Ok(_) => KeyOutcome::Deleted,
-            Err(error) => {
-                let verdict = self.verdict(scope, &error);
-                if !verdict.known {
-                    return BatchOutcome::lost(asked, verdict.into_failure());
-                }
-                verdict.into_outcome()
-            }
+        let verdict = match request.set_version_id(object.version.clone()).send().await {
+            Ok(_) => return BatchOutcome::uniform(asked, &KeyOutcome::Deleted),
+            Err(error) => self.verdict(scope, &error),
         };
-        BatchOutcome::uniform(asked, &outcome)
+        let wait = verdict.retry_after;
+        let outcome = match verdict.known {
+            true => BatchOutcome::uniform(asked, &verdict.into_outcome()),
+            false => BatchOutcome::lost(asked, verdict.into_failure()),
+        };
+        outcome.with_retry_after(wait)
     }
 
     fn entries(&self, scope: Scope<'_>, answer: DeleteObjectsOutput) -> Vec<Entry> {

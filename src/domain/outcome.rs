@@ -6,6 +6,7 @@
 //! An object that is asked for twice is one object: it counts once, where it was first named.
 
 use std::collections::{HashMap, HashSet};
+use std::time::Duration;
 
 /// One stored object, or one version of it: what a delete request names.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -57,6 +58,7 @@ pub enum KeyOutcome {
 pub struct BatchOutcome {
     outcomes: Vec<(ObjectRef, KeyOutcome)>,
     lost_answer: Option<KeyFailure>,
+    retry_after: Option<Duration>,
 }
 
 /// The objects asked for, each once, in the order of their first naming.
@@ -69,7 +71,7 @@ impl BatchOutcome {
     /// Every object of `asked` with one and the same outcome, for a request that succeeded or failed as a whole.
     pub fn uniform(asked: &[ObjectRef], outcome: &KeyOutcome) -> Self {
         let outcomes = distinct(asked).into_iter().map(|object| (object, outcome.clone())).collect();
-        Self { outcomes, lost_answer: None }
+        Self { outcomes, lost_answer: None, retry_after: None }
     }
 
     /// Every object of `asked` unknown, for a request whose answer was lost, and why it was lost.
@@ -102,20 +104,39 @@ impl BatchOutcome {
                 (object, outcome)
             })
             .collect();
-        Self { outcomes, lost_answer: None }
+        Self { outcomes, lost_answer: None, retry_after: None }
     }
 
-    /// Joins two outcomes of disjoint parts of one request. Of two lost answers the first is kept.
+    /// Joins two outcomes of disjoint parts of one request. Of two lost answers the first is kept, of two waits the
+    /// longer.
     pub fn merge(mut self, other: Self) -> Self {
         self.outcomes.extend(other.outcomes);
         self.lost_answer = self.lost_answer.or(other.lost_answer);
+        self.retry_after = self.retry_after.max(other.retry_after);
         self
+    }
+
+    /// The same outcomes, in the order of asking: what was merged is in that of the parts.
+    pub fn in_order_of(self, asked: &[ObjectRef]) -> Self {
+        let Self { outcomes, lost_answer, retry_after } = self;
+        Self { lost_answer, retry_after, ..Self::reconcile(asked, [], outcomes) }
     }
 
     /// The same outcomes, with the reason why an answer was lost.
     pub fn with_lost_answer(mut self, why: Option<KeyFailure>) -> Self {
         self.lost_answer = why;
         self
+    }
+
+    /// The same outcomes, with the time for which the store asks to be left alone.
+    pub fn with_retry_after(mut self, wait: Option<Duration>) -> Self {
+        self.retry_after = wait;
+        self
+    }
+
+    /// The time for which the store asks to be left alone, where it names one.
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.retry_after
     }
 
     /// Why an answer was lost, where one was: a time-out asks for smaller batches, throttling for fewer. `None` with
@@ -210,6 +231,19 @@ mod tests {
         let merged = answered.merge(BatchOutcome::lost(&[plain("b")], why.clone()));
         assert_eq!(merged.lost_answer(), Some(&why));
         assert_eq!(outcomes(merged), [KeyOutcome::Deleted, KeyOutcome::Unknown]);
+    }
+
+    #[test]
+    fn of_two_waits_the_longer_counts_and_survives_the_sorting() {
+        let part = |key, wait| {
+            let part = BatchOutcome::uniform(&[plain(key)], &KeyOutcome::Deleted);
+            part.with_retry_after(wait).with_lost_answer(None)
+        };
+        let [short, long] = [1, 2].map(|seconds| Some(Duration::from_secs(seconds)));
+        let merged = part("b", short).merge(part("a", long)).merge(part("c", None));
+        let sorted = merged.in_order_of(&[plain("a"), plain("b"), plain("c")]);
+        assert_eq!(sorted.retry_after(), long);
+        assert_eq!(sorted.into_outcomes()[0].0, plain("a"));
     }
 
     /// Few keys, so that repetitions and collisions are common.

@@ -7,6 +7,7 @@
 
 use std::error::Error;
 use std::io;
+use std::time::Duration;
 
 use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
@@ -15,6 +16,9 @@ use crate::domain::outcome::{FailureClass, KeyFailure, KeyOutcome};
 
 /// Messages are cut here: some stores send whole pages, and messages end up in the database.
 const LONGEST_MESSAGE: usize = 300;
+
+/// No store is left alone for longer than this, whatever it asks: a proxy's mistake must not stop a purge for days.
+const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(60 * 60);
 
 /// What a code means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,6 +71,8 @@ pub(crate) struct Verdict {
     pub(crate) known: bool,
     /// Whether the code is in the table. Those that are not are worth a warning and a count.
     pub(crate) listed: bool,
+    /// The time for which the store asks to be left alone, where it names one.
+    pub(crate) retry_after: Option<Duration>,
 }
 
 impl Verdict {
@@ -106,7 +112,8 @@ where
                 (200..300, None) => Evidence::Silence(Silence::Unreadable),
                 (status, code) => Evidence::Answer { status, code },
             };
-            judge(evidence, answer.err().message().unwrap_or_default())
+            let verdict = judge(evidence, answer.err().message().unwrap_or_default());
+            Verdict { retry_after: retry_after(answer.raw()), ..verdict }
         }
         SdkError::ConstructionFailure(_) => judge(Evidence::Silence(Silence::NotBuilt), &innermost(error)),
         SdkError::TimeoutError(_) => judge(Evidence::Silence(Silence::TimedOut), &innermost(error)),
@@ -127,6 +134,13 @@ where
         // ResponseError, and whatever a later SDK adds: something may have been done.
         _ => judge(Evidence::Silence(Silence::Unreadable), &innermost(error)),
     }
+}
+
+/// What an answer's Retry-After says. Its other form, a date, would measure the difference of two clocks; no store is
+/// known to send it.
+pub(crate) fn retry_after(answer: &HttpResponse) -> Option<Duration> {
+    let seconds = answer.headers().get("retry-after")?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds).min(LONGEST_RETRY_AFTER))
 }
 
 /// Judges evidence. The one place that decides about retries and about known outcomes.
@@ -159,6 +173,7 @@ pub(crate) fn judge(evidence: Evidence<'_>, message: &str) -> Verdict {
         meaning: found.unwrap_or(Meaning::Failure(FailureClass::Permanent)),
         known,
         listed: found.is_some(),
+        retry_after: None,
     }
 }
 

@@ -129,7 +129,7 @@ impl<S: ObjectStore> ObjectStore for FaultyStore<S> {
         let fault = self.script().lists.pop_front();
         if let Some(KeyFailure { code, message, class }) = fault {
             let (bucket, prefix) = (bucket.to_owned(), prefix.to_owned());
-            return Err(ObjectsError { operation: "List", bucket, prefix, code, message, class });
+            return Err(ObjectsError { operation: "List", bucket, prefix, code, message, class, retry_after: None });
         }
         self.inner.list(bucket, prefix, after).await
     }

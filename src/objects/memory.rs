@@ -137,6 +137,7 @@ impl Bucket {
 
 fn no_such_bucket(operation: &'static str, bucket: &str) -> ObjectsError {
     ObjectsError {
+        retry_after: None,
         operation,
         bucket: bucket.to_owned(),
         prefix: String::new(),

@@ -10,6 +10,7 @@ pub mod s3;
 pub mod stores;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 
@@ -82,6 +83,8 @@ pub struct ObjectsError {
     pub message: String,
     /// How to meet it.
     pub class: FailureClass,
+    /// The time for which the store asks to be left alone, where it names one.
+    pub retry_after: Option<Duration>,
 }
 
 /// The code of objects that were not tried: the time for one call was used up, or the caller's permit was over.
@@ -131,8 +134,8 @@ pub trait ObjectStore: Send + Sync + std::fmt::Debug {
 
     /// Deletes the named objects and says what became of each: one outcome for each different object, in the order of
     /// asking. A request that failed as a whole shows as the same outcome for every key: `Failed` where the store
-    /// surely did nothing, `Unknown` where the answer was lost, with the reason in [`BatchOutcome::lost_answer`]. Does
-    /// not retry keys; that is the caller's, who can stop between. More than [`MAX_BATCH`] objects take several requests,
+    /// surely did nothing, `Unknown` where the answer was lost, with the reason in [`BatchOutcome::lost_answer`]. A
+    /// store that asks to be left alone for a time says so in [`BatchOutcome::retry_after`]. Does not retry keys; that is the caller's, who can stop between. More than [`MAX_BATCH`] objects take several requests,
     /// one after another; a caller that wants to stop in between asks for no more than that.
     async fn delete(&self, bucket: &str, objects: &[ObjectRef]) -> BatchOutcome;
 

@@ -10,6 +10,7 @@ mod answer;
 mod delete;
 mod list;
 mod permitted;
+mod retry_after;
 mod settings;
 
 use std::collections::HashMap;
@@ -79,7 +80,13 @@ impl Scope<'_> {
             code: code.to_owned(),
             message: message.to_owned(),
             class,
+            retry_after: None,
         }
+    }
+
+    fn failed(&self, verdict: &Verdict) -> ObjectsError {
+        let retry_after = verdict.retry_after;
+        ObjectsError { retry_after, ..self.error(&verdict.code, &verdict.message, verdict.class()) }
     }
 }
 
@@ -124,7 +131,7 @@ impl S3Store {
             Err(error) => {
                 let verdict = self.verdict(scope, &error);
                 if !not_offered(&verdict) {
-                    return Err(scope.error(&verdict.code, &verdict.message, verdict.class()));
+                    return Err(scope.failed(&verdict));
                 }
                 Versioning::Off
             }
@@ -151,7 +158,7 @@ impl S3Store {
                     // Not being allowed to ask is not a fault of the bucket: its objects can still be purged.
                     "AccessDenied" | "InvalidRequest" => Ok(None),
                     _ if not_offered(&verdict) => Ok(None),
-                    _ => Err(scope.error(&verdict.code, &verdict.message, verdict.class())),
+                    _ => Err(scope.failed(&verdict)),
                 }
             }
         }
@@ -170,8 +177,7 @@ impl S3Store {
     where
         E: ProvideErrorMetadata + Error + 'static,
     {
-        let verdict = self.verdict(scope, error);
-        scope.error(&verdict.code, &verdict.message, verdict.class())
+        scope.failed(&self.verdict(scope, error))
     }
 
     /// Counts and logs a code that the table does not list.

@@ -46,10 +46,24 @@ pub(super) struct Leftover {
     pub(super) message: String,
     /// Whether another try cannot help before somebody changes something.
     pub(super) permanent: bool,
+    /// Whether it says nothing about these objects: the store asked for less, or did not answer.
+    #[serde(default)]
+    pub(super) outage: bool,
     /// How many.
     pub(super) objects: u64,
     /// The first of them.
     pub(super) example: String,
+}
+
+/// Why an object stays behind.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Staying<'a> {
+    /// The store says why.
+    Failed(&'a KeyFailure),
+    /// The answer to the whole request was lost.
+    Unanswered(&'a KeyFailure),
+    /// The answer does not mention it.
+    Unmentioned,
 }
 
 impl Checkpoint {
@@ -59,16 +73,26 @@ impl Checkpoint {
     }
 
     /// Notes an object that stays behind.
-    pub(super) fn leave(&mut self, object: &ObjectRef, why: &KeyFailure) {
+    pub(super) fn leave(&mut self, object: &ObjectRef, why: Staying<'_>) {
+        let (code, message, permanent, outage) = match why {
+            Staying::Failed(why) => {
+                let (permanent, outage) = (why.class == FailureClass::Permanent, why.class == FailureClass::Throttled);
+                (why.code.as_str(), why.message.as_str(), permanent, outage)
+            }
+            Staying::Unanswered(why) => (&*why.code, &*why.message, false, why.class != FailureClass::Permanent),
+            Staying::Unmentioned => ("NoAnswer", "no answer of the store mentions it", false, false),
+        };
+        tracing::debug!(s3.key = object.key, code, "object stays behind");
         let full = self.leftovers.len() >= MOST_REASONS;
-        let known = self.leftovers.iter_mut().find(|known| known.code == why.code);
+        let known = self.leftovers.iter_mut().find(|known| known.code == code && known.outage == outage);
         match known {
             Some(known) => known.objects += 1,
             None if full => self.leftovers.iter_mut().for_each(|last| last.objects += u64::from(last.code == "other")),
             None => self.leftovers.push(Leftover {
-                code: if self.leftovers.len() + 1 == MOST_REASONS { "other".into() } else { why.code.clone() },
-                message: why.message.clone(),
-                permanent: why.class == FailureClass::Permanent,
+                code: if self.leftovers.len() + 1 == MOST_REASONS { "other".into() } else { code.to_owned() },
+                message: message.to_owned(),
+                permanent,
+                outage,
                 objects: 1,
                 example: object.key.clone(),
             }),
@@ -110,7 +134,7 @@ mod tests {
         let mut checkpoint = Checkpoint::default();
         for n in 0..100 {
             let why = KeyFailure { code: format!("Code{n}"), message: String::new(), class: FailureClass::Permanent };
-            checkpoint.leave(&ObjectRef { key: format!("k{n}"), version: None }, &why);
+            checkpoint.leave(&ObjectRef { key: format!("k{n}"), version: None }, Staying::Failed(&why));
         }
         assert_eq!(checkpoint.leftovers.len(), MOST_REASONS);
         assert_eq!(checkpoint.leftovers.iter().map(|left| left.objects).sum::<u64>(), 100);

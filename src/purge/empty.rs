@@ -4,21 +4,24 @@
 //! and asked for pauses. A worker whose lease is lost, or may be, sends nothing more. Keys that fail in passing are tried again
 //! alone; one that cannot be deleted holds up no other. `Unknown` becomes absent by a fresh listing and nothing else.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    time::Duration,
+};
 
 use super::{
     Budget, PurgeError, Purger,
-    checkpoint::{Checkpoint, Entry},
+    checkpoint::{Checkpoint, Entry, Staying},
     claim::Claimed,
 };
 use crate::{
     domain::{
         location::Location,
-        outcome::{FailureClass, KeyFailure, KeyOutcome, ObjectRef},
+        outcome::{BatchOutcome, FailureClass, KeyFailure, KeyOutcome, ObjectRef},
         progress::Progress,
     },
     failpoint,
-    objects::{Cursor, Permit, stores::NamedStore},
+    objects::{Cursor, ObjectsError, Permit, stores::NamedStore},
     store::tombstones::purging::{self, Fenced, Lease},
 };
 
@@ -41,6 +44,20 @@ pub(super) enum Emptying {
     /// The pass is over and objects are left, as the checkpoint says.
     Leftovers(Box<Claimed>),
 }
+
+/// What became of every key of a batch.
+struct Settled {
+    outcomes: HashMap<ObjectRef, KeyOutcome>,
+    /// Why the last try was not answered, for the keys that are unknown.
+    lost_answer: Option<KeyFailure>,
+}
+
+/// The longest wait for a key within a delivery; a store that asks for more is left to a later one.
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
+
+/// Requests that the last try of a batch without an answer is spread over, so that what has an answer gets it. The
+/// next pass does the same with what is left, until one key stands alone.
+const LAST_REQUESTS: usize = 8;
 
 /// Whether the next batch may leave.
 enum Go {
@@ -115,25 +132,23 @@ impl Purger {
             return Ok(Some(Early::Paused));
         }
         failpoint::at("empty.written");
-        let outcomes = self.settle(store, location, claimed, budget).await?;
+        let Settled { outcomes, lost_answer } = self.settle(store, location, claimed, budget).await?;
         failpoint::at("empty.answered");
         claimed.has_worked = true;
         let batch = std::mem::take(&mut claimed.checkpoint.in_hand);
         let mut counted = Progress::default();
-        let (code, message) = ("NoAnswer".to_owned(), "no answer of the store mentions it".to_owned());
-        let unanswered = KeyFailure { code, message, class: FailureClass::Transient };
         for entry in &batch {
             let object = entry.object();
             // each object of a listing is named once in it; one named twice counts once
             let outcome = outcomes.get(&object).unwrap_or(&KeyOutcome::Unknown);
             counted.count(outcome, entry.size);
             claimed.progress.count(outcome, entry.size);
-            let why = match outcome {
-                KeyOutcome::Deleted | KeyOutcome::AlreadyAbsent => continue,
-                KeyOutcome::Failed(why) => why,
-                KeyOutcome::Unknown => &unanswered,
+            let why = match (outcome, &lost_answer) {
+                (KeyOutcome::Deleted | KeyOutcome::AlreadyAbsent, _) => continue,
+                (KeyOutcome::Failed(why), _) => Staying::Failed(why),
+                (KeyOutcome::Unknown, Some(why)) => Staying::Unanswered(why),
+                (KeyOutcome::Unknown, None) => Staying::Unmentioned,
             };
-            tracing::debug!(s3.key = object.key, code = why.code, "object stays behind");
             claimed.checkpoint.leave(&object, why);
         }
         self.metrics.count_objects(&location.store, &counted);
@@ -143,49 +158,56 @@ impl Purger {
         Ok(None)
     }
 
-    /// Deletes the batch in hand until every key is settled: gone, absent, or failed for good in this pass.
+    /// Deletes the batch in hand until every key is settled: gone, absent, or failed for good in this pass. An error
+    /// when the store is away or wants to be left alone; nothing of the batch counts then, and it is sent again later.
     async fn settle(
         &self,
         store: &NamedStore,
         location: &Location,
         claimed: &Claimed,
         budget: &Budget,
-    ) -> Result<HashMap<ObjectRef, KeyOutcome>, PurgeError> {
+    ) -> Result<Settled, PurgeError> {
         let Checkpoint { in_hand: batch, after, .. } = &claimed.checkpoint;
         let permit = permit_of(&claimed.lease);
         let mut settled = HashMap::with_capacity(batch.len());
         let mut pending: Vec<ObjectRef> = batch.iter().map(Entry::object).collect();
         let mut passing: BTreeMap<ObjectRef, KeyOutcome> = BTreeMap::new();
+        let mut lost_answer: Option<KeyFailure> = None;
         for attempt in 1..=self.config.key_attempts {
-            passing.clear();
+            let is_last = attempt == self.config.key_attempts;
             self.still_ours(&claimed.lease).await?;
-            let answer = store.objects.delete_while(&permit, &location.bucket, &pending).await;
-            if let Some(why) = answer.lost_answer() {
-                tracing::warn!(s3.bucket = location.bucket, code = why.code, message = why.message, "answer lost");
-            }
+            let unanswered = is_last.then_some(lost_answer.as_ref()).flatten();
+            let answer = delete(store, location, &permit, &pending, unanswered).await;
+            let retry_after = answer.retry_after();
+            lost_answer = answer.lost_answer().cloned();
+            passing.clear();
             for (object, outcome) in answer.into_outcomes() {
-                let again = match &outcome {
-                    KeyOutcome::Deleted | KeyOutcome::AlreadyAbsent => false,
-                    KeyOutcome::Failed(why) => why.class != FailureClass::Permanent,
-                    KeyOutcome::Unknown => true,
-                };
-                if again {
+                if is_passing(&outcome) {
                     passing.insert(object, outcome);
                 } else {
                     settled.insert(object, outcome);
                 }
             }
             if passing.is_empty() {
-                return Ok(settled);
+                break;
             }
-            if attempt < self.config.key_attempts {
+            let wait = self.key_backoff.delay_for(attempt).max(retry_after.unwrap_or_default());
+            if let Some(error) = away(location, &passing, lost_answer.as_ref(), retry_after)
+                && (wait > LONGEST_WAIT || (is_last && settled.is_empty()))
+            {
+                return Err(error.into());
+            }
+            if !is_last {
                 self.metrics.key_retries(&location.store, passing.len());
                 tokio::select! {
-                    () = tokio::time::sleep(self.key_backoff.delay_for(attempt)) => {}
+                    () = tokio::time::sleep(wait.min(LONGEST_WAIT)) => {}
                     () = budget.stop.cancelled() => break,
                 }
                 pending = passing.keys().cloned().collect();
             }
+        }
+        if passing.is_empty() {
+            return Ok(Settled { outcomes: settled, lost_answer: None });
         }
         let present = still_there(store, location, after.as_ref(), &passing).await?;
         for (object, outcome) in passing {
@@ -195,7 +217,7 @@ impl Purger {
             };
             settled.insert(object, outcome);
         }
-        Ok(settled)
+        Ok(Settled { outcomes: settled, lost_answer })
     }
 
     /// Asks the database where the lease is no longer certain: this process may have been stopped, or cut off, for so
@@ -260,6 +282,66 @@ async fn still_there(
             _ => return Ok(present),
         };
     }
+}
+
+/// One request, or several when one that named the same objects was not answered: a key that the store stumbles over
+/// takes the others of its request along.
+async fn delete(
+    store: &NamedStore,
+    location: &Location,
+    permit: &Permit,
+    objects: &[ObjectRef],
+    unanswered: Option<&KeyFailure>,
+) -> BatchOutcome {
+    let requests = match unanswered {
+        // it asked for less, not for more
+        Some(why) if why.class != FailureClass::Throttled => LAST_REQUESTS,
+        _ => 1,
+    };
+    let mut answer = BatchOutcome::uniform(&[], &KeyOutcome::Unknown);
+    for part in objects.chunks(objects.len().div_ceil(requests).max(1)) {
+        answer = answer.merge(store.objects.delete_while(permit, &location.bucket, part).await);
+    }
+    if let Some(why) = answer.lost_answer() {
+        tracing::warn!(s3.bucket = location.bucket, code = why.code, message = why.message, "answer lost");
+    }
+    answer
+}
+
+/// Whether another try may change it.
+fn is_passing(outcome: &KeyOutcome) -> bool {
+    match outcome {
+        KeyOutcome::Deleted | KeyOutcome::AlreadyAbsent => false,
+        KeyOutcome::Failed(why) => why.class != FailureClass::Permanent,
+        KeyOutcome::Unknown => true,
+    }
+}
+
+/// The error of a store that says nothing about the keys themselves: it names a time to come back, it asks for less,
+/// or it did not answer.
+fn away(
+    location: &Location,
+    passing: &BTreeMap<ObjectRef, KeyOutcome>,
+    lost_answer: Option<&KeyFailure>,
+    retry_after: Option<Duration>,
+) -> Option<ObjectsError> {
+    let reasons = passing.values().map(|outcome| match outcome {
+        KeyOutcome::Failed(why) => (why.class == FailureClass::Throttled, Some(why)),
+        _ => (lost_answer.is_some_and(|why| why.class != FailureClass::Permanent), lost_answer),
+    });
+    let is_away = retry_after.is_some() || reasons.clone().all(|(is_away, _)| is_away);
+    let why = reasons.max_by_key(|(is_away, _)| *is_away)?.1.filter(|_| is_away)?;
+    let only = passing.keys().next().filter(|_| passing.len() == 1);
+    Some(ObjectsError {
+        operation: "DeleteObjects",
+        bucket: location.bucket.clone(),
+        prefix: only.map_or_else(|| location.prefix.as_str().to_owned(), |object| object.key.clone()),
+        code: why.code.clone(),
+        message: why.message.clone(),
+        // never for good: a later delivery asks again
+        class: FailureClass::Transient,
+        retry_after,
+    })
 }
 
 /// A slice that ends before the pass does.

@@ -92,6 +92,14 @@ impl PurgeError {
         }
     }
 
+    /// The time for which a store asks to be left alone, where it names one.
+    fn retry_after(&self) -> Duration {
+        match self {
+            Self::Objects(error) => error.retry_after.unwrap_or_default(),
+            Self::Store(_) | Self::LeaseLost | Self::Newcomer | Self::Place(_) | Self::Checkpoint(_) => Duration::ZERO,
+        }
+    }
+
     /// Whether another attempt cannot help before somebody changes something.
     fn is_hopeless(&self) -> bool {
         match self {

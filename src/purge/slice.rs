@@ -77,12 +77,22 @@ enum Outcome {
     Finished(Box<super::finish::Finished>),
     OutOfTime(Lease),
     Paused(Lease),
-    /// Objects are left; whether some of them for good.
+    /// Objects are left.
     Leftovers {
         lease: Lease,
         reason: String,
-        permanent: bool,
+        then: Then,
     },
+}
+
+/// What to do about objects that are left.
+enum Then {
+    /// Some are left for good.
+    GiveUp,
+    /// One of a number of attempts.
+    TryAgain,
+    /// The store is away or asks for less; nothing is known against the objects.
+    WaitForTheStore,
 }
 
 impl Purger {
@@ -124,9 +134,14 @@ impl Purger {
             Emptying::Paused(claimed) => return Ok(Outcome::Paused(claimed.lease)),
             Emptying::Leftovers(mut claimed) => {
                 let reason = claimed.checkpoint.describe_leftovers();
-                let permanent = claimed.checkpoint.leftovers.iter().any(|left| left.permanent);
+                let leftovers = &claimed.checkpoint.leftovers;
+                let then = match () {
+                    () if leftovers.iter().any(|left| left.permanent) => Then::GiveUp,
+                    () if leftovers.iter().all(|left| left.outage) => Then::WaitForTheStore,
+                    () => Then::TryAgain,
+                };
                 self.begin_anew(&mut claimed).await?;
-                return Ok(Outcome::Leftovers { lease: claimed.lease, reason, permanent });
+                return Ok(Outcome::Leftovers { lease: claimed.lease, reason, then });
             }
         };
         let verified = match self.verify(emptied).await? {
@@ -136,7 +151,7 @@ impl Purger {
                 let reason = format!(
                     "objects appeared after their prefix was emptied, such as {found}: is a writer still running?"
                 );
-                return Ok(Outcome::Leftovers { lease: claimed.lease, reason, permanent: false });
+                return Ok(Outcome::Leftovers { lease: claimed.lease, reason, then: Then::TryAgain });
             }
         };
         match self.delete_rows(verified, budget).await? {
@@ -205,10 +220,11 @@ impl Purger {
                 self.pass_on(tombstone, &lease, self.recheck.delay_for(1), PassOn::Paused).await?;
                 Ok(SliceEnd::Deferred("paused".into()))
             }
-            Ok(Outcome::Leftovers { lease, reason, permanent: true }) => self.give_up(tombstone, &lease, reason).await,
-            Ok(Outcome::Leftovers { lease, reason, permanent: false }) => {
-                self.count_failure(tombstone, &lease, reason).await
-            }
+            Ok(Outcome::Leftovers { lease, reason, then }) => match then {
+                Then::GiveUp => self.give_up(tombstone, &lease, reason).await,
+                Then::TryAgain => self.count_failure(tombstone, &lease, reason).await,
+                Then::WaitForTheStore => self.wait_out(tombstone, &lease, reason, Duration::ZERO).await,
+            },
             Err(PurgeError::LeaseLost) => {
                 tracing::warn!(tombstone.id = %tombstone.id, fence = lease.fence.0, "lease lost, stopping");
                 Ok(SliceEnd::LeaseLost)
@@ -226,7 +242,9 @@ impl Purger {
                 }
             }
             Err(error) if error.is_hopeless() => self.give_up(tombstone, lease, error.to_string()).await,
-            Err(error) if error.is_outage() => self.wait_out(tombstone, lease, error.to_string()).await,
+            Err(error) if error.is_outage() => {
+                self.wait_out(tombstone, lease, error.to_string(), error.retry_after()).await
+            }
             Err(error) => self.count_failure(tombstone, lease, error.to_string()).await,
         }
     }
@@ -293,12 +311,19 @@ impl Purger {
         Ok(SliceEnd::Failed(reason))
     }
 
-    /// A server is away: wait for it, longer each time, however often.
-    async fn wait_out(&self, tombstone: &Tombstone, lease: &Lease, reason: String) -> Result<SliceEnd, StoreError> {
+    /// A server is away or asks to be left alone: wait for it, longer each time and at least as long as it asks,
+    /// however often.
+    async fn wait_out(
+        &self,
+        tombstone: &Tombstone,
+        lease: &Lease,
+        reason: String,
+        at_least: Duration,
+    ) -> Result<SliceEnd, StoreError> {
         let mut conn = self.store.conn().await?;
         let waits = tombstones::waits(&mut conn, tombstone.id).await?;
         drop(conn);
-        let wait = self.backoff.delay_for(waits.saturating_add(1));
+        let wait = self.backoff.delay_for(waits.saturating_add(1)).max(at_least);
         self.pass_on(tombstone, lease, wait, PassOn::Outage(&reason)).await?;
         Ok(SliceEnd::Failed(reason))
     }

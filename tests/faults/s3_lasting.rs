@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::behind_proxy::{Faulty, PUT, ROWS, settings};
 use crate::s3_proxy::{ALWAYS, Fault, KeyFault, On, Op, Which, Work};
-use crate::support::{SOON, heimdall, wait_until};
+use crate::support::{heimdall, wait_until};
 use crate::world::PURGED;
 
 #[tokio::test]
@@ -18,7 +18,6 @@ async fn throttling_and_outages_are_waited_for_and_use_up_no_attempts() {
         (deletes(), Fault::TooManyRequests(1)),
         (deletes(), Fault::InternalError(Work::Left)),
         (deletes(), Fault::Closed),
-        (deletes(), Fault::Garbage),
         (deletes(), Fault::Keys(Which::All, KeyFault::SlowDown(Work::Left))),
         (deletes(), Fault::Keys(Which::Every(7), KeyFault::SlowDown(Work::Left))),
         (On::lists(), Fault::SlowDown),
@@ -35,11 +34,11 @@ async fn throttling_and_outages_are_waited_for_and_use_up_no_attempts() {
     let _service = faulty.serve();
     faulty.trash(&cases.iter().map(|(_, id, _)| *id).collect::<Vec<_>>()).await;
     for (name, id, rule) in &cases {
-        // more deliveries than there are attempts
-        wait_until(format!("{name}: three deliveries have failed"), PURGED, async || {
-            let now = faulty.world.try_stands(*id).await;
-            assert!(now.is_none_or(|now| now.state != "stuck"), "{name}");
-            faulty.failures(*id).await.0 >= 3
+        // as many deliveries as there are attempts
+        wait_until(format!("{name}: two deliveries have failed"), PURGED, async || {
+            let now = faulty.world.stands(*id).await;
+            assert!(now.state != "stuck" && now.state != "purged", "{name}: {now:?}");
+            faulty.failures(*id).await.0 >= 2
         })
         .await;
         let (now, (_, attempts)) = (faulty.world.stands(*id).await, faulty.failures(*id).await);
@@ -106,6 +105,23 @@ async fn what_needs_a_person_is_set_aside_with_its_reason_and_finished_by_a_retr
 }
 
 #[tokio::test]
+async fn a_key_that_fails_its_whole_request_is_told_from_the_others() {
+    let faulty = Faulty::new(settings()).await;
+    let (id, _) = faulty.dataset("one key is poison").await;
+    let bad = heimdall::key(id, 3, 2);
+    let rule = faulty.proxy.rule(Op::DeleteObjects.below(&bad), ALWAYS, Fault::InternalError(Work::Left));
+    let _service = faulty.serve();
+    faulty.trash(&[id]).await;
+    wait_until("only that one is left", PURGED, async || faulty.world.objects(id).await == 1).await;
+    let now = faulty.world.until("it says why", id, |now| now.last_error.is_some()).await;
+    assert_eq!((now.state.as_str(), faulty.world.rows(id).await), ("purging", ROWS), "{now:?}");
+    let reason = now.last_error.expect("just seen");
+    assert!(reason.contains("InternalError") && reason.contains(&bad), "{reason}");
+    rule.end();
+    faulty.purged(id).await;
+}
+
+#[tokio::test]
 async fn a_store_that_lies_about_a_deletion_is_found_out_before_a_row_is_gone() {
     let faulty = Faulty::new(settings()).await;
     let (lied, prefix) = faulty.dataset("lied to").await;
@@ -149,8 +165,9 @@ async fn a_store_that_names_a_time_is_left_alone_until_then() {
     ] {
         let name = format!("{} for {wait:?} on {on:?}", fault.name());
         let (id, prefix) = faulty.dataset(&name).await;
-        let refused = faulty.proxy.next(on.below(&prefix), fault);
-        let next = faulty.proxy.next(On::any().below(prefix), Fault::SlowAnswer(Duration::ZERO));
+        let on = on.below(prefix);
+        let refused = faulty.proxy.next(on.clone(), fault);
+        let next = faulty.proxy.next(on, Fault::SlowAnswer(Duration::ZERO));
         cases.push((name, id, refused, next, wait));
     }
     let _service = faulty.serve();
@@ -160,5 +177,4 @@ async fn a_store_that_names_a_time_is_left_alone_until_then() {
         let waited = next.met_at()[0] - refused.met_at()[0];
         assert!(waited >= wait, "{name}: {waited:?}");
     }
-    let _ = SOON;
 }

@@ -66,9 +66,7 @@ impl S3Store {
             done = done.merge(self.delete_batch(bucket, batch, &limits).await);
         }
         done = done.merge(self.delete_singly(bucket, &alone, &limits).await);
-        let lost_answer = done.lost_answer().cloned();
-        // Only for the order of asking: the parts are disjoint and complete.
-        BatchOutcome::reconcile(&asked, [], done.into_outcomes()).with_lost_answer(lost_answer)
+        done.in_order_of(&asked)
     }
 
     async fn delete_batch(&self, bucket: &str, batch: &[ObjectRef], limits: &Limits<'_>) -> BatchOutcome {
@@ -109,15 +107,19 @@ impl S3Store {
             Err(_) if permitted.has_refused() => return Part::Done(BatchOutcome::lost(part, refused())),
             Err(error) => self.verdict(scope, &error),
         };
+        let wait = verdict.retry_after;
         if !verdict.known {
-            return Part::Done(BatchOutcome::lost(part, verdict.into_failure()));
+            return Part::Done(BatchOutcome::lost(part, verdict.into_failure()).with_retry_after(wait));
         }
         match verdict.code.as_str() {
             "MalformedXML" => Part::Halve,
             // Of a whole batch these say "not like this": no such operation, or a checksum that we do not send.
             "NotImplemented" | "MethodNotAllowed" | "Http405" | "Http501" | "InvalidRequest" | "InvalidDigest"
             | "BadDigest" | "MissingContentMD5" => Part::OneByOne,
-            _ => Part::Done(BatchOutcome::uniform(part, &KeyOutcome::Failed(verdict.into_failure()))),
+            _ => {
+                let failed = KeyOutcome::Failed(verdict.into_failure());
+                Part::Done(BatchOutcome::uniform(part, &failed).with_retry_after(wait))
+            }
         }
     }
 
@@ -143,18 +145,17 @@ impl S3Store {
         let permitted = Permitted::by(limits.permit);
         let request = self.client.delete_object().bucket(bucket).key(&object.key);
         let request = request.set_version_id(object.version.clone()).customize().interceptor(permitted.clone());
-        let outcome = match request.send().await {
-            Ok(_) => KeyOutcome::Deleted,
+        let verdict = match request.send().await {
+            Ok(_) => return BatchOutcome::uniform(asked, &KeyOutcome::Deleted),
             Err(_) if permitted.has_refused() => return BatchOutcome::lost(asked, refused()),
-            Err(error) => {
-                let verdict = self.verdict(scope, &error);
-                if !verdict.known {
-                    return BatchOutcome::lost(asked, verdict.into_failure());
-                }
-                verdict.into_outcome()
-            }
+            Err(error) => self.verdict(scope, &error),
         };
-        BatchOutcome::uniform(asked, &outcome)
+        let wait = verdict.retry_after;
+        let outcome = match verdict.known {
+            true => BatchOutcome::uniform(asked, &verdict.into_outcome()),
+            false => BatchOutcome::lost(asked, verdict.into_failure()),
+        };
+        outcome.with_retry_after(wait)
     }
 
     fn entries(&self, scope: Scope<'_>, answer: DeleteObjectsOutput) -> Vec<Entry> {

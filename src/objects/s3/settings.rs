@@ -14,6 +14,8 @@ use aws_sdk_s3::config::{
 };
 use secrecy::{ExposeSecret, SecretString};
 
+use super::retry_after::LeaveItToTheCaller;
+
 /// An access key.
 #[derive(Debug, Clone)]
 pub struct S3Credentials {
@@ -101,6 +103,7 @@ impl S3Settings {
             .force_path_style(self.path_style)
             .timeout_config(self.timeouts())
             .retry_config(RetryConfig::standard().with_max_attempts(self.attempts.max(1)))
+            .retry_classifier(LeaveItToTheCaller)
             // The SDK's newer default sends and expects CRC32 everywhere, which other stores reject or do not send.
             .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
             .response_checksum_validation(ResponseChecksumValidation::WhenRequired);

@@ -18,7 +18,7 @@ use crate::world::{Places, Settings, World};
 /// How many tombstones, and how many hundreds of objects, the tests with many of them take: `FAULTS_COUNT`, or what
 /// a short run has time for.
 pub fn count() -> u32 {
-    const SHORT: u32 = 2_000;
+    const SHORT: u32 = 1_000;
     std::env::var("FAULTS_COUNT").map_or(SHORT, |raw| raw.parse().expect("FAULTS_COUNT is a number"))
 }
 
@@ -79,7 +79,8 @@ impl Crowd {
         let bin = App::new(config).await.expect("a URL of our own").trash;
         stream::iter(ids)
             .for_each_concurrent(AT_ONCE, async |id| {
-                let by = Provenance { actor: Actor::parse("crowd").expect("a name"), origin: "test".into(), reason: None };
+                let by =
+                    Provenance { actor: Actor::parse("crowd").expect("a name"), origin: "test".into(), reason: None };
                 let resource = bin.resource("dataset", &id.to_string()).expect("a kind of the map");
                 let request = TrashRequest { resource, with: Vec::new(), retention: None, by };
                 bin.trash(&request).await.expect("nothing uses it");
@@ -103,7 +104,7 @@ impl Crowd {
     }
 
     /// Prints how large our tables have become, and how many of their updates left the indexes alone.
-    pub async fn table_sizes(&self, when: &str) {
+    pub async fn table_sizes(&self) {
         let sizes: Vec<(String, i64, i64, i64, i64, i64)> = sqlx::query_as(
             "select relname::text, n_live_tup, pg_table_size(relid), pg_indexes_size(relid), n_tup_upd, n_tup_hot_upd
              from pg_stat_user_tables where schemaname = 'reprieve' order by 3 desc limit 3",
@@ -113,7 +114,7 @@ impl Crowd {
         .expect("read");
         for (table, rows, heap, indexes, updates, hot) in sizes {
             eprintln!(
-                "{when}: {table}: {rows} rows, {} KiB and {} KiB of indexes, {updates} updates, {hot} of them HOT",
+                "{table}: {rows} rows, {} KiB and {} KiB of indexes, {updates} updates, {hot} of them HOT",
                 heap / 1024,
                 indexes / 1024
             );
@@ -130,7 +131,8 @@ impl Crowd {
         assert_eq!(self.number(receipts).await, n, "one receipt each");
         let resources = "select count(distinct resource_id) from reprieve.audit where event = 'purged'";
         assert_eq!(self.number(resources).await, n, "one receipt each");
-        let deleted = "select sum((details #>> '{objects,deleted}')::bigint + (details #>> '{objects,absent}')::bigint)::bigint
+        let deleted =
+            "select sum((details #>> '{objects,deleted}')::bigint + (details #>> '{objects,absent}')::bigint)::bigint
                        from reprieve.audit where event = 'purged'";
         assert_eq!(self.number(deleted).await, objects as i64, "the receipts");
         assert_eq!(self.number("select count(*) from heimdall.synthetic_datasets").await, 0, "rows are left");

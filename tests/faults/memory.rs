@@ -119,11 +119,12 @@ async fn ten_thousand_tombstones_due_at_once_are_purged_by_two_workers_within_bo
     .await;
     let took = began.elapsed();
     let memory = [&rest, &workers[0], &workers[1]].map(Service::peak_rss);
+    let cpu = [&rest, &workers[0], &workers[1]].map(|process| process.cpu_time().as_secs_f64());
     let per_second = ids.len() as f64 / took.as_secs_f64();
     let [of_rest, one, other] = memory.map(mib);
     eprintln!(
-        "{} tombstones: {took:.1?}, {per_second:.0} a second; peak RSS: workers {one:.1} and {other:.1} MiB, relay and \
-         sweeper {of_rest:.1} MiB; {} queued and {} connections at most",
+        "{} tombstones: {took:.1?}, {per_second:.0} a second; peak RSS: workers {one:.1} and {other:.1} MiB, relay with \
+         sweeper {of_rest:.1} MiB; CPU {cpu:.1?} s; {} queued and {} connections at most",
         ids.len(),
         peaks.queued.get(),
         peaks.connections.get()
@@ -133,5 +134,5 @@ async fn ten_thousand_tombstones_due_at_once_are_purged_by_two_workers_within_bo
     assert!(memory.iter().all(|peak| *peak < BOUND), "{memory:?}");
     assert!(peaks.queued.get() <= MAX_QUEUED + WINDOW, "{} were queued", peaks.queued.get());
     assert!(peaks.connections.get() <= 3 * POOL, "{} connections", peaks.connections.get());
-    crowd.table_sizes("after it").await;
+    crowd.table_sizes().await;
 }

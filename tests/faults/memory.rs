@@ -1,4 +1,8 @@
 //! Memory stays bounded: however many objects one dataset has, and however many tombstones are due at once.
+//!
+//! Measured with an unoptimised build, peak RSS (`VmHWM`), half of it the program's own text: one process with all
+//! roles 77.0 MiB for 100,000 objects and 77.5 MiB for 1,000,000; two workers 49 MiB each and a relay with a sweeper
+//! 58 MiB for 2,000 tombstones due at once. The bounds are one and a half times that.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -61,7 +65,7 @@ fn mib(bytes: u64) -> f64 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dataset_with_ten_times_the_objects_takes_no_more_memory() {
-    const BOUND: u64 = 96 * MIB;
+    const BOUND: u64 = 118 * MIB;
     const MARGIN: u64 = 12 * MIB;
     let objects = u64::from(count()) * 100;
     let small = peak_of_one(objects / 10).await;
@@ -93,7 +97,7 @@ fn serve(world: &World, roles: &str) -> Service {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ten_thousand_tombstones_due_at_once_are_purged_by_two_workers_within_bounds() {
-    const BOUND: u64 = 96 * MIB;
+    const BOUND: u64 = 88 * MIB;
     const MAX_QUEUED: u64 = 500;
     const WINDOW: u64 = 256;
     /// Each process's own pool.

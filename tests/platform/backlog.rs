@@ -70,6 +70,16 @@ async fn of_a_hundred_thousand_tombstones_the_sweeper_reads_those_that_are_due_a
     assert!(after.rows - before.rows <= 2 * DUE + 1_000, "{after:?}");
 }
 
+/// The numbers of the resources whose tasks these are, in their order.
+async fn oldest(conn: &mut PgConnection, leased: &[outbox::Leased]) -> Vec<u32> {
+    let mut numbers = Vec::new();
+    for id in leased.iter().filter_map(|row| row.tombstone) {
+        let found = tombstones::find(conn, id).await.expect("reads").expect("it is there");
+        numbers.push(found.resource.id.as_str().parse().expect("a number"));
+    }
+    numbers
+}
+
 #[tokio::test]
 async fn the_relay_reads_no_more_of_a_long_outbox_than_it_takes_also_when_it_holds_tasks_back() {
     let bench = Bench::heimdall().await;
@@ -84,6 +94,11 @@ async fn the_relay_reads_no_more_of_a_long_outbox_than_it_takes_also_when_it_hol
         let (taken, rows) = (leased.len(), after.rows - before.rows);
         eprintln!("lease of {taken}: {took:.1?}, {rows} rows read");
         assert_eq!(taken, 100 + usize::from(window.tasks), "all events, and the tasks that there is room for");
+        let tasks: Vec<u32> = oldest(&mut tx, &leased).await;
+        assert!(
+            tasks.iter().eq(&(50_001..50_001 + u32::from(window.tasks)).collect::<Vec<_>>()),
+            "the oldest, in order"
+        );
         assert_eq!(after.sequential_scans, before.sequential_scans, "the outbox is not read from end to end");
         // found and locked; then found again to be leased
         assert!(rows <= 3 * taken as i64 + 50, "{rows} rows read for {taken}");

@@ -96,7 +96,7 @@ impl PurgeError {
     fn retry_after(&self) -> Duration {
         match self {
             Self::Objects(error) => error.retry_after.unwrap_or_default(),
-            Self::Store(_) | Self::LeaseLost | Self::Newcomer | Self::Place(_) | Self::Checkpoint(_) => Duration::ZERO,
+            _ => Duration::ZERO,
         }
     }
 

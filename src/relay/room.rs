@@ -60,7 +60,9 @@ impl Room {
                 Some(room)
             }
             Err(error) => {
-                tracing::warn!(%error, "purge queue cannot be looked at, tasks go out a few at a time");
+                if !matches!(self.seen, Seen::Blind { .. }) {
+                    tracing::warn!(%error, "purge queue cannot be looked at, tasks go out a few at a time");
+                }
                 self.seen = Seen::Blind { until: Instant::now() + LOOK_AGAIN };
                 None
             }

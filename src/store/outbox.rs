@@ -156,7 +156,7 @@ pub struct Window {
     pub messages: u16,
 }
 
-/// Takes up to a `window` of rows that are due, for `lease`; another relay passes them over meanwhile. A relay that dies with
+/// Takes up to a `window` of rows that are due, the oldest first, for `lease`; another relay passes them over meanwhile. A relay that dies with
 /// them loses nothing: they are taken again, and a message sent twice does no harm. Tasks and messages have an index
 /// each, so that tasks that are held back are not read over and over on the way to a message.
 ///
@@ -172,10 +172,13 @@ pub async fn lease(conn: &mut PgConnection, window: Window, lease: Duration) -> 
          messages as (
              select id from reprieve.outbox
              where topic <> 'purge' and available_at <= now() and (leased_until is null or leased_until < now())
-             order by available_at, id limit $2 for update skip locked)
-         update reprieve.outbox set leased_until = now() + $3 * interval '1 second'
-         where id in (select id from tasks union all select id from messages)
-         returning id, topic, destination, payload, correlation_id, tombstone_id, attempts",
+             order by available_at, id limit $2 for update skip locked),
+         leased as (
+             update reprieve.outbox set leased_until = now() + $3 * interval '1 second'
+             where id in (select id from tasks union all select id from messages)
+             returning id, topic, destination, payload, correlation_id, tombstone_id, attempts, available_at)
+         select id, topic, destination, payload, correlation_id, tombstone_id, attempts
+         from leased order by available_at, id",
     )
     .bind(i64::from(window.tasks))
     .bind(i64::from(window.messages))

@@ -39,6 +39,7 @@ contract! {
     events_without_a_listener_are_confirmed,
     replies_carry_their_correlation_id_and_vanish_without_a_queue,
     preparing_twice_and_side_by_side_keeps_what_is_there,
+    a_publisher_sees_how_many_tasks_wait_and_goes_on_when_it_cannot,
     a_consumer_of_a_missing_queue_is_an_error,
     a_consumer_ends_when_its_queue_is_deleted,
     a_cancelled_consumer_answers_what_it_has_and_gives_back_the_rest,
@@ -259,6 +260,25 @@ async fn preparing_twice_and_side_by_side_keeps_what_is_there(bench: Bench) {
     bench.queue.prepare().await.expect("prepares again");
     let mut consumer = bench.queue.consumer(Source::Purge, 1).await.expect("consumes");
     assert_eq!(next(&mut consumer).await.body, b"kept");
+}
+
+async fn a_publisher_sees_how_many_tasks_wait_and_goes_on_when_it_cannot(bench: Bench) {
+    let mut publisher = bench.queue.publisher().await.expect("connects");
+    for _ in 0..2 {
+        publisher.tasks_waiting().await.expect_err("there is no queue yet");
+    }
+    let bench = bench.prepared().await;
+    let mut publisher = bench.queue.publisher().await.expect("connects");
+    for n in 0..3 {
+        assert_eq!(publisher.tasks_waiting().await.expect("sees it"), n);
+        assert_eq!(publisher.publish(&[task("1")]).await.expect("publishes"), [CONFIRMED]);
+        wait_until("the broker counts it", LIMIT, async || bench.depth(Source::Purge).await == n + 1).await;
+    }
+    let mut consumer = bench.queue.consumer(Source::Purge, 1).await.expect("consumes");
+    assert!(next(&mut consumer).await.answer.ack().await.expect("acks"));
+    drop(consumer);
+    wait_until("the broker counts it", LIMIT, async || bench.depth(Source::Purge).await == 2).await;
+    assert_eq!(publisher.tasks_waiting().await.expect("sees it"), 2);
 }
 
 async fn a_consumer_of_a_missing_queue_is_an_error(bench: Bench) {

@@ -40,11 +40,11 @@ async fn tasks_that_wait_for_a_worker_do_not_multiply_in_the_broker() {
     const ROUNDS: usize = 4;
     let settings = Settings { redeliver_after: "1s", ..Settings::default() };
     let crowd = Crowd::new(settings, Options::default()).await;
-    let ids = crowd.small(count() / 4).await;
+    let ids = crowd.small(count() / 3).await;
     crowd.trash_all(&ids).await;
     crowd.until_due().await;
-    let _rest = crowd.world.serve_with(&["--roles", "relay,sweeper"], &ENV);
-    _rest.says("relay publishes").await;
+    let rest = crowd.world.serve_with(&["--roles", "relay,sweeper"], &ENV);
+    rest.says("relay publishes").await;
     let amqp = Amqp::connect(&crowd.world).await;
     wait_until("the queue is full", SOON, async || amqp.depth("purge").await >= MAX_QUEUED).await;
     for round in 0..ROUNDS {
@@ -83,13 +83,13 @@ async fn tasks_that_wait_for_a_worker_do_not_multiply_in_the_broker() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_giant_with_many_slices_does_not_keep_small_ones_waiting_for_its_end() {
-    const BATCHES: u64 = 150;
+    const BATCHES: u64 = 100;
     const SLICES: i64 = 5;
     let settings = Settings { slice: "50ms", redeliver_after: "60s", ..Settings::default() };
     let latency = Duration::from_millis(5);
     let crowd = Crowd::new(settings, Options { latency, ..Options::default() }).await;
     let giant = crowd.giant("giant", BATCHES * 1000, 10).await;
-    let small: Vec<Uuid> = crowd.small(count() / 8).await;
+    let small: Vec<Uuid> = crowd.small(count() / 5).await;
     // the giant is due first, so it is the first that the only worker takes, one purge at a time
     crowd.trash_all(&[giant]).await;
     crowd.trash_all(&small).await;

@@ -18,7 +18,7 @@ use crate::world::{Places, Settings, World};
 /// How many tombstones, and how many hundreds of objects, the tests with many of them take: `FAULTS_COUNT`, or what
 /// a short run has time for.
 pub fn count() -> u32 {
-    const SHORT: u32 = 2_000;
+    const SHORT: u32 = 1_000;
     std::env::var("FAULTS_COUNT").map_or(SHORT, |raw| raw.parse().expect("FAULTS_COUNT is a number"))
 }
 
@@ -104,7 +104,7 @@ impl Crowd {
     }
 
     /// Prints how large our tables have become, and how many of their updates left the indexes alone.
-    pub async fn table_sizes(&self, when: &str) {
+    pub async fn table_sizes(&self) {
         let sizes: Vec<(String, i64, i64, i64, i64, i64)> = sqlx::query_as(
             "select relname::text, n_live_tup, pg_table_size(relid), pg_indexes_size(relid), n_tup_upd, n_tup_hot_upd
              from pg_stat_user_tables where schemaname = 'reprieve' order by 3 desc limit 3",
@@ -114,7 +114,7 @@ impl Crowd {
         .expect("read");
         for (table, rows, heap, indexes, updates, hot) in sizes {
             eprintln!(
-                "{when}: {table}: {rows} rows, {} KiB and {} KiB of indexes, {updates} updates, {hot} of them HOT",
+                "{table}: {rows} rows, {} KiB and {} KiB of indexes, {updates} updates, {hot} of them HOT",
                 heap / 1024,
                 indexes / 1024
             );

@@ -1,4 +1,8 @@
 //! Memory stays bounded: however many objects one dataset has, and however many tombstones are due at once.
+//!
+//! Measured with an unoptimised build, peak RSS (`VmHWM`), half of it the program's own text: one process with all
+//! roles 77.0 MiB for 100,000 objects and 77.5 MiB for 1,000,000; two workers 49 MiB each and a relay with a sweeper
+//! 58 MiB for 2,000 tombstones due at once. The bounds are one and a half times that.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -61,7 +65,7 @@ fn mib(bytes: u64) -> f64 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dataset_with_ten_times_the_objects_takes_no_more_memory() {
-    const BOUND: u64 = 96 * MIB;
+    const BOUND: u64 = 118 * MIB;
     const MARGIN: u64 = 12 * MIB;
     let objects = u64::from(count()) * 100;
     let small = peak_of_one(objects / 10).await;
@@ -93,7 +97,7 @@ fn serve(world: &World, roles: &str) -> Service {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ten_thousand_tombstones_due_at_once_are_purged_by_two_workers_within_bounds() {
-    const BOUND: u64 = 96 * MIB;
+    const BOUND: u64 = 88 * MIB;
     const MAX_QUEUED: u64 = 500;
     const WINDOW: u64 = 256;
     /// Each process's own pool.
@@ -119,11 +123,12 @@ async fn ten_thousand_tombstones_due_at_once_are_purged_by_two_workers_within_bo
     .await;
     let took = began.elapsed();
     let memory = [&rest, &workers[0], &workers[1]].map(Service::peak_rss);
+    let cpu = [&rest, &workers[0], &workers[1]].map(|process| process.cpu_time().as_secs_f64());
     let per_second = ids.len() as f64 / took.as_secs_f64();
     let [of_rest, one, other] = memory.map(mib);
     eprintln!(
-        "{} tombstones: {took:.1?}, {per_second:.0} a second; peak RSS: workers {one:.1} and {other:.1} MiB, relay and \
-         sweeper {of_rest:.1} MiB; {} queued and {} connections at most",
+        "{} tombstones: {took:.1?}, {per_second:.0} a second; peak RSS: workers {one:.1} and {other:.1} MiB, relay with \
+         sweeper {of_rest:.1} MiB; CPU {cpu:.1?} s; {} queued and {} connections at most",
         ids.len(),
         peaks.queued.get(),
         peaks.connections.get()
@@ -133,5 +138,5 @@ async fn ten_thousand_tombstones_due_at_once_are_purged_by_two_workers_within_bo
     assert!(memory.iter().all(|peak| *peak < BOUND), "{memory:?}");
     assert!(peaks.queued.get() <= MAX_QUEUED + WINDOW, "{} were queued", peaks.queued.get());
     assert!(peaks.connections.get() <= 3 * POOL, "{} connections", peaks.connections.get());
-    crowd.table_sizes("after it").await;
+    crowd.table_sizes().await;
 }

@@ -7,6 +7,7 @@ mod support;
 mod bench;
 mod gate;
 
+mod backlog;
 mod bystanders;
 mod cascade;
 mod claiming;

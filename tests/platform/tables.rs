@@ -103,9 +103,15 @@ async fn the_relay_and_the_lists_read_in_the_order_of_an_index() {
     let bench = Bench::heimdall().await;
     for (index, query) in [
         (
-            "outbox_available",
+            "outbox_tasks",
             "select id from reprieve.outbox
-             where available_at <= now() and (leased_until is null or leased_until < now())
+             where topic = 'purge' and available_at <= now() and (leased_until is null or leased_until < now())
+             order by available_at, id limit 100 for update skip locked",
+        ),
+        (
+            "outbox_messages",
+            "select id from reprieve.outbox
+             where topic <> 'purge' and available_at <= now() and (leased_until is null or leased_until < now())
              order by available_at, id limit 100 for update skip locked",
         ),
         ("tombstones_by_age", "select * from reprieve.tombstones order by trashed_at desc, id desc limit 100"),

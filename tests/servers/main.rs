@@ -8,3 +8,4 @@ mod keeper;
 mod postgres;
 mod rabbitmq;
 mod seaweedfs;
+mod synthetic_s3;

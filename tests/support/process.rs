@@ -107,6 +107,16 @@ impl Service {
         line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
     }
 
+    /// How long it has kept processors busy; it must still run.
+    pub fn cpu_time(&self) -> Duration {
+        /// `sysconf(_SC_CLK_TCK)`, which is 100 on every Linux that Rust runs on.
+        const TICKS_A_SECOND: u64 = 100;
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("it runs, on Linux");
+        let (_, after_name) = stat.rsplit_once(')').expect("the name is in parentheses");
+        let ticks: u64 = after_name.split_whitespace().skip(11).take(2).map(|n| n.parse::<u64>().expect("ticks")).sum();
+        Duration::from_millis(ticks * 1000 / TICKS_A_SECOND)
+    }
+
     pub fn log(&self) -> String {
         String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
     }

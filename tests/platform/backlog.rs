@@ -1,0 +1,201 @@
+//! Long backlogs: what the relay and the sweeper read of a hundred thousand tombstones, and what leaves the outbox
+//! when the broker is slow or takes nothing.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use reprieve::queue::{Consumer, Depths, Outgoing, PublishOutcome, Publisher, QueueError, Source, Target, TaskQueue};
+use reprieve::relay::Relay;
+use reprieve::store::outbox::{self, Window};
+use reprieve::store::tombstones;
+use sqlx::PgConnection;
+use tokio_util::sync::CancellationToken;
+
+use crate::bench::Bench;
+use crate::support::{SOON, wait_until};
+
+/// What the planner and the tables see after years: 50,000 wait for their time, each with its task; 10,000 are due, the
+/// older half of them with a task in the outbox, the others handed to the broker long ago; the rest is closed.
+const CROWD: &str = "
+    insert into reprieve.tombstones (id, kind, resource_id, actor, origin, locations, state, trashed_at, purge_after,
+        next_attempt_at, purging_at, closed_at, queued_at)
+    select md5(n::text)::uuid, 'dataset', n::text, 'alice', 'test', '[]',
+           case when n <= 60000 then 'trashed' else 'purged' end, now() - interval '60 days',
+           due.at, due.at, case when n > 60000 then due.at end, case when n > 60000 then due.at end,
+           case when n > 55000 then now() - interval '2 days' end
+    from generate_series(1, 100000) as n,
+         lateral (select now() + case when n <= 50000 then 1 else -1 end * interval '1 day' + n * interval '1 millisecond' as at) as due;
+    insert into reprieve.outbox (id, topic, destination, payload, tombstone_id, available_at)
+    select gen_random_uuid(), 'purge', '', '{}', id, purge_after from reprieve.tombstones
+    where resource_id::int <= 55000;
+    insert into reprieve.outbox (id, topic, destination, payload)
+    select gen_random_uuid(), 'event', 'dataset.trashed', '{}' from generate_series(1, 100);
+    analyze reprieve.tombstones, reprieve.outbox";
+
+/// What the statements of this transaction have read of our tables so far.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Read {
+    sequential_scans: i64,
+    rows: i64,
+}
+
+async fn read(conn: &mut PgConnection) -> Read {
+    let (sequential_scans, rows) = sqlx::query_as(
+        "select coalesce(sum(seq_scan), 0)::bigint, coalesce(sum(seq_tup_read + idx_tup_fetch), 0)::bigint
+         from pg_stat_xact_user_tables where schemaname = 'reprieve'",
+    )
+    .fetch_one(conn)
+    .await
+    .expect("counted");
+    Read { sequential_scans, rows }
+}
+
+#[tokio::test]
+async fn of_a_hundred_thousand_tombstones_the_sweeper_reads_those_that_are_due_and_no_closed_one() {
+    const DUE: i64 = 10_000;
+    let bench = Bench::heimdall().await;
+    bench.run(CROWD).await;
+    let mut tx = bench.store.begin().await.expect("begins");
+    let before = read(&mut tx).await;
+    let began = Instant::now();
+    let found = tombstones::overdue(&mut tx, Duration::from_secs(900), 500).await.expect("reads");
+    let took = began.elapsed();
+    let after = read(&mut tx).await;
+    eprintln!("overdue: {took:.1?}, {} rows read", after.rows - before.rows);
+    assert_eq!(found.len(), 500);
+    assert_eq!(after.sequential_scans, before.sequential_scans, "no table is read from end to end");
+    // each due one, its task, and each of the found ones once more to lock it
+    assert!(after.rows - before.rows <= 2 * DUE + 1_000, "{after:?}");
+}
+
+/// The numbers of the resources whose tasks these are, in their order.
+async fn oldest(conn: &mut PgConnection, leased: &[outbox::Leased]) -> Vec<u32> {
+    let mut numbers = Vec::new();
+    for id in leased.iter().filter_map(|row| row.tombstone) {
+        let found = tombstones::find(conn, id).await.expect("reads").expect("it is there");
+        numbers.push(found.resource.id.as_str().parse().expect("a number"));
+    }
+    numbers
+}
+
+#[tokio::test]
+async fn the_relay_reads_no_more_of_a_long_outbox_than_it_takes_also_when_it_holds_tasks_back() {
+    let bench = Bench::heimdall().await;
+    bench.run(CROWD).await;
+    for window in [Window { tasks: 256, messages: 256 }, Window { tasks: 0, messages: 256 }] {
+        let mut tx = bench.store.begin().await.expect("begins");
+        let before = read(&mut tx).await;
+        let began = Instant::now();
+        let leased = outbox::lease(&mut tx, window, Duration::from_secs(60)).await.expect("leases");
+        let took = began.elapsed();
+        let after = read(&mut tx).await;
+        let (taken, rows) = (leased.len(), after.rows - before.rows);
+        eprintln!("lease of {taken}: {took:.1?}, {rows} rows read");
+        assert_eq!(taken, 100 + usize::from(window.tasks), "all events, and the tasks that there is room for");
+        let tasks: Vec<u32> = oldest(&mut tx, &leased).await;
+        assert!(
+            tasks.iter().eq(&(50_001..50_001 + u32::from(window.tasks)).collect::<Vec<_>>()),
+            "the oldest, in order"
+        );
+        assert_eq!(after.sequential_scans, before.sequential_scans, "the outbox is not read from end to end");
+        // found and locked; then found again to be leased
+        assert!(rows <= 3 * taken as i64 + 50, "{rows} rows read for {taken}");
+    }
+}
+
+/// A broker that takes purge tasks and nothing else.
+#[derive(Debug, Clone, Default)]
+struct TasksOnly {
+    tasks: Arc<AtomicU64>,
+    refused: Arc<AtomicU64>,
+}
+
+#[async_trait]
+impl Publisher for TasksOnly {
+    async fn publish(&mut self, window: &[Outgoing]) -> Result<Vec<PublishOutcome>, QueueError> {
+        let outcome = |message: &Outgoing| match message.target {
+            Target::Purge => {
+                self.tasks.fetch_add(1, Ordering::SeqCst);
+                PublishOutcome::Confirmed
+            }
+            _ => {
+                self.refused.fetch_add(1, Ordering::SeqCst);
+                PublishOutcome::Unconfirmed("403 ACCESS_REFUSED".to_owned())
+            }
+        };
+        Ok(window.iter().map(outcome).collect())
+    }
+
+    async fn tasks_waiting(&mut self) -> Result<u64, QueueError> {
+        Ok(self.tasks.load(Ordering::SeqCst))
+    }
+}
+
+#[async_trait]
+impl TaskQueue for TasksOnly {
+    async fn prepare(&self) -> Result<(), QueueError> {
+        Ok(())
+    }
+
+    async fn publisher(&self) -> Result<Box<dyn Publisher>, QueueError> {
+        Ok(Box::new(self.clone()))
+    }
+
+    async fn consumer(&self, _: Source, _: u16) -> Result<Box<dyn Consumer>, QueueError> {
+        unreachable!("nobody consumes here")
+    }
+
+    async fn depths(&self) -> Result<Depths, QueueError> {
+        Ok(Depths::default())
+    }
+}
+
+#[tokio::test]
+async fn a_reply_that_nobody_takes_is_dropped_after_ten_tries_and_holds_nothing_up() {
+    let bench = Bench::with(crate::bench::HEIMDALL, "", |config| config.relay.max_queued = 3).await;
+    for n in 0..5 {
+        bench.trash_due("dataset", bench.dataset(&format!("set {n}"), 0).await).await;
+    }
+    bench.run("delete from reprieve.outbox where topic = 'event'").await;
+    let mut conn = bench.store.conn().await.expect("a connection");
+    outbox::reply(&mut conn, "a-queue-that-is-gone", None, &serde_json::json!({})).await.expect("written");
+    let (broker, stop) = (TasksOnly::default(), CancellationToken::new());
+    let relay = Relay::new(bench.store.clone(), bench.config.relay.clone(), bench.metrics.clone()).expect("fine");
+    let (queue, token) = (broker.clone(), stop.clone());
+    let running = tokio::spawn(async move { relay.run(&queue, &token).await });
+    wait_until("the reply is dropped", SOON, async || {
+        // its back-off is not waited for
+        bench
+            .run("update reprieve.outbox set available_at = now() where topic = 'reply' and available_at > now()")
+            .await;
+        bench.count("reprieve.outbox where topic = 'reply'").await == 0
+    })
+    .await;
+    stop.cancel();
+    running.await.expect("no panic").expect("it ends well");
+    assert_eq!(broker.refused.load(Ordering::SeqCst), 10);
+    assert_eq!(broker.tasks.load(Ordering::SeqCst), 3, "as many as may wait");
+    assert_eq!(bench.count("reprieve.outbox where topic = 'purge' and leased_until is null").await, 2, "held back");
+}
+
+#[tokio::test]
+async fn old_answers_are_forgotten_some_thousand_at_a_time() {
+    let bench = Bench::heimdall().await;
+    bench
+        .run(
+            "insert into reprieve.requests (message_id, answered_at, digest, answer)
+             select n::text, now() - interval '40 days' + case when n > 25000 then 30 else 0 end * interval '1 day', '', 'null'
+             from generate_series(1, 26000) as n; analyze reprieve.requests",
+        )
+        .await;
+    let month = Duration::from_secs(30 * 24 * 3600);
+    for (forgotten, left) in [(10_000, 16_000), (10_000, 6_000), (5_000, 1_000), (0, 1_000)] {
+        let mut conn = bench.store.conn().await.expect("a connection");
+        let began = Instant::now();
+        let done = reprieve::store::requests::forget(&mut conn, month).await.expect("forgets");
+        eprintln!("forget {done}: {:.1?}", began.elapsed());
+        assert_eq!((done, bench.count("reprieve.requests").await), (forgotten, left));
+    }
+}

@@ -9,11 +9,13 @@ use super::reader::Reader;
 pub struct RelayConfig {
     /// How often the outbox is looked at while it is quiet.
     pub poll: Duration,
-    /// Messages in flight at once.
+    /// Messages in flight at once; purge tasks are counted apart from events and replies.
     pub window: u16,
     /// How long a relay keeps messages to itself. Longer than a publish should take; if it dies, another sends them
     /// after this.
     pub lease: Duration,
+    /// Purge tasks that may wait in the broker; more wait in the outbox.
+    pub max_queued: u32,
 }
 
 /// The sweeper's settings.
@@ -32,12 +34,17 @@ const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
+/// A worker process ends some 150 small purges a second, so this feeds ten of them from one look of the relay to the
+/// next, and is worked off long before `redeliver_after` by a single one.
+const MAX_QUEUED: u32 = 1_000;
+
 /// Reads `[relay]`.
 pub fn read_relay(section: Reader<'_>) -> RelayConfig {
     let relay = RelayConfig {
         poll: section.duration("poll", 500 * MILLI, 10 * MILLI..=MINUTE),
         window: section.count("window", 256, 1..=4096),
         lease: section.duration("lease", 2 * MINUTE, SECOND..=60 * MINUTE),
+        max_queued: section.count("max_queued", MAX_QUEUED, 1..=1_000_000),
     };
     section.finish();
     relay

@@ -304,6 +304,12 @@ impl Publisher for LocalPublisher {
     async fn publish(&mut self, window: &[Outgoing]) -> Result<Vec<PublishOutcome>, QueueError> {
         Ok(window.iter().map(|message| self.0.publish(message)).collect())
     }
+
+    async fn tasks_waiting(&mut self) -> Result<u64, QueueError> {
+        let state = self.0.lock();
+        let queue = state.queues.get(&Source::Purge);
+        queue.map(|queue| queue.len() as u64).ok_or_else(|| QueueError::new("look at the purge queue", "no such queue"))
+    }
 }
 
 #[derive(Debug)]

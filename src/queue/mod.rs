@@ -128,6 +128,8 @@ pub trait Publisher: Send + std::fmt::Debug {
     /// caller drops this publisher and connects anew. Not safe to cancel: a call that was dropped half-way leaves a
     /// publisher that only returns errors. An empty window tells whether the connection is still up.
     async fn publish(&mut self, window: &[Outgoing]) -> Result<Vec<PublishOutcome>, QueueError>;
+    /// How many purge tasks wait to be handed out. An error says nothing about the connection that publishes.
+    async fn tasks_waiting(&mut self) -> Result<u64, QueueError>;
 }
 
 /// Consumes one queue.

@@ -1,14 +1,17 @@
 //! Between the outbox and the broker: the relay publishes what is due, the sweeper makes up for what was lost.
 //!
 //! Invariant: a message leaves the outbox after the broker has confirmed it, and no tombstone that is due waits for a
-//! message that no longer exists for longer than `sweeper.redeliver_after`.
+//! message that no longer exists for longer than `sweeper.redeliver_after`. No more tasks wait in the broker than
+//! `relay.max_queued` and a window a relay; events and replies are never held back.
 
+mod room;
 mod sweeper;
 
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use self::room::Room;
 pub use self::sweeper::Sweeper;
 use crate::{
     config::RelayConfig,
@@ -17,7 +20,7 @@ use crate::{
     retry::{Backoff, InvalidBackoff},
     store::{
         Store, StoreError,
-        outbox::{self, Leased, Topic},
+        outbox::{self, Leased, Topic, Window},
         tombstones,
     },
     telemetry::Metrics,
@@ -53,9 +56,10 @@ impl Relay {
         queue.prepare().await?;
         let mut publisher = queue.publisher().await?;
         tracing::info!("relay publishes");
+        let mut room = Room::new(self.config.max_queued);
         let mut away = false;
         while !stop.is_cancelled() {
-            let pause = match self.pump(publisher.as_mut()).await {
+            let pause = match self.pump(publisher.as_mut(), &mut room).await {
                 // more may be waiting
                 Ok(sent) if sent >= usize::from(self.config.window) => continue,
                 Ok(_) => {
@@ -80,15 +84,18 @@ impl Relay {
     }
 
     /// One window: lease, publish, settle. A crash in between sends messages twice, which does no harm.
-    async fn pump(&self, publisher: &mut dyn Publisher) -> Result<usize, PumpError> {
+    async fn pump(&self, publisher: &mut dyn Publisher, room: &mut Room) -> Result<usize, PumpError> {
+        let window = self.config.window;
+        let tasks = room.for_window(publisher, window, &self.metrics).await;
         let leased = {
             let mut conn = self.store.conn().await?;
-            outbox::lease(&mut conn, self.config.window, self.config.lease).await?
+            outbox::lease(&mut conn, Window { tasks, messages: window }, self.config.lease).await?
         };
         if leased.is_empty() {
             return Ok(0);
         }
         failpoint::at("relay.leased");
+        room.sent(leased.iter().filter(|row| row.topic == Topic::Purge).count());
         let window: Vec<Outgoing> = leased.iter().map(outgoing).collect();
         let outcomes = match publisher.publish(&window).await {
             Ok(outcomes) => outcomes,

@@ -147,22 +147,38 @@ pub async fn reply(
     Ok(())
 }
 
-/// Takes up to `limit` rows that are due, for `lease`; another relay passes them over meanwhile. A relay that dies with
-/// them loses nothing: they are taken again, and a message sent twice does no harm.
+/// How many rows a relay takes at once.
+#[derive(Debug, Clone, Copy)]
+pub struct Window {
+    /// Purge tasks.
+    pub tasks: u16,
+    /// Events and replies.
+    pub messages: u16,
+}
+
+/// Takes up to a `window` of rows that are due, for `lease`; another relay passes them over meanwhile. A relay that dies with
+/// them loses nothing: they are taken again, and a message sent twice does no harm. Tasks and messages have an index
+/// each, so that tasks that are held back are not read over and over on the way to a message.
 ///
 /// # Errors
 /// The statement failed.
-pub async fn lease(conn: &mut PgConnection, limit: u16, lease: Duration) -> Result<Vec<Leased>, StoreError> {
+pub async fn lease(conn: &mut PgConnection, window: Window, lease: Duration) -> Result<Vec<Leased>, StoreError> {
     type Row = (Uuid, String, String, Json<Value>, Option<String>, Option<Uuid>, i32);
     let rows: Vec<Row> = sqlx::query_as(
-        "update reprieve.outbox set leased_until = now() + $2 * interval '1 second'
-         where id in (
+        "with tasks as (
              select id from reprieve.outbox
-             where available_at <= now() and (leased_until is null or leased_until < now())
-             order by available_at, id limit $1 for update skip locked)
+             where topic = 'purge' and available_at <= now() and (leased_until is null or leased_until < now())
+             order by available_at, id limit $1 for update skip locked),
+         messages as (
+             select id from reprieve.outbox
+             where topic <> 'purge' and available_at <= now() and (leased_until is null or leased_until < now())
+             order by available_at, id limit $2 for update skip locked)
+         update reprieve.outbox set leased_until = now() + $3 * interval '1 second'
+         where id in (select id from tasks union all select id from messages)
          returning id, topic, destination, payload, correlation_id, tombstone_id, attempts",
     )
-    .bind(i64::from(limit))
+    .bind(i64::from(window.tasks))
+    .bind(i64::from(window.messages))
     .bind(lease.as_secs_f64())
     .fetch_all(conn)
     .await?;

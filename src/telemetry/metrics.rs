@@ -3,7 +3,7 @@
 //! Invariant: no label holds an id, so the number of series is that of kinds, stores and outcomes.
 
 use prometheus::{
-    Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry, TextEncoder,
+    Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
     core::{Collector, GenericCounter},
 };
 
@@ -25,6 +25,7 @@ pub struct Metrics {
     published: IntCounter,
     unpublished: IntCounter,
     swept: IntCounter,
+    queue_messages: IntGaugeVec,
     reconnects: IntCounterVec,
     http_requests: IntCounterVec,
 }
@@ -45,6 +46,9 @@ impl Metrics {
         };
         let plain =
             |name: &str, help: &str| register(&registry, GenericCounter::new(name, help).expect("the names are valid"));
+        // a gauge without labels would say 0 where nobody has looked
+        let queue_messages = Opts::new("reprieve_queue_messages", "Messages waiting, when this relay last looked.");
+        let queue_messages = IntGaugeVec::new(queue_messages, &["queue"]).expect("the names are valid");
         let buckets = vec![0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 1800.0, 7200.0, 43_200.0];
         let seconds = HistogramOpts::new(
             "reprieve_purge_duration_seconds",
@@ -69,6 +73,7 @@ impl Metrics {
             published: plain("reprieve_published_total", "Messages that the broker confirmed."),
             unpublished: plain("reprieve_publish_failures_total", "Messages that the broker did not take."),
             swept: plain("reprieve_swept_total", "Tasks that were lost and written again."),
+            queue_messages: register(&registry, queue_messages),
             reconnects: labelled("reprieve_reconnects_total", "Connections to the broker made anew.", &["role"]),
             http_requests: labelled(
                 "reprieve_http_requests_total",
@@ -123,6 +128,10 @@ impl Metrics {
 
     pub(crate) fn swept(&self, tasks: usize) {
         self.swept.inc_by(tasks as u64);
+    }
+
+    pub(crate) fn tasks_waiting(&self, messages: u64) {
+        self.queue_messages.with_label_values(&["purge"]).set(i64::try_from(messages).unwrap_or(i64::MAX));
     }
 
     pub(crate) fn reconnect(&self, role: &str) {

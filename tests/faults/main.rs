@@ -5,13 +5,22 @@
 
 #[path = "../support/amqp.rs"]
 mod amqp;
+mod broker;
+mod mischief;
 #[path = "../support/process.rs"]
 mod process;
 #[path = "../support/mod.rs"]
 mod support;
+mod tcp_proxy;
 #[path = "../support/world.rs"]
 mod world;
 
+mod backlog;
 mod crash_points;
+mod crowd;
 mod deaths;
 mod lane;
+mod memory;
+mod s3_keys;
+mod s3_proxy;
+mod s3_single;

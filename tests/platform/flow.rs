@@ -10,7 +10,7 @@ use reprieve::queue::local::{LocalEvent, LocalQueue};
 use reprieve::queue::message::PurgeTask;
 use reprieve::queue::{Outgoing, Source, Target, TaskQueue};
 use reprieve::relay::{Relay, Sweeper};
-use reprieve::store::outbox;
+use reprieve::store::outbox::{self, Window};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -128,9 +128,10 @@ async fn a_task_written_anew_while_the_old_one_is_on_its_way_survives_the_confir
     let bench = Bench::heimdall().await;
     let id = bench.trash_due("dataset", bench.dataset("set a", 1).await).await;
     let mut conn = bench.store.conn().await.expect("a connection");
-    let leased = outbox::lease(&mut conn, 10, Duration::from_secs(60)).await.expect("leases");
+    let window = Window { tasks: 10, messages: 10 };
+    let leased = outbox::lease(&mut conn, window, Duration::from_secs(60)).await.expect("leases");
     assert!(leased.iter().any(|row| row.tombstone == Some(id)));
-    let again = outbox::lease(&mut conn, 10, Duration::from_secs(60)).await.expect("leases");
+    let again = outbox::lease(&mut conn, window, Duration::from_secs(60)).await.expect("leases");
     assert!(again.is_empty(), "another relay passes them over");
     // the worker was quicker than the confirm, and found a hold
     outbox::schedule_purge(&mut conn, id, &PurgeTask { tombstone: id }.encode(), Duration::from_secs(60))

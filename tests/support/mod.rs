@@ -10,8 +10,10 @@
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part of this")]
 
 pub mod heimdall;
+pub mod keys;
 pub mod rabbitmq;
 pub mod seaweedfs;
+pub mod synthetic_s3;
 
 use std::fmt::Display;
 use std::net::Ipv4Addr;

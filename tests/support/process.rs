@@ -99,6 +99,14 @@ impl Service {
         Service { child, watcher, log: log.to_owned(), ended: None }
     }
 
+    /// The most memory that it has ever held, in bytes (`VmHWM`); it must still run.
+    pub fn peak_rss(&self) -> u64 {
+        let path = format!("/proc/{}/status", self.child.id());
+        let status = std::fs::read_to_string(path).expect("it runs, on Linux");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("the kernel says it");
+        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
+    }
+
     pub fn log(&self) -> String {
         String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
     }

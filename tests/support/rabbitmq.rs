@@ -3,8 +3,9 @@
 //! make: tests keep apart by [`unique`](super::unique) names of queues and exchanges.
 
 use std::ffi::OsString;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use reprieve::embedded::keeper::{Charge, Keeper, Signal, free_port};
@@ -17,6 +18,7 @@ const STARTING: Duration = Duration::from_secs(120);
 /// Debian's own script first: the one on its PATH is a wrapper that changes the user and drops our environment.
 const SERVERS: &[&str] = &["/usr/lib/rabbitmq/bin/rabbitmq-server"];
 const CTLS: &[&str] = &["/usr/lib/rabbitmq/bin/rabbitmqctl"];
+const CALLERS: &[&str] = &["/usr/bin/erl_call", "/usr/lib/erlang/bin/erl_call"];
 const EPMDS: &[&str] = &["/usr/bin/epmd", "/usr/lib/erlang/bin/epmd"];
 
 /// A private broker. Dropping it ends it and removes its data.
@@ -38,6 +40,11 @@ pub async fn shared() -> &'static RabbitMq {
 impl RabbitMq {
     /// Starts a broker of its own, for a test that kills or stops it.
     pub async fn start() -> RabbitMq {
+        RabbitMq::start_with("").await
+    }
+
+    /// Starts a broker of its own, with these lines in its `rabbitmq.conf`.
+    pub async fn start_with(settings: &str) -> RabbitMq {
         let server = find("rabbitmq-server", SERVERS);
         let epmd_program = find("epmd", EPMDS);
         let dir = super::server_directory("rabbitmq");
@@ -47,7 +54,8 @@ impl RabbitMq {
         std::fs::set_permissions(dir.join(".erlang.cookie"), secret).expect("our own file");
         write(&dir, "enabled_plugins", "[].");
         // The default of 50 MB would block every publisher on a machine with a full disk, and the tests would hang.
-        write(&dir, "rabbitmq.conf", "disk_free_limit.absolute = 1MB\nlog.console = false\n");
+        let ours = "disk_free_limit.absolute = 1MB\nlog.console = false\n";
+        write(&dir, "rabbitmq.conf", &format!("{ours}{settings}\n"));
 
         let path = |name: &str| dir.join(name).into_os_string();
         let env = vec![
@@ -169,7 +177,68 @@ impl RabbitMq {
         assert!(output.status.success(), "rabbitmqctl {args:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
 
-    fn log(&self) -> String {
+    /// Evaluates Erlang in the node, and gives back what it comes to (some ten milliseconds, blocking; `rabbitmqctl`
+    /// takes seconds to start).
+    pub fn eval(&self, expression: &str) -> String {
+        let cookie = std::fs::read_to_string(self.dir.join(".erlang.cookie")).expect("our own file");
+        let mut child = Command::new(find("erl_call", CALLERS))
+            .args(["-n", &format!("reprieve-{}@localhost", self.port), "-c", &cookie, "-e"])
+            .envs(self.env.iter().cloned())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("it starts");
+        let mut stdin = child.stdin.take().expect("piped");
+        stdin.write_all(format!("{expression}.\n").as_bytes()).expect("it reads");
+        drop(stdin);
+        let output = child.wait_with_output().expect("it ends");
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let failed = !output.status.success() || !said.starts_with("{ok,");
+        assert!(!failed, "{expression}: {said} {}", String::from_utf8_lossy(&output.stderr));
+        said
+    }
+
+    /// Lets every channel look at once for deliveries that were not acknowledged within `consumer_timeout`, instead of
+    /// once a minute: those that have any are closed with 406.
+    pub fn check_ack_timeouts(&self) {
+        self.eval("[Channel ! tick || Channel <- rabbit_channel:list()]");
+    }
+
+    /// Crashes every channel inside the broker, which closes it (and its connection) with an internal error. How many.
+    pub fn crash_channels(&self) -> usize {
+        self.number("length([exit(Channel, mischief) || Channel <- rabbit_channel:list()])")
+    }
+
+    /// Closes every connection in good order, as an operator can (320 CONNECTION_FORCED). How many.
+    pub fn close_connections(&self) -> usize {
+        let all = "rabbit_networking:connections()";
+        self.number(&format!("length([rabbit_networking:close_connection(C, <<\"mischief\">>) || C <- {all}])"))
+    }
+
+    /// A memory alarm: the broker reads no more from connections that publish, until [`Self::has_memory`].
+    pub fn lacks_memory(&self) {
+        self.eval("vm_memory_monitor:set_vm_memory_high_watermark(0.00001)");
+    }
+
+    /// The end of the memory alarm.
+    pub fn has_memory(&self) {
+        self.eval("vm_memory_monitor:set_vm_memory_high_watermark(0.4)");
+    }
+
+    fn number(&self, expression: &str) -> usize {
+        let said = self.eval(expression);
+        let number = said.trim().strip_prefix("{ok, ").and_then(|rest| rest.strip_suffix('}'));
+        number.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("{expression}: {said}"))
+    }
+
+    /// The port that it speaks AMQP on.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// What it has logged.
+    pub fn log(&self) -> String {
         let read = |path: PathBuf| std::fs::read_to_string(path).unwrap_or_default();
         let logs = std::fs::read_dir(self.dir.join("logs")).into_iter().flatten().flatten();
         logs.fold(read(self.dir.join("out")), |all, entry| all + &read(entry.path()))

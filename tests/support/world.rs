@@ -42,11 +42,21 @@ pub struct Settings {
     pub batch_size: u32,
     pub redeliver_after: &'static str,
     pub max_attempts: u32,
+    /// More lines for `[stores.main]`.
+    pub store: &'static str,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Settings { window: "1s", lease: "2s", slice: "30s", batch_size: 1000, redeliver_after: "3s", max_attempts: 10 }
+        Settings {
+            window: "1s",
+            lease: "2s",
+            slice: "30s",
+            batch_size: 1000,
+            redeliver_after: "3s",
+            max_attempts: 10,
+            store: "",
+        }
     }
 }
 
@@ -326,7 +336,7 @@ impl World {
 fn config_text(places: &Places, bucket: &str, namespace: &str, settings: &Settings) -> String {
     let (access, secret) = (seaweedfs::ACCESS_KEY, seaweedfs::SECRET_KEY);
     let Places { database_url, s3_endpoint, amqp_url, .. } = places;
-    let Settings { window, lease, slice, batch_size, redeliver_after, max_attempts } = settings;
+    let Settings { window, lease, slice, batch_size, redeliver_after, max_attempts, store } = settings;
     format!(
         r#"
 maps = ["map.toml"]
@@ -342,6 +352,7 @@ access_key = "{access}"
 secret_key = "{secret}"
 buckets = ["{bucket}"]
 batch_size = {batch_size}
+{store}
 [retention]
 default = "{window}"
 minimum = "1s"

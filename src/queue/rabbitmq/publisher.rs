@@ -39,11 +39,20 @@ const PUBLISH: &str = "publish";
 pub(super) struct RabbitPublisher {
     wire: ConfirmChannel,
     topology: Arc<Topology>,
+    settings: Arc<RabbitSettings>,
+    /// Looks at the purge queue, from the first look on; taken out while it does. A broker that is short of memory stops
+    /// reading from connections that publish, so it is one of its own.
+    looks: Option<Session>,
 }
 
 impl RabbitPublisher {
     pub(super) async fn open(settings: &Arc<RabbitSettings>, topology: &Arc<Topology>) -> Result<Self, QueueError> {
-        Ok(Self { wire: ConfirmChannel::open(settings, "publisher").await?, topology: Arc::clone(topology) })
+        Ok(Self {
+            wire: ConfirmChannel::open(settings, "publisher").await?,
+            topology: Arc::clone(topology),
+            settings: Arc::clone(settings),
+            looks: None,
+        })
     }
 
     /// The message as it goes out, or what is to be said of it without sending it.
@@ -118,6 +127,16 @@ impl Publisher for RabbitPublisher {
             }
         }
         Ok(outcomes)
+    }
+
+    async fn tasks_waiting(&mut self) -> Result<u64, QueueError> {
+        let session = match self.looks.take().filter(|session| session.connection.status().connected()) {
+            Some(session) => session,
+            None => Session::open(&self.settings, "depth").await?,
+        };
+        let waiting = self.topology.tasks_waiting(&session).await?;
+        self.looks = Some(session);
+        Ok(waiting)
     }
 }
 

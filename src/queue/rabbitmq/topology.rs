@@ -137,6 +137,11 @@ impl Topology {
             dead: count(session, &self.dead).await?,
         })
     }
+
+    /// Messages ready in the purge queue.
+    pub(super) async fn tasks_waiting(&self, session: &Session) -> Result<u64, QueueError> {
+        count(session, &self.purge).await
+    }
 }
 
 async fn count(session: &Session, name: &str) -> Result<u64, QueueError> {

@@ -1,0 +1,1 @@
+//! Each fault of the store by itself.

@@ -27,6 +27,10 @@ use crate::{
 /// Requests taken from the broker ahead of time. They are carried out one after another.
 const PREFETCH: u16 = 16;
 
+/// The same after a start, until a request comes that was never handed out before: what has taken a process down comes
+/// first, and with it the broker would count a failed delivery of everything that was taken ahead, up to the dead letters.
+const CAREFUL: u16 = 1;
+
 /// The longest message id that is remembered.
 const MOST_ID: usize = 255;
 
@@ -61,7 +65,8 @@ impl Intake {
     pub async fn run(&self, queue: &dyn TaskQueue, stop: &CancellationToken) -> Result<(), QueueError> {
         let away = |error: StoreError| QueueError::new("carry a request out", error.to_string());
         self.trash.store().ping().await.map_err(away)?;
-        let mut consumer = queue.consumer(Source::Requests, PREFETCH).await?;
+        let mut consumer = queue.consumer(Source::Requests, CAREFUL).await?;
+        let mut is_careful = true;
         tracing::info!("intake consumes");
         loop {
             let delivery = tokio::select! {
@@ -71,9 +76,15 @@ impl Intake {
             let Some(delivery) = delivery else {
                 return Err(QueueError::new("consume requests", "the broker ended the consumer"));
             };
+            let is_fresh = delivery.redeliveries == 0;
             if let Err((delivery, error)) = self.handle(delivery).await {
                 delivery.answer.requeue().await?;
                 return Err(away(error));
+            }
+            if is_careful && is_fresh {
+                consumer.cancel().await?;
+                consumer = queue.consumer(Source::Requests, PREFETCH).await?;
+                is_careful = false;
             }
         }
     }

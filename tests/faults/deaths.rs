@@ -132,10 +132,16 @@ async fn a_request_that_kills_the_intake_goes_to_the_dead_letters_alone() {
     }
     assert!(lives > LIMIT, "{lives} lives");
     let service = lane.serve(&env);
+    // the broker moves what it has given up on when it hands out the next
+    wait_until("the others are carried out, or set aside too", PURGED, async || {
+        let carried_out = lane.count("reprieve.tombstones").await;
+        carried_out == 3 || carried_out + i64::from(amqp.depth("dead").await) > 3
+    })
+    .await;
+    assert_eq!(amqp.depth("dead").await, 1, "one, and not those that were handed out beside it");
     for of in good {
         lane.world.until_state(of.id, "purged").await;
     }
-    assert_eq!(amqp.depth("dead").await, 1, "one, and not those that were handed out beside it");
     assert_eq!(amqp.dead_letter().await.message_id, Some(poison.id.to_string()));
     lane.is_whole(poison).await;
     drop(service);

@@ -197,6 +197,8 @@ impl Lane {
 
     /// Nothing is to be done or sent, and nobody holds a lease; the queues are empty when the service has ended.
     pub async fn is_quiet(&self, mut service: Service) {
+        // from here on it heeds a signal
+        service.says("serving").await;
         assert!(self.world.is_quiet(PURGED).await, "tasks or messages are left over");
         assert_eq!(self.count("reprieve.tombstones where num_nonnulls(lease_owner, lease_until) > 0").await, 0);
         let depths = async || {

@@ -11,6 +11,12 @@ mod process;
 mod support;
 #[path = "../support/world.rs"]
 mod world;
+#[allow(dead_code, reason = "the platform's tests use the rest of it")]
+#[path = "../platform/bench.rs"]
+mod bench;
+#[allow(dead_code, reason = "the platform's tests use the rest of it")]
+#[path = "../platform/gate.rs"]
+mod gate;
 
 mod behind_proxy;
 mod crowd;
@@ -20,16 +26,10 @@ mod s3_proxy;
 mod tcp_proxy;
 
 mod backlog;
-#[allow(dead_code, reason = "the platform's tests use the rest of it")]
-#[path = "../platform/bench.rs"]
-mod bench;
 mod broker;
 mod campaign;
 mod crash_points;
 mod deaths;
-#[allow(dead_code, reason = "the platform's tests use the rest of it")]
-#[path = "../platform/gate.rs"]
-mod gate;
 mod memory;
 mod race;
 mod s3_keys;

@@ -148,6 +148,8 @@ async fn crashes_in_a_row_at_the_same_batch_count_its_objects_once() {
         let _ = dies.await;
         bench.run(RUN_OUT).await;
     }
+    assert!(matches!(bench.slice(id).await, SliceEnd::Failed(_)), "two without a batch between: it waits");
+    bench.make_due(id).await;
     assert_eq!(bench.slice(id).await, SliceEnd::Purged);
     is_counted(&bench, id, 25).await;
 }

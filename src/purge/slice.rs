@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use serde_json::json;
+use tokio::time::{Instant, timeout_at};
 
 use super::{
     Budget, PurgeError, Purger,
@@ -22,13 +23,18 @@ use crate::{
     store::{
         StoreError,
         audit::Happened,
-        commit, outbox,
+        commit, outbox, silent,
         tombstones::{
             self,
             purging::{self, Fenced, Lease, PassOn},
         },
     },
 };
+
+/// Statements of a claim that may take long: the map's queries.
+const CLAIM: u32 = 5;
+/// Statements after a slice that may take long: they wait for locks.
+const CONCLUSION: u32 = 2;
 
 /// How a slice ended.
 #[derive(Debug, Clone, PartialEq)]
@@ -86,7 +92,7 @@ impl Purger {
     /// # Errors
     /// The database cannot be reached; what was begun resumes when the lease has run out.
     pub async fn run_slice(&self, id: TombstoneId, budget: &Budget) -> Result<SliceEnd, StoreError> {
-        let claimed = match self.claim(id).await {
+        let claimed = match self.store.within(CLAIM, self.claim(id)).await {
             Ok(Claim::Ours(claimed)) => claimed,
             Ok(Claim::Blocked(blockers)) => return Ok(SliceEnd::Blocked(blockers.len())),
             Ok(Claim::Deferred(reason)) => return Ok(SliceEnd::Deferred(reason)),
@@ -100,7 +106,7 @@ impl Purger {
             worked = self.stages(claimed, budget) => worked,
             lost = self.keep_alive(&lease) => Err(lost),
         };
-        self.conclude(&tombstone, &lease, worked).await
+        self.store.within(CONCLUSION, self.conclude(&tombstone, &lease, worked)).await
     }
 
     async fn stages(&self, claimed: Box<Claimed>, budget: &Budget) -> Result<Outcome, PurgeError> {
@@ -139,19 +145,19 @@ impl Purger {
         }
     }
 
-    /// Extends the lease every third of it; returns only when it is lost.
+    /// Extends the lease every third of it; returns only when it is lost, or has run out. Whatever the stages wait for
+    /// then, perhaps on a connection that has died without a word, they wait no longer.
     async fn keep_alive(&self, lease: &Lease) -> PurgeError {
+        let mut extended = Instant::now();
         loop {
             tokio::time::sleep(lease.duration / 3).await;
-            let renewed = match self.store.conn().await {
-                Ok(mut conn) => purging::renew(&mut conn, lease).await,
-                Err(error) => Err(error),
-            };
-            match renewed {
-                Ok(Fenced::Lost) => return PurgeError::LeaseLost,
-                Ok(Fenced::Ours { .. }) => {}
-                // the next write will find out whether it is still ours
-                Err(error) => tracing::warn!(tombstone.id = %lease.id, %error, "lease not extended"),
+            let asked = Instant::now();
+            let renew = async { purging::renew(&mut *self.store.conn().await?, lease).await };
+            match timeout_at(extended + lease.duration, renew).await {
+                Ok(Ok(Fenced::Lost)) => return PurgeError::LeaseLost,
+                Ok(Ok(Fenced::Ours { .. })) => extended = asked,
+                Ok(Err(error)) => tracing::warn!(tombstone.id = %lease.id, %error, "lease not extended"),
+                Err(_) => return StoreError::Unavailable(silent(lease.duration)).into(),
             }
         }
     }
@@ -264,17 +270,23 @@ impl Purger {
 
     /// Notes on a tombstone that its slice panicked, and looks again.
     pub(super) async fn note_panic(&self, id: TombstoneId, reason: &str) -> Result<(), StoreError> {
-        let mut tx = self.store.begin().await?;
-        tombstones::note_error(&mut tx, id, reason).await?;
-        let task = PurgeTask { tombstone: id }.encode();
-        outbox::schedule_purge(&mut tx, id, &task, self.backoff.delay_for(1)).await?;
-        commit(tx).await
+        let note = async {
+            let mut tx = self.store.begin().await?;
+            tombstones::note_error(&mut tx, id, reason).await?;
+            let task = PurgeTask { tombstone: id }.encode();
+            outbox::schedule_purge(&mut tx, id, &task, self.backoff.delay_for(1)).await?;
+            commit(tx).await
+        };
+        self.store.within(CONCLUSION, note).await
     }
 
     /// Brings a tombstone back after a slice that could not even write down what comes next.
     pub(super) async fn look_again(&self, id: TombstoneId) -> Result<(), StoreError> {
-        let mut conn = self.store.conn().await?;
-        let task = PurgeTask { tombstone: id }.encode();
-        outbox::schedule_purge(&mut conn, id, &task, self.backoff.delay_for(1)).await
+        let write = async {
+            let mut conn = self.store.conn().await?;
+            let task = PurgeTask { tombstone: id }.encode();
+            outbox::schedule_purge(&mut conn, id, &task, self.backoff.delay_for(1)).await
+        };
+        self.store.within(1, write).await
     }
 }

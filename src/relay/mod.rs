@@ -83,10 +83,11 @@ impl Relay {
 
     /// One window: lease, publish, settle. A crash in between sends messages twice, which does no harm.
     async fn pump(&self, publisher: &mut dyn Publisher) -> Result<usize, PumpError> {
-        let leased = {
+        let lease = async {
             let mut conn = self.store.conn().await?;
-            outbox::lease(&mut conn, self.config.window, LEASE).await?
+            outbox::lease(&mut conn, self.config.window, LEASE).await
         };
+        let leased = self.store.within(1, lease).await?;
         if leased.is_empty() {
             return Ok(0);
         }
@@ -97,11 +98,11 @@ impl Relay {
                 // nobody knows what has arrived: all of it goes again
                 let reason = error.to_string();
                 let outcomes = vec![PublishOutcome::Unconfirmed(reason); leased.len()];
-                self.settle(&leased, &outcomes).await?;
+                self.store.within(1, self.settle(&leased, &outcomes)).await?;
                 return Err(PumpError::Queue(error));
             }
         };
-        self.settle(&leased, &outcomes).await?;
+        self.store.within(1, self.settle(&leased, &outcomes)).await?;
         Ok(leased.len())
     }
 

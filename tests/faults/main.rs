@@ -6,6 +6,7 @@
 #[path = "../support/amqp.rs"]
 mod amqp;
 mod broker;
+mod database;
 mod mischief;
 #[path = "../support/process.rs"]
 mod process;

@@ -197,7 +197,7 @@ impl App {
                 tasks.spawn(async move { sweeper.run(&stop).await });
             }
             Role::Intake => {
-                let intake = Intake::new(self.trash.clone(), self.metrics.clone());
+                let intake = Intake::new(self.trash.clone(), self.metrics.clone())?;
                 let (queue, keeper) = (need(queue)?, self.keeper(role)?);
                 tasks.spawn(async move {
                     keeper

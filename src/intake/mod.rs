@@ -3,21 +3,33 @@
 //! Invariant: a request, its reply and the memory of both are one transaction, so a request that is delivered twice is
 //! carried out once and answered the same. What can never be carried out goes to the dead letters with the reason;
 //! what is refused now (in use, held) is answered and kept in the audit log.
+//!
+//! A request has no other copy than its message, so none becomes a dead letter for what it cannot help. While the
+//! database is away the intake keeps what it has in hand and tries again; a request whose row is locked waits alone; and
+//! what goes back to the queue goes in a way that can be repeated without end.
 
+mod waiting;
+
+use std::time::Duration;
+
+use futures_util::FutureExt;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use self::waiting::{BUSY, Held, Waiting};
 use crate::{
     domain::{ids::ResourceRef, retention::Retention, tombstone::Provenance},
     failpoint,
     queue::{
-        Delivery, QueueError, Source, TaskQueue,
+        Consumer, Delivery, QueueError, Source, TaskQueue,
         message::{self, Op, Request},
     },
+    retry::{Backoff, InvalidBackoff},
     store::{
         StoreError,
         audit::{self, Happened, NewEntry},
-        commit, outbox,
+        commit, impatient, outbox,
         requests::{self, Claim},
     },
     telemetry::Metrics,
@@ -31,6 +43,19 @@ const PREFETCH: u16 = 16;
 /// first, and with it the broker would count a failed delivery of everything that was taken ahead, up to the dead letters.
 const CAREFUL: u16 = 1;
 
+/// How long a request waits for a lock before it gives way to the others; the second time it comes later.
+const FOR_A_LOCK: Duration = Duration::from_millis(250);
+
+/// How long requests are kept in hand while the database is away. The broker takes a delivery back that was not answered
+/// for half an hour, and every return counts.
+const IN_HAND: Duration = Duration::from_secs(10 * 60);
+
+/// Between tries while the database is away.
+const AWAY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(15));
+
+/// Statements of a request that may take long: the map's queries.
+const REQUEST: u32 = 5;
+
 /// The longest message id that is remembered.
 const MOST_ID: usize = 255;
 
@@ -42,6 +67,10 @@ const REUSED: &str = "message_id_reused";
 pub struct Intake {
     trash: TrashBin,
     metrics: Metrics,
+    /// Waits between tries of one whose row is locked.
+    busy: Backoff,
+    /// Waits while the database is away.
+    away: Backoff,
 }
 
 /// What a request came to.
@@ -54,73 +83,134 @@ enum Verdict {
 
 impl Intake {
     /// An intake for this trash bin.
-    pub fn new(trash: TrashBin, metrics: Metrics) -> Self {
-        Self { trash, metrics }
+    ///
+    /// # Errors
+    /// None with the constants that stand here.
+    pub fn new(trash: TrashBin, metrics: Metrics) -> Result<Self, InvalidBackoff> {
+        Ok(Self { trash, metrics, busy: Backoff::new(BUSY.0, BUSY.1)?, away: Backoff::new(AWAY.0, AWAY.1)? })
     }
 
     /// Consumes requests until the queue ends or `stop` is cancelled. `supervise` calls it again.
     ///
     /// # Errors
-    /// The queue's connection ended, or the database is away (the request goes back to the queue).
+    /// The queue's connection ended, or the database has been away for long (what was in hand goes back to the queue).
     pub async fn run(&self, queue: &dyn TaskQueue, stop: &CancellationToken) -> Result<(), QueueError> {
-        let away = |error: StoreError| QueueError::new("carry a request out", error.to_string());
         self.trash.store().ping().await.map_err(away)?;
-        let mut consumer = queue.consumer(Source::Requests, CAREFUL).await?;
-        let mut is_careful = true;
-        tracing::info!("intake consumes");
-        loop {
-            let delivery = tokio::select! {
-                () = stop.cancelled() => return consumer.cancel().await,
-                delivery = consumer.next() => delivery?,
-            };
-            let Some(delivery) = delivery else {
-                return Err(QueueError::new("consume requests", "the broker ended the consumer"));
-            };
-            let is_fresh = delivery.redeliveries == 0;
-            if let Err((delivery, error)) = self.handle(delivery).await {
-                delivery.answer.requeue().await?;
-                return Err(away(error));
+        // two consumers, one after the other
+        for prefetch in [CAREFUL, PREFETCH] {
+            let mut consumer = queue.consumer(Source::Requests, prefetch).await?;
+            tracing::info!(prefetch, "intake consumes");
+            let mut waiting = Waiting::new(self.busy);
+            let ended = self.take_in(consumer.as_mut(), &mut waiting, prefetch == CAREFUL, stop).await;
+            // what came behind, as far as it is here, so that the order stays
+            while let Some(Ok(Some(unseen))) = consumer.next().now_or_never() {
+                waiting.keep(unseen);
             }
-            if is_careful && is_fresh {
-                consumer.cancel().await?;
-                consumer = queue.consumer(Source::Requests, PREFETCH).await?;
-                is_careful = false;
+            let cancelled = consumer.cancel().await;
+            for delivery in waiting.into_all() {
+                log_answer(delivery.answer.requeue().await);
+            }
+            ended.and(cancelled)?;
+            if stop.is_cancelled() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Carries requests out until `stop` is cancelled, or one is done that was never handed out before.
+    async fn take_in(
+        &self,
+        consumer: &mut dyn Consumer,
+        waiting: &mut Waiting,
+        until_fresh: bool,
+        stop: &CancellationToken,
+    ) -> Result<(), QueueError> {
+        loop {
+            let request = tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                delivery = consumer.next() => match delivery? {
+                    Some(delivery) => waiting.queue_up(Held::new(delivery)),
+                    None => return Err(QueueError::new("consume requests", "the broker ended the consumer")),
+                },
+                held = waiting.next() => Some(held),
+            };
+            let Some(request) = request else { continue };
+            let is_fresh = request.delivery.redeliveries == 0;
+            match self.handle(request, stop).await {
+                Ok(()) if until_fresh && is_fresh => return Ok(()),
+                Ok(()) => {}
+                Err((held, StoreError::Busy(_))) => {
+                    for held in waiting.again_later(held) {
+                        tracing::warn!(message_id = held.delivery.message_id, "request stays busy, others go first");
+                        log_answer(held.delivery.answer.put_off().await);
+                    }
+                }
+                Err((held, error)) => {
+                    waiting.keep_first(held);
+                    return if stop.is_cancelled() { Ok(()) } else { Err(away(error)) };
+                }
             }
         }
     }
 
-    /// Carries one request out. The delivery comes back when the database could not.
-    async fn handle(&self, delivery: Delivery) -> Result<(), (Delivery, StoreError)> {
+    /// Carries one request out, as soon as there is a database. It comes back when it is busy, or there is none for long.
+    async fn handle(&self, held: Held, stop: &CancellationToken) -> Result<(), (Held, StoreError)> {
+        let (began, mut delays) = (Instant::now(), self.away.delays());
+        let mut reported = false;
         failpoint::at("intake.received");
-        let verdict = match self.carry_out(&delivery).await {
-            Ok(verdict) => verdict,
-            Err(error) if error.is_transient() || matches!(error, StoreError::NotMigrated(_)) => {
-                return Err((delivery, error));
+        loop {
+            let error = match self.trash.store().within(REQUEST, self.carry_out(&held.delivery)).await {
+                Ok(verdict) => {
+                    failpoint::at("intake.committed");
+                    self.answer(held.delivery, verdict).await;
+                    return Ok(());
+                }
+                Err(error) => error,
+            };
+            let message_id = held.delivery.message_id.as_deref();
+            match &error {
+                StoreError::Busy(_) => {
+                    tracing::debug!(%error, message_id, "request waits for a lock");
+                    return Err((held, error));
+                }
+                StoreError::Unavailable(_) | StoreError::NotMigrated(_) => {}
+                StoreError::Platform { .. } | StoreError::Unusable(_) | StoreError::Other(_) => {
+                    // it would fail again, and hold up every request behind it
+                    let verdict = Verdict::Malformed { reply: Value::Null, reason: error.to_string() };
+                    self.answer(held.delivery, verdict).await;
+                    return Ok(());
+                }
             }
-            // it would fail again, and hold up every request behind it
-            Err(error) => Verdict::Malformed { reply: Value::Null, reason: error.to_string() },
-        };
-        failpoint::at("intake.committed");
-        let answered = match verdict {
+            if began.elapsed() >= IN_HAND {
+                return Err((held, error));
+            }
+            if !std::mem::replace(&mut reported, true) {
+                tracing::error!(%error, message_id, "intake waits for the database");
+            }
+            tokio::select! {
+                () = stop.cancelled() => return Err((held, error)),
+                () = tokio::time::sleep(delays.next().unwrap_or(AWAY.1)) => {}
+            }
+        }
+    }
+
+    async fn answer(&self, delivery: Delivery, verdict: Verdict) {
+        // it comes again if this fails, and is answered from memory or found done
+        log_answer(match verdict {
             Verdict::Answered(_) => delivery.answer.ack().await,
             Verdict::Malformed { reason, .. } => {
                 tracing::warn!(reason, message_id = delivery.message_id, "request set aside");
                 self.metrics.dead_letter("requests");
                 delivery.answer.dead_letter(&reason).await
             }
-        };
+        });
         failpoint::at("intake.answered");
-        match answered {
-            Ok(true) => {}
-            // it comes again, and is answered from memory or found done
-            Ok(false) => tracing::debug!("stale request, the broker hands it out again"),
-            Err(error) => tracing::warn!(%error, "request not answered, the broker hands it out again"),
-        }
-        Ok(())
     }
 
     async fn carry_out(&self, delivery: &Delivery) -> Result<Verdict, StoreError> {
         let mut tx = self.trash.store().begin().await?;
+        impatient(&mut tx, FOR_A_LOCK).await?;
         let message_id = delivery.message_id.as_deref().filter(|id| is_storable(id) && id.len() <= MOST_ID);
         let claim = match message_id {
             Some(id) => requests::claim(&mut tx, id, &delivery.body).await?,
@@ -251,6 +341,19 @@ impl Intake {
         let entry =
             NewEntry { event: Happened::Refused, tombstone: None, resource: resource.as_ref(), by: &by, details };
         audit::write(conn, entry).await
+    }
+}
+
+fn away(error: StoreError) -> QueueError {
+    QueueError::new("carry a request out", error.to_string())
+}
+
+/// An answer that fails is no loss: the broker hands the message out again.
+fn log_answer(answered: Result<bool, QueueError>) {
+    match answered {
+        Ok(true) => {}
+        Ok(false) => tracing::debug!("stale request, the broker hands it out again"),
+        Err(error) => tracing::warn!(%error, "request not answered, the broker hands it out again"),
     }
 }
 

@@ -8,6 +8,7 @@ use std::{any::Any, panic::AssertUnwindSafe, time::Duration};
 
 use futures_util::FutureExt;
 use serde_json::json;
+use tokio::time::{Instant, timeout_at};
 
 use super::{
     Budget, PurgeError, Purger,
@@ -24,13 +25,18 @@ use crate::{
     store::{
         StoreError, Tx,
         audit::Happened,
-        commit, outbox,
+        commit, outbox, silent,
         tombstones::{
             self,
             purging::{self, Fenced, Lease, PassOn},
         },
     },
 };
+
+/// Statements of a claim that may take long: the map's queries.
+const CLAIM: u32 = 5;
+/// Statements after a slice that may take long: they wait for locks.
+const CONCLUSION: u32 = 2;
 
 /// How a slice ended.
 #[derive(Debug, Clone, PartialEq)]
@@ -101,7 +107,7 @@ impl Purger {
     /// # Errors
     /// The database cannot be reached; what was begun resumes when the lease has run out.
     pub async fn run_slice(&self, id: TombstoneId, budget: &Budget) -> Result<SliceEnd, StoreError> {
-        let claim = AssertUnwindSafe(self.claim(id)).catch_unwind().await;
+        let claim = AssertUnwindSafe(self.store.within(CLAIM, self.claim(id))).catch_unwind().await;
         let claimed = match claim.unwrap_or_else(|panic| Err(PurgeError::Panicked(said(&*panic)))) {
             Ok(Claim::Ours(claimed)) => claimed,
             Ok(Claim::Blocked(blockers)) => return Ok(SliceEnd::Blocked(blockers.len())),
@@ -123,7 +129,7 @@ impl Purger {
                 worked.unwrap_or_else(|panic| Err(PurgeError::Panicked(said(&*panic)))),
             lost = self.keep_alive(&lease) => Err(lost),
         };
-        self.conclude(&tombstone, &lease, worked).await
+        self.store.within(CONCLUSION, self.conclude(&tombstone, &lease, worked)).await
     }
 
     async fn stages(&self, mut claimed: Box<Claimed>, budget: &Budget) -> Result<Outcome, PurgeError> {
@@ -178,19 +184,19 @@ impl Purger {
         }))
     }
 
-    /// Extends the lease every third of it; returns only when it is lost.
+    /// Extends the lease every third of it; returns only when it is lost, or has run out. Whatever the stages wait for
+    /// then, perhaps on a connection that has died without a word, they wait no longer.
     async fn keep_alive(&self, lease: &Lease) -> PurgeError {
+        let mut extended = Instant::now();
         loop {
             tokio::time::sleep(lease.duration / 3).await;
-            let renewed = match self.store.conn().await {
-                Ok(mut conn) => purging::renew(&mut conn, lease).await,
-                Err(error) => Err(error),
-            };
-            match renewed {
-                Ok(Fenced::Lost) => return PurgeError::LeaseLost,
-                Ok(Fenced::Ours { .. }) => {}
-                // the next write will find out whether it is still ours
-                Err(error) => tracing::warn!(tombstone.id = %lease.id, %error, "lease not extended"),
+            let asked = Instant::now();
+            let renew = async { purging::renew(&mut *self.store.conn().await?, lease).await };
+            match timeout_at(extended + lease.duration, renew).await {
+                Ok(Ok(Fenced::Lost)) => return PurgeError::LeaseLost,
+                Ok(Ok(Fenced::Ours { .. })) => extended = asked,
+                Ok(Err(error)) => tracing::warn!(tombstone.id = %lease.id, %error, "lease not extended"),
+                Err(_) => return StoreError::Unavailable(silent(lease.duration)).into(),
             }
         }
     }
@@ -370,24 +376,30 @@ impl Purger {
     /// Notes on a tombstone what befell a task that nobody has the lease for, and looks again, later each time.
     /// `false`: it is closed, not due, or in living hands, and nothing was noted.
     pub(super) async fn set_back(&self, id: TombstoneId, reason: &str) -> Result<bool, StoreError> {
-        let mut tx = self.store.begin().await?;
-        let waits = tombstones::waits(&mut tx, id).await?;
-        let wait = self.backoff.delay_for(waits.saturating_add(1));
-        if !tombstones::set_back(&mut tx, id, reason, wait).await? {
-            return Ok(false);
-        }
-        outbox::schedule_purge(&mut tx, id, &PurgeTask { tombstone: id }.encode(), wait).await?;
-        failpoint::at("set_back.uncommitted");
-        commit(tx).await?;
-        failpoint::at("set_back.committed");
-        Ok(true)
+        let note = async {
+            let mut tx = self.store.begin().await?;
+            let waits = tombstones::waits(&mut tx, id).await?;
+            let wait = self.backoff.delay_for(waits.saturating_add(1));
+            if !tombstones::set_back(&mut tx, id, reason, wait).await? {
+                return Ok(false);
+            }
+            outbox::schedule_purge(&mut tx, id, &PurgeTask { tombstone: id }.encode(), wait).await?;
+            failpoint::at("set_back.uncommitted");
+            commit(tx).await?;
+            failpoint::at("set_back.committed");
+            Ok(true)
+        };
+        self.store.within(CONCLUSION, note).await
     }
 
     /// Brings a tombstone back after a slice that could not even write down what comes next.
     pub(super) async fn look_again(&self, id: TombstoneId) -> Result<(), StoreError> {
-        let mut conn = self.store.conn().await?;
-        let task = PurgeTask { tombstone: id }.encode();
-        outbox::schedule_purge(&mut conn, id, &task, self.backoff.delay_for(1)).await
+        let write = async {
+            let mut conn = self.store.conn().await?;
+            let task = PurgeTask { tombstone: id }.encode();
+            outbox::schedule_purge(&mut conn, id, &task, self.backoff.delay_for(1)).await
+        };
+        self.store.within(1, write).await
     }
 }
 

@@ -16,6 +16,7 @@ use tokio::sync::{Notify, broadcast};
 
 use super::{
     Answer, Consumer, Delivery, Depths, Outgoing, PublishOutcome, Publisher, QueueError, Source, Target, TaskQueue,
+    has_place,
 };
 
 /// Events that a slow subscriber may lag behind before it loses the oldest.
@@ -251,7 +252,10 @@ impl Shared {
         let Some(message) = held.unanswered.remove(&tag) else { return false };
         match verdict {
             Verdict::Done => {}
-            Verdict::Requeue => state.give_back(source, message, self.limits),
+            Verdict::Requeue if has_place(message.redeliveries, self.limits.delivery_limit) => {
+                state.give_back(source, message, self.limits);
+            }
+            Verdict::Requeue | Verdict::PutOff => state.put_off(source, message),
             Verdict::Dead(reason) => state.bury(source, message.content, reason, self.limits),
         }
         drop(state);
@@ -275,6 +279,12 @@ impl State {
         }
     }
 
+    fn put_off(&mut self, source: Source, message: Message) {
+        if let Some(queue) = self.queues.get_mut(&source) {
+            queue.push_back(Message { redeliveries: 0, ..message });
+        }
+    }
+
     fn bury(&mut self, source: Source, message: LocalRequest, reason: &str, limits: LocalLimits) {
         push_bounded(&mut self.dead, DeadLetter { source, message, reason: reason.to_owned() }, limits.capacity);
     }
@@ -293,6 +303,7 @@ fn push_bounded<T>(queue: &mut VecDeque<T>, entry: T, capacity: usize) {
 enum Verdict<'a> {
     Done,
     Requeue,
+    PutOff,
     Dead(&'a str),
 }
 
@@ -395,6 +406,10 @@ impl Answer for LocalAnswer {
 
     async fn requeue(self: Box<Self>) -> Result<bool, QueueError> {
         Ok(self.shared.settle(self.consumer, self.tag, Verdict::Requeue))
+    }
+
+    async fn put_off(self: Box<Self>) -> Result<bool, QueueError> {
+        Ok(self.shared.settle(self.consumer, self.tag, Verdict::PutOff))
     }
 
     async fn dead_letter(self: Box<Self>, reason: &str) -> Result<bool, QueueError> {

@@ -111,9 +111,14 @@ pub struct Delivery {
 pub trait Answer: Send + Sync + std::fmt::Debug {
     /// Done with it. `Ok(false)`: the consumer is stale and the broker will hand the message out again.
     async fn ack(self: Box<Self>) -> Result<bool, QueueError>;
-    /// Not now: back to the queue, at once. Counts as a redelivery, and too many of those make a dead letter: what
-    /// has to wait for a time belongs into the outbox instead.
+    /// Not now: back to its place in the queue, to be handed out again at once. That counts as a redelivery, and too
+    /// many of those make a dead letter, which no message becomes for what it cannot help: from half of the limit on it
+    /// is put off instead ([`Answer::put_off`]), and counts anew. What has to wait for a time belongs into the outbox.
     async fn requeue(self: Box<Self>) -> Result<bool, QueueError>;
+    /// Not now, and others first: puts a copy at the end of its queue, waits for the confirm, then acks. A crash between
+    /// the two leaves it there twice. It counts as new, so this can be done without end. After an error it stays
+    /// unanswered, and comes again when the consumer ends.
+    async fn put_off(self: Box<Self>) -> Result<bool, QueueError>;
     /// Never: publishes body and properties to the dead-letter queue with `reason` in the header
     /// `x-reprieve-reason`, waits for the confirm, then acks. A crash between the two leaves the message in both. After an error it stays
     /// unanswered, and comes again when the consumer ends.
@@ -140,6 +145,12 @@ pub trait Consumer: Send + std::fmt::Debug {
     async fn next(&mut self) -> Result<Option<Delivery>, QueueError>;
     /// Stops the intake; deliveries already handed out can still be answered, those not yet handed out go back.
     async fn cancel(&mut self) -> Result<(), QueueError>;
+}
+
+/// Whether a message that was handed out again so often can go back to its place. Half of the limit is left for
+/// connections that are lost and processes that die, which nobody can prevent from counting.
+fn has_place(redeliveries: u32, delivery_limit: u32) -> bool {
+    redeliveries < delivery_limit / 2
 }
 
 /// How many messages wait.

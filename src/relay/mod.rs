@@ -87,10 +87,11 @@ impl Relay {
     async fn pump(&self, publisher: &mut dyn Publisher, room: &mut Room) -> Result<usize, PumpError> {
         let window = self.config.window;
         let tasks = room.for_window(publisher, window, &self.metrics).await;
-        let leased = {
+        let lease = async {
             let mut conn = self.store.conn().await?;
-            outbox::lease(&mut conn, Window { tasks, messages: window }, self.config.lease).await?
+            outbox::lease(&mut conn, Window { tasks, messages: window }, self.config.lease).await
         };
+        let leased = self.store.within(1, lease).await?;
         if leased.is_empty() {
             return Ok(0);
         }
@@ -103,12 +104,12 @@ impl Relay {
                 // nobody knows what has arrived: all of it goes again
                 let reason = error.to_string();
                 let outcomes = vec![PublishOutcome::Unconfirmed(reason); leased.len()];
-                self.settle(&leased, &outcomes).await?;
+                self.store.within(1, self.settle(&leased, &outcomes)).await?;
                 return Err(PumpError::Queue(error));
             }
         };
         failpoint::at("relay.published");
-        self.settle(&leased, &outcomes).await?;
+        self.store.within(1, self.settle(&leased, &outcomes)).await?;
         Ok(leased.len())
     }
 

@@ -18,6 +18,9 @@ use crate::{
 /// Tombstones taken up in one transaction.
 const BATCH: u32 = 500;
 
+/// Statements of a sweep that may take long; it looks through every open tombstone.
+const SWEEP: u32 = 5;
+
 /// Sweeps.
 #[derive(Debug, Clone)]
 pub struct Sweeper {
@@ -36,7 +39,7 @@ impl Sweeper {
     pub async fn run(&self, stop: &CancellationToken) {
         let mut away = false;
         loop {
-            match self.sweep().await {
+            match self.store.within(SWEEP, self.sweep()).await {
                 Ok(0) => away = false,
                 Ok(found) => {
                     away = false;

@@ -79,6 +79,9 @@ impl From<sqlx::Error> for StoreError {
         match (&error, code.as_deref()) {
             // serialization_failure, deadlock_detected, lock_not_available, query_canceled (a time-out)
             (_, Some("40001" | "40P01" | "55P03" | "57014")) => Self::Busy(error),
+            // read_only_sql_transaction: a standby, which is what a failover leaves us with until the address follows;
+            // time-outs of a transaction (idle, or as a whole): a process that stood still
+            (_, Some("25006" | "25P03" | "25P04")) => Self::Unavailable(error),
             // undefined_table, invalid_schema_name, undefined_column, of our own tables
             (_, Some("42P01" | "3F000" | "42703")) => Self::NotMigrated(error),
             // connection exceptions, out of resources (a full disk too), shutting down
@@ -96,6 +99,7 @@ impl From<sqlx::Error> for StoreError {
                 | sqlx::Error::Protocol(_)
                 | sqlx::Error::PoolTimedOut
                 | sqlx::Error::PoolClosed
+                | sqlx::Error::BeginFailed
                 | sqlx::Error::WorkerCrashed,
                 None,
             ) => Self::Unavailable(error),

@@ -3,6 +3,10 @@
 //! Invariant: every statement that changes a tombstone repeats the state machine's guard (and, past the point of no
 //! return, the fence) in its `where`, and says how many rows it touched. Callers hold no transaction across network
 //! I/O other than the database's own. All times are the database's.
+//!
+//! The server's own time-outs end a statement that waits; of a connection that has died without a word (a firewall that
+//! forgot it, a machine that stands still) nothing comes any more, not even an error. So no wait here is without an end
+//! of our own: for a connection, and for whatever runs [`Store::within`] a number of statements.
 
 pub mod audit;
 pub mod error;
@@ -37,6 +41,9 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(20);
 #[derive(Debug, Clone)]
 pub struct Store {
     pool: PgPool,
+    /// For an answer that costs the server nothing.
+    acquire_timeout: Duration,
+    statement_timeout: Duration,
 }
 
 impl Store {
@@ -46,11 +53,17 @@ impl Store {
     /// [`StoreError::Unusable`] for a URL that cannot be read.
     pub fn new(config: &DatabaseConfig) -> Result<Self, StoreError> {
         let options = connect_options(config)?;
+        let (acquire_timeout, statement_timeout) = (config.acquire_timeout, config.statement_timeout);
         let pool = PgPoolOptions::new()
             .max_connections(config.max_connections)
-            .acquire_timeout(config.acquire_timeout)
+            .acquire_timeout(acquire_timeout)
+            // the pool's own tests wait without an end: one dead connection would use up the time for getting another,
+            // and one that is given back dead would be missing from the pool for ever
+            .test_before_acquire(false)
+            .before_acquire(move |conn, _| Box::pin(answers(conn, acquire_timeout / 3)))
+            .after_release(move |conn, _| Box::pin(answers(conn, acquire_timeout)))
             .connect_lazy_with(options);
-        Ok(Self { pool })
+        Ok(Self { pool, acquire_timeout, statement_timeout })
     }
 
     /// Begins a READ COMMITTED transaction, whatever the database's default: the claim relies on a statement after a
@@ -59,7 +72,9 @@ impl Store {
     /// # Errors
     /// The database is away, or the pool is exhausted.
     pub async fn begin(&self) -> Result<Tx, StoreError> {
-        Ok(self.pool.begin_with("begin isolation level read committed").await?)
+        // twice: to get a connection, and for its answer
+        let begin = self.pool.begin_with("begin isolation level read committed");
+        Ok(in_time(2 * self.acquire_timeout, begin).await?)
     }
 
     /// A connection for single statements.
@@ -75,8 +90,25 @@ impl Store {
     /// # Errors
     /// It does not.
     pub async fn ping(&self) -> Result<(), StoreError> {
-        sqlx::query("select 1").execute(&self.pool).await?;
+        in_time(2 * self.acquire_timeout, sqlx::query("select 1").execute(&self.pool)).await?;
         Ok(())
+    }
+
+    /// Does a unit of work, in no more time than `statements` of its statements may take at the longest; the others
+    /// take milliseconds. What a dead connection would hold up for ever ends here, and its connection goes.
+    ///
+    /// # Errors
+    /// Those of the work, or [`StoreError::Busy`] when the time is over; whether a commit took place is unknown then.
+    pub async fn within<T, E: From<StoreError>>(
+        &self,
+        statements: u32,
+        work: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
+        let limit = self.acquire_timeout + statements * self.statement_timeout;
+        match tokio::time::timeout(limit, work).await {
+            Ok(done) => done,
+            Err(_) => Err(StoreError::Busy(silent(limit)).into()),
+        }
     }
 
     /// Why no connection is to be had: the pool only says that none was, in time.
@@ -96,6 +128,33 @@ impl Store {
     pub async fn close(&self) {
         self.pool.close().await;
     }
+}
+
+async fn in_time<T>(limit: Duration, asked: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, sqlx::Error> {
+    tokio::time::timeout(limit, asked).await.unwrap_or_else(|_| Err(silent(limit)))
+}
+
+/// What a server says that says nothing.
+pub(crate) fn silent(limit: Duration) -> sqlx::Error {
+    let limit = humantime::format_duration(limit);
+    sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, format!("no answer within {limit}")))
+}
+
+/// Whether a connection is still one; an error closes it without asking its other end.
+async fn answers(conn: &mut PgConnection, limit: Duration) -> Result<bool, sqlx::Error> {
+    use sqlx::Connection;
+    in_time(limit, conn.ping()).await?;
+    Ok(true)
+}
+
+/// Lets the statements of this transaction wait so long for a lock, and no longer.
+///
+/// # Errors
+/// The statement failed.
+pub async fn impatient(tx: &mut Tx, limit: Duration) -> Result<(), StoreError> {
+    let limit = format!("{}ms", limit.as_millis());
+    sqlx::query("select set_config('lock_timeout', $1, true)").bind(limit).execute(&mut **tx).await?;
+    Ok(())
 }
 
 /// Commits, with the store's error.

@@ -5,18 +5,18 @@
 
 #[path = "../support/amqp.rs"]
 mod amqp;
-#[path = "../support/process.rs"]
-mod process;
-#[path = "../support/mod.rs"]
-mod support;
-#[path = "../support/world.rs"]
-mod world;
 #[allow(dead_code, reason = "the platform's tests use the rest of it")]
 #[path = "../platform/bench.rs"]
 mod bench;
 #[allow(dead_code, reason = "the platform's tests use the rest of it")]
 #[path = "../platform/gate.rs"]
 mod gate;
+#[path = "../support/process.rs"]
+mod process;
+#[path = "../support/mod.rs"]
+mod support;
+#[path = "../support/world.rs"]
+mod world;
 
 mod behind_proxy;
 mod crowd;
@@ -29,6 +29,7 @@ mod backlog;
 mod broker;
 mod campaign;
 mod crash_points;
+mod database;
 mod deaths;
 mod memory;
 mod race;

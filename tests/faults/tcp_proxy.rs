@@ -47,7 +47,8 @@ pub enum Lost {
 
 /// What happened, by name: `connections`, `refused`, `cut` (connections, by [`TcpProxy::cut`]), `cut in the middle`,
 /// `request lost`, `answer lost`, `stalled` (connections that had bytes to move, or were opened, while it stood
-/// still), `slowed` (buffers).
+/// still), `stranded` (directions of connections that had bytes to move when they had been forgotten), `slowed`
+/// (buffers).
 pub type Counts = BTreeMap<&'static str, u64>;
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -72,6 +73,8 @@ struct Shared {
     traps: Mutex<Vec<Trap>>,
     counts: Mutex<Counts>,
     open: watch::Sender<usize>,
+    /// The connections up to this number do not move any more.
+    stranded: watch::Sender<u64>,
 }
 
 /// A running proxy. Dropping it cuts everything.
@@ -94,6 +97,7 @@ impl TcpProxy {
             traps: Mutex::default(),
             counts: Mutex::default(),
             open: watch::Sender::new(0),
+            stranded: watch::Sender::new(0),
         });
         let serving = Arc::clone(&shared);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
@@ -149,6 +153,13 @@ impl TcpProxy {
         self.shared.mode.send_modify(|mode| mode.stalled = false);
     }
 
+    /// Forgets the connections that there are, as a firewall does: they stay open, and no byte moves on them any more.
+    /// New ones work. How many there were.
+    pub fn strand(&self) -> usize {
+        self.shared.stranded.send_replace(self.count("connections"));
+        self.open()
+    }
+
     /// Lets every buffer wait so long before it is passed on; zero is the end of it.
     pub fn slow(&self, delay: Duration) {
         self.shared.mode.send_modify(|mode| mode.delay = delay);
@@ -181,6 +192,14 @@ impl Drop for TcpProxy {
     }
 }
 
+/// What both directions of a connection know.
+struct Line {
+    /// Counted from 1.
+    number: u64,
+    /// The next answer does not arrive.
+    losing: watch::Sender<bool>,
+}
+
 /// Why a connection ends before its two sides do.
 enum Cut {
     Reset,
@@ -208,23 +227,20 @@ impl Shared {
                 let _ = client.set_zero_linger();
                 continue;
             }
-            self.count("connections");
+            let number = self.count("connections");
             let (shared, cuts) = (Arc::clone(&self), self.cuts.subscribe());
             tokio::spawn(async move {
                 shared.open.send_modify(|open| *open += 1);
-                shared.carry(client, cuts).await;
+                shared.carry(client, number, cuts).await;
                 shared.open.send_modify(|open| *open -= 1);
             });
         }
     }
 
-    async fn carry(&self, mut client: TcpStream, mut cuts: watch::Receiver<(u64, End)>) {
+    async fn carry(&self, mut client: TcpStream, number: u64, mut cuts: watch::Receiver<(u64, End)>) {
         cuts.borrow_and_update();
         let connect = async {
-            if self.mode.borrow().stalled {
-                self.count("stalled");
-                self.moving().await;
-            }
+            self.moving(number).await;
             TcpStream::connect(self.upstream).await
         };
         let connected = tokio::select! {
@@ -240,10 +256,10 @@ impl Shared {
         };
         let _ = (client.set_nodelay(true), server.set_nodelay(true));
         let ended = {
-            let losing = watch::Sender::new(false);
+            let line = Line { number, losing: watch::Sender::new(false) };
             let ((from_client, to_client), (from_server, to_server)) = (client.split(), server.split());
-            let up = self.pump(from_client, to_server, Direction::ToServer, &losing);
-            let down = self.pump(from_server, to_client, Direction::ToClient, &losing);
+            let up = self.pump(from_client, to_server, Direction::ToServer, &line);
+            let down = self.pump(from_server, to_client, Direction::ToClient, &line);
             tokio::select! {
                 ended = async { tokio::try_join!(up, down) } => ended.err(),
                 changed = cuts.changed() => {
@@ -264,7 +280,7 @@ impl Shared {
         mut from: ReadHalf<'_>,
         mut to: WriteHalf<'_>,
         direction: Direction,
-        losing: &watch::Sender<bool>,
+        line: &Line,
     ) -> Result<(), Cut> {
         let mut buffer = vec![0; BUFFER];
         // the end of the buffer before, for a pattern that lies across the two
@@ -276,8 +292,8 @@ impl Shared {
                 return Ok(());
             }
             let bytes = &buffer[..read];
-            self.let_pass().await;
-            if direction == Direction::ToClient && *losing.borrow() {
+            self.let_pass(line.number).await;
+            if direction == Direction::ToClient && *line.losing.borrow() {
                 self.count("answer lost");
                 return Err(Cut::Reset);
             }
@@ -293,7 +309,7 @@ impl Shared {
                         return Err(Cut::Reset);
                     }
                     Some(Lost::Answer) => {
-                        losing.send_replace(true);
+                        line.losing.send_replace(true);
                     }
                     None => {}
                 }
@@ -304,11 +320,8 @@ impl Shared {
     }
 
     /// Waits as long as nothing may move, and then for the delay.
-    async fn let_pass(&self) {
-        if self.mode.borrow().stalled {
-            self.count("stalled");
-            self.moving().await;
-        }
+    async fn let_pass(&self, number: u64) {
+        self.moving(number).await;
         let delay = self.mode.borrow().delay;
         if !delay.is_zero() {
             self.count("slowed");
@@ -316,10 +329,17 @@ impl Shared {
         }
     }
 
-    async fn moving(&self) {
-        let mut mode = self.mode.subscribe();
-        // the sender is our own
-        let _ = mode.wait_for(|mode| !mode.stalled).await;
+    async fn moving(&self, number: u64) {
+        if *self.stranded.borrow() >= number {
+            self.count("stranded");
+            std::future::pending::<()>().await;
+        }
+        if self.mode.borrow().stalled {
+            self.count("stalled");
+            let mut mode = self.mode.subscribe();
+            // the sender is our own
+            let _ = mode.wait_for(|mode| !mode.stalled).await;
+        }
     }
 
     /// How many of these bytes still pass, if the connection is to be cut among them.
@@ -363,8 +383,11 @@ impl Shared {
         sprung
     }
 
-    fn count(&self, what: &'static str) {
-        *lock(&self.counts).entry(what).or_default() += 1;
+    fn count(&self, what: &'static str) -> u64 {
+        let mut counts = lock(&self.counts);
+        let count = counts.entry(what).or_default();
+        *count += 1;
+        *count
     }
 }
 

@@ -37,7 +37,7 @@ impl Service {
     }
 
     fn with_another_intake(mut self) -> Service {
-        let intake = Intake::new(self.bench.bin.clone(), self.bench.metrics.clone());
+        let intake = Intake::new(self.bench.bin.clone(), self.bench.metrics.clone()).expect("fine");
         let (queue, stop) = (self.queue.clone(), self.stop.clone());
         self.roles.spawn(async move { intake.run(&queue, &stop).await.expect("takes in") });
         self

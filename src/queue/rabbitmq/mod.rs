@@ -7,6 +7,7 @@
 //! and the password of the address never leaves this module, not in an error either.
 
 mod consumer;
+mod copies;
 mod publisher;
 mod topology;
 

@@ -64,6 +64,14 @@ impl Topology {
         }
     }
 
+    /// What leads from the exchange of the namespace to the queue behind `source`.
+    pub(super) fn key(source: Source) -> &'static str {
+        match source {
+            Source::Requests => REQUESTS_KEY,
+            Source::Purge => PURGE_KEY,
+        }
+    }
+
     /// Whether `name` is one of our own queues, where no reply belongs.
     pub(super) fn owns(&self, name: &str) -> bool {
         [&self.requests, &self.purge, &self.dead].into_iter().any(|own| own == name)

@@ -72,7 +72,7 @@ impl Broker {
     pub async fn weather(mut self, end: Instant) -> Broker {
         let mut dice = Dice::of(self.land.settings.seed, "broker");
         while Instant::now() < end {
-            sleep(dice.millis(50, 900)).await;
+            sleep(dice.millis(200, 2500)).await;
             let blow = *dice.weighted(&BLOWS);
             if self.strike(blow, &mut dice).await {
                 self.land.tally.add(format!("fault: broker: {blow:?}"));

@@ -78,7 +78,7 @@ impl Database {
     pub async fn weather(mut self, end: Instant) -> Database {
         let mut dice = Dice::of(self.land.settings.seed, "database");
         while Instant::now() < end {
-            sleep(dice.millis(50, 1200)).await;
+            sleep(dice.millis(300, 3500)).await;
             let blow = *dice.weighted(&BLOWS);
             if self.strike(blow, &mut dice).await {
                 self.land.tally.add(format!("fault: database: {blow:?}"));

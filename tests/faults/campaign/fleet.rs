@@ -69,7 +69,7 @@ impl Fleet {
         let mut dice = Dice::of(self.land.settings.seed, "fleet");
         let points = fail_points();
         while Instant::now() < end {
-            sleep(dice.millis(100, 1500)).await;
+            sleep(dice.millis(200, 2000)).await;
             self.replace_the_dead();
             let at = dice.below(self.ships.len());
             let blow = *dice.weighted(&[(4, Blow::Kill), (2, Blow::Terminate), (2, Blow::Stop), (6, Blow::FailPoint)]);

@@ -209,10 +209,9 @@ impl Objects {
             }
             number = next + 1;
             let common = common_prefix(&key, range);
-            if let Some(common) = common {
-                if page.common.last().is_some_and(|last| last == common) || range.after.starts_with(common) {
-                    continue;
-                }
+            let shown = |common: &str| page.common.last().is_some_and(|last| last == common);
+            if common.is_some_and(|common| shown(common) || range.after.starts_with(common)) {
+                continue;
             }
             if page.objects.len() + page.common.len() >= range.most {
                 let last_object = page.objects.last().map(|(key, _)| key.as_str());

@@ -17,7 +17,7 @@ pub struct PurgeConfig {
     pub row_chunk: u32,
     /// Tries of a key that fails in passing, within one delivery.
     pub key_attempts: u32,
-    /// Failed deliveries before a purge is set aside as stuck.
+    /// Failed deliveries, or deaths of its workers in a row, before a purge is set aside as stuck.
     pub max_attempts: u32,
     /// The first wait after a failed delivery; doubles.
     pub backoff_initial: Duration,

@@ -2,8 +2,8 @@
 //!
 //! Invariant: a delivery is acknowledged after what comes next is in the database, whatever that is. Only when the
 //! database itself is away does a worker stop consuming, and then what it holds goes back to the queue. A message that
-//! cannot be read goes to the dead letters alone. A panic in one slice ends that slice,
-//! and is noted on its tombstone.
+//! cannot be read goes to the dead letters alone. A panic in one slice ends that slice, and is noted on its tombstone. A
+//! task that came back often without an answer waits before it is taken up again.
 
 use std::time::Duration;
 

@@ -23,7 +23,7 @@ use crate::world::{PURGED, Settings, World};
 /// SIGABRT, as the fail points end a process.
 const ABORTED: i32 = 6;
 
-/// Three batches below the first prefix, with [`SETTINGS`].
+/// Three batches below the first prefix, with [`settings`].
 const SHAPE: Shape = Shape { samples: 12, receivers: 1 };
 
 /// Two batches below the second prefix.
@@ -32,16 +32,10 @@ const OLDER_LAYOUT: usize = 6;
 /// The dataset, its samples, its features.
 const ROWS: i64 = 1 + 12 + 3;
 
-pub const SETTINGS: Settings = Settings {
-    window: "1s",
-    lease: "1s",
-    slice: "30s",
-    batch_size: 5,
-    redeliver_after: "2s",
-    max_attempts: 10,
-    purge: "",
-    store: "",
-};
+/// Small batches, and leases that run out soon.
+fn settings() -> Settings {
+    Settings { lease: "1s", batch_size: 5, redeliver_after: "2s", ..Settings::default() }
+}
 
 /// Short chunks, so that there is more than one; a relay that dies keeps nobody waiting.
 const ALWAYS: [(&str, &str); 2] = [("REPRIEVE__PURGE__ROW_CHUNK", "5"), ("REPRIEVE__RELAY__LEASE", "1s")];
@@ -69,7 +63,7 @@ pub struct Lane {
 
 impl Lane {
     pub async fn new() -> Lane {
-        let world = World::new(SETTINGS).await;
+        let world = World::new(settings()).await;
         // the queues, before anything is published
         let mut first = world.serve(&[]);
         let amqp = Amqp::beside(&world, &first).await;

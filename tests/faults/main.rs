@@ -5,18 +5,18 @@
 
 #[path = "../support/amqp.rs"]
 mod amqp;
-#[allow(dead_code, reason = "the platform's tests use the rest of it")]
-#[path = "../platform/bench.rs"]
-mod bench;
-#[allow(dead_code, reason = "the platform's tests use the rest of it")]
-#[path = "../platform/gate.rs"]
-mod gate;
 #[path = "../support/process.rs"]
 mod process;
 #[path = "../support/mod.rs"]
 mod support;
 #[path = "../support/world.rs"]
 mod world;
+#[allow(dead_code, reason = "the platform's tests use the rest of it")]
+#[path = "../platform/bench.rs"]
+mod bench;
+#[allow(dead_code, reason = "the platform's tests use the rest of it")]
+#[path = "../platform/gate.rs"]
+mod gate;
 
 mod behind_proxy;
 mod crowd;

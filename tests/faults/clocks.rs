@@ -11,6 +11,7 @@ use tokio::net::TcpListener;
 use crate::process::Service;
 use crate::support::heimdall::Shape;
 use crate::support::seaweedfs::SeaweedFs;
+use crate::support::{SOON, wait_until};
 use crate::world::{Places, Settings, World};
 
 const SHAPE: Shape = Shape { samples: 100, receivers: 5 };
@@ -98,7 +99,13 @@ async fn a_store_that_refuses_the_time_of_a_signature_is_waited_for_and_the_reas
     // SeaweedFS takes whatever time a signature names
     store.kill9();
     let address = store.endpoint().replace("http://", "");
-    let refusing = tokio::spawn(refuse_signatures(TcpListener::bind(address).await.expect("its port is free now")));
+    let mut listener = None;
+    wait_until("its port is free", SOON, async || {
+        listener = TcpListener::bind(&address).await.ok();
+        listener.is_some()
+    })
+    .await;
+    let refusing = tokio::spawn(refuse_signatures(listener.expect("just bound")));
     let _skewed = serve_at(&world, "-20m", -1_200).await;
     world.trash("dataset", id).await;
     let waits = world.until("three deliveries have failed", id, |now| now.fence >= 4 || now.state == "stuck").await;

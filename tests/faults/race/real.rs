@@ -63,6 +63,7 @@ async fn with_guards_and_real_workers_no_committed_use_loses_its_dataset() {
             "both orders, {isolation:?}: {tally}"
         );
     }
+    assert!(tally.lives().restored >= 3, "{tally}");
     assert_eq!(field.world.objects_below("").await, 0, "all were purged in the end");
     let receipts = "select count(*) from reprieve.audit where event = 'purged'";
     let receipts: i64 = sqlx::query_scalar(receipts).fetch_one(&field.world.pool).await.expect("counted");
@@ -86,9 +87,9 @@ impl Field {
                 }
                 Err(error) => panic!("{error}"),
             }
-            if chance.random_bool(0.3) {
-                // around the end of the window, where the claim comes
-                tokio::time::sleep(Duration::from_millis(chance.random_range(500..1_300))).await;
+            if chance.random_bool(0.5) {
+                // up to the end of the window, where the claim comes
+                tokio::time::sleep(Duration::from_millis(chance.random_range(0..1_300))).await;
                 match self.bin.restore(&resource, IfChildrenLost::Refuse, &by).await {
                     Ok(_) => {
                         self.tally.live(|lives| lives.restored += 1);

@@ -182,11 +182,14 @@ async fn when_the_activation_rolls_back_the_trash_that_waited_goes_through() {
 
 #[tokio::test]
 async fn a_transaction_older_than_the_trash_is_refused_under_every_isolation_level() {
-    for level in ["read committed", "repeatable read", "serializable"] {
+    for level in [
+        "begin isolation level read committed",
+        "begin isolation level repeatable read",
+        "begin isolation level serializable",
+    ] {
         let bench = guarded().await;
         let (dataset, model) = trained(&bench).await;
-        let mut platform =
-            bench.pool.begin_with(format!("begin isolation level {level}").leak()).await.expect("begins");
+        let mut platform = bench.pool.begin_with(level).await.expect("begins");
         sqlx::query("select from heimdall.models").execute(&mut *platform).await.expect("takes its snapshot");
         bench.trash("dataset", dataset).await;
         let activated = sqlx::raw_sql(sqlx::AssertSqlSafe(activate(model))).execute(&mut *platform).await;
@@ -197,8 +200,7 @@ async fn a_transaction_older_than_the_trash_is_refused_under_every_isolation_lev
         // a later one is told how to get it back, and one after that uses it
         assert!(told(&bench.try_run(&activate(model)).await.expect_err("still")).1.contains("reprieve restore"));
         bench.restore("dataset", dataset).await;
-        let mut platform =
-            bench.pool.begin_with(format!("begin isolation level {level}").leak()).await.expect("begins");
+        let mut platform = bench.pool.begin_with(level).await.expect("begins");
         sqlx::raw_sql(sqlx::AssertSqlSafe(activate(model))).execute(&mut *platform).await.expect("restored");
         platform.commit().await.expect("commits");
         assert_eq!(bench.count("reprieve.tombstones").await, 1, "the guard's trial leaves nothing behind");

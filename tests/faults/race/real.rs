@@ -85,6 +85,11 @@ impl Field {
                     self.tally.live(|lives| lives.trash_refused += 1);
                     continue;
                 }
+                // it waits for uses that are not committed yet
+                Err(TrashError::Store(error)) if error.is_transient() => {
+                    self.tally.live(|lives| lives.busy += 1);
+                    continue;
+                }
                 Err(error) => panic!("{error}"),
             }
             if chance.random_bool(0.5) {
@@ -96,6 +101,7 @@ impl Field {
                         continue;
                     }
                     Err(TrashError::PastReturn { .. }) => {}
+                    Err(TrashError::Store(error)) if error.is_transient() => self.tally.live(|lives| lives.busy += 1),
                     Err(error) => panic!("{error}"),
                 }
             }

@@ -5,18 +5,18 @@
 
 #[path = "../support/amqp.rs"]
 mod amqp;
-#[path = "../support/process.rs"]
-mod process;
-#[path = "../support/mod.rs"]
-mod support;
-#[path = "../support/world.rs"]
-mod world;
 #[allow(dead_code, reason = "the platform's tests use the rest of it")]
 #[path = "../platform/bench.rs"]
 mod bench;
 #[allow(dead_code, reason = "the platform's tests use the rest of it")]
 #[path = "../platform/gate.rs"]
 mod gate;
+#[path = "../support/process.rs"]
+mod process;
+#[path = "../support/mod.rs"]
+mod support;
+#[path = "../support/world.rs"]
+mod world;
 
 mod behind_proxy;
 mod crowd;
@@ -28,6 +28,7 @@ mod tcp_proxy;
 mod backlog;
 mod broker;
 mod campaign;
+mod clocks;
 mod crash_points;
 mod database;
 mod deaths;
@@ -37,3 +38,4 @@ mod s3_keys;
 mod s3_lasting;
 mod s3_single;
 mod s3_versions;
+mod zombie;

@@ -148,6 +148,19 @@ impl Service {
         assert!(kill.expect("/bin/sh starts").success(), "it was not waited for");
     }
 
+    /// SIGSTOP, and all of its threads stand still when this returns. Until `signal("CONT")`.
+    pub async fn freeze(&self) {
+        self.signal("STOP");
+        let tasks = format!("/proc/{}/task", self.child.id());
+        wait_until("every thread stands still", crate::support::SOON, async || {
+            let stat = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            let threads = std::fs::read_dir(&tasks).expect("it runs, on Linux").filter_map(Result::ok);
+            // its name, in parentheses, may hold anything; the state is behind it
+            threads.map(stat).all(|stat| stat.rsplit(')').next().is_some_and(|rest| rest.trim().starts_with('T')))
+        })
+        .await;
+    }
+
     /// Waits until it ends by itself.
     pub async fn end(&mut self, deadline: Duration) -> ExitStatus {
         wait_until("the process ends", deadline, async || self.has_ended()).await;

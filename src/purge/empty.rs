@@ -165,11 +165,11 @@ impl Purger {
         let mut settled = HashMap::with_capacity(batch.len());
         let mut pending: Vec<ObjectRef> = batch.iter().map(Entry::object).collect();
         let mut passing: BTreeMap<ObjectRef, KeyOutcome> = BTreeMap::new();
-        let mut lost_answer: Option<KeyFailure> = None;
+        let (mut lost_answer, mut retry_after) = (None::<KeyFailure>, None);
         for attempt in 1..=self.config.key_attempts {
             let is_last = attempt == self.config.key_attempts;
             let answer = delete(store, location, &pending, is_last.then_some(lost_answer.as_ref()).flatten()).await;
-            let retry_after = answer.retry_after();
+            retry_after = answer.retry_after();
             lost_answer = answer.lost_answer().cloned();
             passing.clear();
             for (object, outcome) in answer.into_outcomes() {
@@ -183,8 +183,8 @@ impl Purger {
                 break;
             }
             let wait = self.key_backoff.delay_for(attempt).max(retry_after.unwrap_or_default());
-            if let Some(error) = away(location, &passing, lost_answer.as_ref(), retry_after)
-                && (wait > LONGEST_WAIT || (is_last && settled.is_empty()))
+            if wait > LONGEST_WAIT
+                && let Some(error) = away(location, &passing, lost_answer.as_ref(), retry_after)
             {
                 return Err(error.into());
             }
@@ -201,6 +201,13 @@ impl Purger {
             return Ok(Settled { outcomes: settled, lost_answer: None });
         }
         let present = still_there(store, location, after, &passing).await?;
+        // nothing at all was done
+        if settled.is_empty()
+            && present.len() == passing.len()
+            && let Some(error) = away(location, &passing, lost_answer.as_ref(), retry_after)
+        {
+            return Err(error.into());
+        }
         for (object, outcome) in passing {
             let outcome = match outcome {
                 _ if !present.contains(&object) => KeyOutcome::AlreadyAbsent,

@@ -17,4 +17,5 @@ mod s3_keys;
 mod s3_lasting;
 mod s3_proxy;
 mod s3_single;
+mod s3_storm;
 mod s3_versions;

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     domain::{
         location::Location,
-        outcome::{BatchOutcome, FailureClass, KeyFailure, KeyOutcome, ObjectRef},
+        outcome::{BatchOutcome, FailureClass, KeyFailure, KeyOutcome, ObjectRef, RetryAfter},
         progress::Progress,
     },
     objects::{Cursor, ObjectsError, stores::NamedStore},
@@ -182,7 +182,7 @@ impl Purger {
             if passing.is_empty() {
                 break;
             }
-            let wait = self.key_backoff.delay_for(attempt).max(retry_after.unwrap_or_default());
+            let wait = self.key_backoff.delay_for(attempt).max(retry_after.map(RetryAfter::wait).unwrap_or_default());
             if wait > LONGEST_WAIT
                 && let Some(error) = away(location, &passing, lost_answer.as_ref(), retry_after)
             {
@@ -298,7 +298,7 @@ fn away(
     location: &Location,
     passing: &BTreeMap<ObjectRef, KeyOutcome>,
     lost_answer: Option<&KeyFailure>,
-    retry_after: Option<Duration>,
+    retry_after: Option<RetryAfter>,
 ) -> Option<ObjectsError> {
     let reasons = passing.values().map(|outcome| match outcome {
         KeyOutcome::Failed(why) => (why.class == FailureClass::Throttled, Some(why)),

@@ -39,6 +39,25 @@ pub struct KeyFailure {
     pub class: FailureClass,
 }
 
+/// The time for which a store asks to be left alone, in whole seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RetryAfter(u16);
+
+impl RetryAfter {
+    /// No store is left alone for longer, whatever it asks: a proxy's mistake must not stop a purge for days.
+    const LONGEST: u16 = 60 * 60;
+
+    /// So many seconds, or the longest that is granted.
+    pub fn seconds(asked: u64) -> Self {
+        Self(u16::try_from(asked).unwrap_or(u16::MAX).min(Self::LONGEST))
+    }
+
+    /// As a wait.
+    pub fn wait(self) -> Duration {
+        Duration::from_secs(self.0.into())
+    }
+}
+
 /// What became of one key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum KeyOutcome {
@@ -58,7 +77,7 @@ pub enum KeyOutcome {
 pub struct BatchOutcome {
     outcomes: Vec<(ObjectRef, KeyOutcome)>,
     lost_answer: Option<KeyFailure>,
-    retry_after: Option<Duration>,
+    retry_after: Option<RetryAfter>,
 }
 
 /// The objects asked for, each once, in the order of their first naming.
@@ -129,13 +148,13 @@ impl BatchOutcome {
     }
 
     /// The same outcomes, with the time for which the store asks to be left alone.
-    pub fn with_retry_after(mut self, wait: Option<Duration>) -> Self {
+    pub fn with_retry_after(mut self, wait: Option<RetryAfter>) -> Self {
         self.retry_after = wait;
         self
     }
 
     /// The time for which the store asks to be left alone, where it names one.
-    pub fn retry_after(&self) -> Option<Duration> {
+    pub fn retry_after(&self) -> Option<RetryAfter> {
         self.retry_after
     }
 
@@ -234,12 +253,18 @@ mod tests {
     }
 
     #[test]
+    fn a_store_is_left_alone_as_long_as_it_asks_but_not_for_ever() {
+        assert_eq!(RetryAfter::seconds(7).wait(), Duration::from_secs(7));
+        assert_eq!(RetryAfter::seconds(u64::MAX).wait(), Duration::from_secs(3600));
+    }
+
+    #[test]
     fn of_two_waits_the_longer_counts_and_survives_the_sorting() {
         let part = |key, wait| {
             let part = BatchOutcome::uniform(&[plain(key)], &KeyOutcome::Deleted);
             part.with_retry_after(wait).with_lost_answer(None)
         };
-        let [short, long] = [1, 2].map(|seconds| Some(Duration::from_secs(seconds)));
+        let [short, long] = [1, 2].map(|seconds| Some(RetryAfter::seconds(seconds)));
         let merged = part("b", short).merge(part("a", long)).merge(part("c", None));
         let sorted = merged.in_order_of(&[plain("a"), plain("b"), plain("c")]);
         assert_eq!(sorted.retry_after(), long);

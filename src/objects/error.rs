@@ -7,18 +7,14 @@
 
 use std::error::Error;
 use std::io;
-use std::time::Duration;
 
 use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 
-use crate::domain::outcome::{FailureClass, KeyFailure, KeyOutcome};
+use crate::domain::outcome::{FailureClass, KeyFailure, KeyOutcome, RetryAfter};
 
 /// Messages are cut here: some stores send whole pages, and messages end up in the database.
 const LONGEST_MESSAGE: usize = 300;
-
-/// No store is left alone for longer than this, whatever it asks: a proxy's mistake must not stop a purge for days.
-const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(60 * 60);
 
 /// What a code means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,7 +68,7 @@ pub(crate) struct Verdict {
     /// Whether the code is in the table. Those that are not are worth a warning and a count.
     pub(crate) listed: bool,
     /// The time for which the store asks to be left alone, where it names one.
-    pub(crate) retry_after: Option<Duration>,
+    pub(crate) retry_after: Option<RetryAfter>,
 }
 
 impl Verdict {
@@ -138,9 +134,9 @@ where
 
 /// What an answer's Retry-After says. Its other form, a date, would measure the difference of two clocks; no store is
 /// known to send it.
-pub(crate) fn retry_after(answer: &HttpResponse) -> Option<Duration> {
+pub(crate) fn retry_after(answer: &HttpResponse) -> Option<RetryAfter> {
     let seconds = answer.headers().get("retry-after")?.trim().parse().ok()?;
-    Some(Duration::from_secs(seconds).min(LONGEST_RETRY_AFTER))
+    Some(RetryAfter::seconds(seconds))
 }
 
 /// Judges evidence. The one place that decides about retries and about known outcomes.

@@ -10,11 +10,10 @@ pub mod s3;
 pub mod stores;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
 
-use crate::domain::outcome::{BatchOutcome, FailureClass, KeyFailure, KeyOutcome, ObjectRef};
+use crate::domain::outcome::{BatchOutcome, FailureClass, KeyFailure, KeyOutcome, ObjectRef, RetryAfter};
 
 /// The most keys that one DeleteObjects request may name (S3 API reference, DeleteObjects).
 pub const MAX_BATCH: usize = 1000;
@@ -84,7 +83,7 @@ pub struct ObjectsError {
     /// How to meet it.
     pub class: FailureClass,
     /// The time for which the store asks to be left alone, where it names one.
-    pub retry_after: Option<Duration>,
+    pub retry_after: Option<RetryAfter>,
 }
 
 /// The code of objects that were not tried: the time for one call was used up, or the caller's permit was over.

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     domain::{
         location::Location,
-        outcome::{BatchOutcome, FailureClass, KeyFailure, KeyOutcome, ObjectRef},
+        outcome::{BatchOutcome, FailureClass, KeyFailure, KeyOutcome, ObjectRef, RetryAfter},
         progress::Progress,
     },
     failpoint,
@@ -172,13 +172,13 @@ impl Purger {
         let mut settled = HashMap::with_capacity(batch.len());
         let mut pending: Vec<ObjectRef> = batch.iter().map(Entry::object).collect();
         let mut passing: BTreeMap<ObjectRef, KeyOutcome> = BTreeMap::new();
-        let mut lost_answer: Option<KeyFailure> = None;
+        let (mut lost_answer, mut retry_after) = (None::<KeyFailure>, None);
         for attempt in 1..=self.config.key_attempts {
             let is_last = attempt == self.config.key_attempts;
             self.still_ours(&claimed.lease).await?;
             let unanswered = is_last.then_some(lost_answer.as_ref()).flatten();
             let answer = delete(store, location, &permit, &pending, unanswered).await;
-            let retry_after = answer.retry_after();
+            retry_after = answer.retry_after();
             lost_answer = answer.lost_answer().cloned();
             passing.clear();
             for (object, outcome) in answer.into_outcomes() {
@@ -191,9 +191,9 @@ impl Purger {
             if passing.is_empty() {
                 break;
             }
-            let wait = self.key_backoff.delay_for(attempt).max(retry_after.unwrap_or_default());
-            if let Some(error) = away(location, &passing, lost_answer.as_ref(), retry_after)
-                && (wait > LONGEST_WAIT || (is_last && settled.is_empty()))
+            let wait = self.key_backoff.delay_for(attempt).max(retry_after.map(RetryAfter::wait).unwrap_or_default());
+            if wait > LONGEST_WAIT
+                && let Some(error) = away(location, &passing, lost_answer.as_ref(), retry_after)
             {
                 return Err(error.into());
             }
@@ -210,6 +210,13 @@ impl Purger {
             return Ok(Settled { outcomes: settled, lost_answer: None });
         }
         let present = still_there(store, location, after.as_ref(), &passing).await?;
+        // nothing at all was done
+        if settled.is_empty()
+            && present.len() == passing.len()
+            && let Some(error) = away(location, &passing, lost_answer.as_ref(), retry_after)
+        {
+            return Err(error.into());
+        }
         for (object, outcome) in passing {
             let outcome = match outcome {
                 _ if !present.contains(&object) => KeyOutcome::AlreadyAbsent,
@@ -323,7 +330,7 @@ fn away(
     location: &Location,
     passing: &BTreeMap<ObjectRef, KeyOutcome>,
     lost_answer: Option<&KeyFailure>,
-    retry_after: Option<Duration>,
+    retry_after: Option<RetryAfter>,
 ) -> Option<ObjectsError> {
     let reasons = passing.values().map(|outcome| match outcome {
         KeyOutcome::Failed(why) => (why.class == FailureClass::Throttled, Some(why)),

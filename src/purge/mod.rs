@@ -26,7 +26,11 @@ use tokio_util::sync::CancellationToken;
 pub use self::slice::SliceEnd;
 use crate::{
     config::PurgeConfig,
-    domain::{map::ResourceMap, outcome::FailureClass, tombstone::Provenance},
+    domain::{
+        map::ResourceMap,
+        outcome::{FailureClass, RetryAfter},
+        tombstone::Provenance,
+    },
     objects::{
         ObjectsError,
         stores::{PlaceError, Stores},
@@ -95,7 +99,7 @@ impl PurgeError {
     /// The time for which a store asks to be left alone, where it names one.
     fn retry_after(&self) -> Duration {
         match self {
-            Self::Objects(error) => error.retry_after.unwrap_or_default(),
+            Self::Objects(error) => error.retry_after.map(RetryAfter::wait).unwrap_or_default(),
             _ => Duration::ZERO,
         }
     }

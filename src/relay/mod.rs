@@ -26,7 +26,7 @@ use crate::{
     telemetry::Metrics,
 };
 
-/// Replies and events that nobody takes are dropped after so many tries; purge tasks never.
+/// Replies that the broker returns because nobody takes them are dropped after so many tries; purge tasks never.
 const MOST_ATTEMPTS: u32 = 10;
 
 /// Publishes the outbox.
@@ -127,8 +127,9 @@ impl Relay {
                     }
                 }
                 PublishOutcome::Returned(reason) | PublishOutcome::Unconfirmed(reason) => {
-                    let droppable = row.topic != Topic::Purge && row.attempts + 1 >= MOST_ATTEMPTS;
-                    if droppable {
+                    // a broker that does not answer, for however long, has not said that nobody takes it
+                    let nobody_takes_it = matches!(outcome, PublishOutcome::Returned(_)) && row.topic != Topic::Purge;
+                    if nobody_takes_it && row.attempts + 1 >= MOST_ATTEMPTS {
                         tracing::warn!(destination = row.destination, reason, "message dropped, nobody takes it");
                         gone.push(row.id);
                     } else {

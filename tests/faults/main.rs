@@ -37,5 +37,6 @@ mod race;
 mod s3_keys;
 mod s3_lasting;
 mod s3_single;
+mod s3_storm;
 mod s3_versions;
 mod zombie;

@@ -122,6 +122,23 @@ async fn a_key_that_fails_its_whole_request_is_told_from_the_others() {
 }
 
 #[tokio::test]
+async fn a_store_whose_answers_are_always_lost_is_emptied_by_what_its_listings_show() {
+    let faulty = Faulty::new(settings()).await;
+    let mut cases = Vec::new();
+    for fault in [Fault::AnswerLost, Fault::Garbage, Fault::InternalError(Work::Done)] {
+        let (id, prefix) = faulty.dataset(fault.name()).await;
+        cases.push((id, faulty.proxy.rule(Op::DeleteObjects.below(prefix), ALWAYS, fault)));
+    }
+    let _service = faulty.serve();
+    faulty.trash(&cases.iter().map(|(id, _)| *id).collect::<Vec<_>>()).await;
+    for (id, rule) in cases {
+        let receipt = faulty.purged(id).await;
+        assert_eq!(receipt["objects"]["absent"], PUT, "{receipt:#}");
+        assert!(rule.met() > 0);
+    }
+}
+
+#[tokio::test]
 async fn a_store_that_lies_about_a_deletion_is_found_out_before_a_row_is_gone() {
     let faulty = Faulty::new(settings()).await;
     let (lied, prefix) = faulty.dataset("lied to").await;

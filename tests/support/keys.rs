@@ -1,7 +1,7 @@
 //! Keys that break what handles them carelessly: URLs, XML, paths, and prefixes that are compared by eye.
 //!
-//! What a store makes of `a//b` differs (SeaweedFS writes `a/b`), so what there is to delete is what [`listed`] shows
-//! after they were put, and not this list. All of them are valid for Amazon S3.
+//! What a store makes of `a//b` and `a\b` differs (SeaweedFS writes `a/b` for both), so what there is to delete is what
+//! [`listed`] shows after they were put, and not this list. All of them are valid for Amazon S3.
 
 use std::collections::BTreeSet;
 
@@ -73,6 +73,12 @@ pub fn nasty(prefix: &str) -> Vec<String> {
     // two bytes each, so that lengths in characters are told from lengths in bytes
     keys.push(long(prefix, "ü"));
     keys
+}
+
+/// Keys that look like paths and are none, for stores that keep them as they are.
+pub fn pathlike(prefix: &str) -> Vec<String> {
+    let names = ["/", "//", "./x", "../x", "x/..", "x/../../../..", "x/./y", "a//b", "a/", "a", "\\", "."];
+    names.map(|name| format!("{prefix}{name}")).into()
 }
 
 /// Keys that share all of the prefix but its slash, and some of the nasty ones below such prefixes.

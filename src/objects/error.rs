@@ -173,6 +173,8 @@ pub(crate) fn meaning(code: &str) -> Option<Meaning> {
         | "OperationAborted"
         | "OperationTimedOut"
         | "IncompleteBody"
+        // our clock is wrong, or the store's: another worker's may be right, and either can be set
+        | "RequestTimeTooSkewed"
         | "XMinioServerNotInitialized" => FailureClass::Transient,
         "SlowDown"
         | "SlowDownRead"
@@ -198,7 +200,6 @@ pub(crate) fn meaning(code: &str) -> Option<Meaning> {
         | "AuthorizationHeaderMalformed"
         | "ExpiredToken"
         | "InvalidToken"
-        | "RequestTimeTooSkewed"
         | "RequestExpired"
         | "InvalidRequest"
         | "InvalidArgument"

@@ -12,8 +12,15 @@ use crate::world::{Settings, World};
 
 /// 2,600 objects in batches of 100: 26 chances to be killed in between.
 const SHAPE: Shape = Shape { samples: 520, receivers: 5 };
-const SMALL_BATCHES: Settings =
-    Settings { window: "1s", lease: "1s", slice: "30s", batch_size: 100, redeliver_after: "2s", max_attempts: 10 };
+const SMALL_BATCHES: Settings = Settings {
+    window: "1s",
+    lease: "1s",
+    slice: "30s",
+    batch_size: 100,
+    redeliver_after: "2s",
+    max_attempts: 10,
+    store: "",
+};
 
 #[tokio::test]
 async fn a_worker_killed_in_the_middle_is_replaced_and_the_receipt_counts_every_object_once() {

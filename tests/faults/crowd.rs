@@ -79,7 +79,8 @@ impl Crowd {
         let bin = App::new(config).await.expect("a URL of our own").trash;
         stream::iter(ids)
             .for_each_concurrent(AT_ONCE, async |id| {
-                let by = Provenance { actor: Actor::parse("crowd").expect("a name"), origin: "test".into(), reason: None };
+                let by =
+                    Provenance { actor: Actor::parse("crowd").expect("a name"), origin: "test".into(), reason: None };
                 let resource = bin.resource("dataset", &id.to_string()).expect("a kind of the map");
                 let request = TrashRequest { resource, with: Vec::new(), retention: None, by };
                 bin.trash(&request).await.expect("nothing uses it");
@@ -130,7 +131,8 @@ impl Crowd {
         assert_eq!(self.number(receipts).await, n, "one receipt each");
         let resources = "select count(distinct resource_id) from reprieve.audit where event = 'purged'";
         assert_eq!(self.number(resources).await, n, "one receipt each");
-        let deleted = "select sum((details #>> '{objects,deleted}')::bigint + (details #>> '{objects,absent}')::bigint)::bigint
+        let deleted =
+            "select sum((details #>> '{objects,deleted}')::bigint + (details #>> '{objects,absent}')::bigint)::bigint
                        from reprieve.audit where event = 'purged'";
         assert_eq!(self.number(deleted).await, objects as i64, "the receipts");
         assert_eq!(self.number("select count(*) from heimdall.synthetic_datasets").await, 0, "rows are left");

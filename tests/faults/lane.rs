@@ -32,8 +32,15 @@ const OLDER_LAYOUT: usize = 6;
 /// The dataset, its samples, its features.
 const ROWS: i64 = 1 + 12 + 3;
 
-pub const SETTINGS: Settings =
-    Settings { window: "1s", lease: "1s", slice: "30s", batch_size: 5, redeliver_after: "2s", max_attempts: 10 };
+pub const SETTINGS: Settings = Settings {
+    window: "1s",
+    lease: "1s",
+    slice: "30s",
+    batch_size: 5,
+    redeliver_after: "2s",
+    max_attempts: 10,
+    store: "",
+};
 
 /// Short chunks, so that there is more than one; a relay that dies keeps nobody waiting.
 const ALWAYS: [(&str, &str); 2] = [("REPRIEVE__PURGE__ROW_CHUNK", "5"), ("REPRIEVE__RELAY__LEASE", "1s")];

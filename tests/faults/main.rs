@@ -8,10 +8,10 @@ mod amqp;
 #[allow(dead_code, reason = "the platform's tests use the rest of it")]
 #[path = "../platform/bench.rs"]
 mod bench;
+mod broker;
 #[allow(dead_code, reason = "the platform's tests use the rest of it")]
 #[path = "../platform/gate.rs"]
 mod gate;
-mod broker;
 mod mischief;
 #[path = "../support/process.rs"]
 mod process;
@@ -21,13 +21,15 @@ mod tcp_proxy;
 #[path = "../support/world.rs"]
 mod world;
 
+mod backlog;
+mod clocks;
+mod crash_points;
+mod crowd;
+mod deaths;
+mod lane;
+mod memory;
 mod race;
 mod s3_keys;
 mod s3_proxy;
 mod s3_single;
-mod backlog;
-mod crowd;
-mod memory;
-mod crash_points;
-mod deaths;
-mod lane;
+mod zombie;

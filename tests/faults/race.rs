@@ -5,6 +5,7 @@
 //! `FAULTS_COUNT` is the number of attempts, `FAULTS_SEED` what chance begins with.
 
 mod actors;
+mod real;
 mod tally;
 mod unguarded;
 
@@ -31,7 +32,8 @@ const SLOTS: usize = 12;
 /// Platform connections that put datasets to use.
 const ACTIVATORS: usize = 24;
 
-fn from_env(name: &str, default: u64) -> u64 {
+/// A number from the environment.
+pub fn from_env(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |raw| raw.parse().unwrap_or_else(|_| panic!("{name} is not a number: {raw}")))
 }
 
@@ -115,4 +117,3 @@ async fn a_transaction_older_than_the_trash_cannot_use_what_is_being_purged() {
         assert_eq!(bench.count("reprieve.tombstones where actor = 'guard'").await, 0, "a trial leaves nothing");
     }
 }
-

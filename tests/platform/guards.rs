@@ -181,21 +181,29 @@ async fn when_the_activation_rolls_back_the_trash_that_waited_goes_through() {
 }
 
 #[tokio::test]
-async fn a_use_that_an_old_snapshot_hid_from_the_guard_still_blocks_the_purge() {
-    let bench = guarded().await;
-    let (dataset, model) = trained(&bench).await;
-    let mut platform = bench.pool.begin_with("begin isolation level repeatable read").await.expect("begins");
-    sqlx::query("select from heimdall.models").execute(&mut *platform).await.expect("takes its snapshot");
-    let id = bench.trash("dataset", dataset).await;
-    let activated = sqlx::raw_sql(sqlx::AssertSqlSafe(activate(model))).execute(&mut *platform).await;
-    if activated.is_ok() {
+async fn a_transaction_older_than_the_trash_is_refused_under_every_isolation_level() {
+    for level in [
+        "begin isolation level read committed",
+        "begin isolation level repeatable read",
+        "begin isolation level serializable",
+    ] {
+        let bench = guarded().await;
+        let (dataset, model) = trained(&bench).await;
+        let mut platform = bench.pool.begin_with(level).await.expect("begins");
+        sqlx::query("select from heimdall.models").execute(&mut *platform).await.expect("takes its snapshot");
+        bench.trash("dataset", dataset).await;
+        let activated = sqlx::raw_sql(sqlx::AssertSqlSafe(activate(model))).execute(&mut *platform).await;
+        let (message, hint) = told(&activated.expect_err("in the trash"));
+        assert!(message.contains("is in the trash"), "{level}: {message}");
+        assert!(hint.contains("restore"), "{level}: {hint}");
+        platform.rollback().await.expect("rolls back");
+        // a later one is told how to get it back, and one after that uses it
+        assert!(told(&bench.try_run(&activate(model)).await.expect_err("still")).1.contains("reprieve restore"));
+        bench.restore("dataset", dataset).await;
+        let mut platform = bench.pool.begin_with(level).await.expect("begins");
+        sqlx::raw_sql(sqlx::AssertSqlSafe(activate(model))).execute(&mut *platform).await.expect("restored");
         platform.commit().await.expect("commits");
-        bench.make_due(id).await;
-        assert_eq!(bench.slice(id).await, SliceEnd::Blocked(1), "the claim asks again under its locks");
-        assert_eq!(bench.objects(), 2);
-    } else {
-        drop(platform);
-        assert_eq!(bench.count("heimdall.models where is_active").await, 0);
+        assert_eq!(bench.count("reprieve.tombstones").await, 1, "the guard's trial leaves nothing behind");
     }
 }
 

@@ -126,10 +126,29 @@ impl Service {
 
     /// SIGTERM, and how it ended.
     pub async fn terminate(&mut self, deadline: Duration) -> ExitStatus {
-        let pid = self.child.id().to_string();
-        let kill = Command::new("/bin/sh").args(["-c", "kill -TERM \"$0\"", &pid]).status();
-        assert!(kill.expect("/bin/sh starts").success(), "it still runs");
+        self.signal("TERM");
         self.end(deadline).await
+    }
+
+    /// A signal by its name, such as `STOP`. One that has just ended by itself gets none.
+    pub fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        // until it is waited for, the process id is nobody else's
+        let kill = Command::new("/bin/sh").args(["-c", "kill -s \"$0\" \"$1\"", name, &pid]).status();
+        assert!(kill.expect("/bin/sh starts").success(), "it was not waited for");
+    }
+
+    /// SIGSTOP, and all of its threads stand still when this returns. Until `signal("CONT")`.
+    pub async fn freeze(&self) {
+        self.signal("STOP");
+        let tasks = format!("/proc/{}/task", self.child.id());
+        wait_until("every thread stands still", crate::support::SOON, async || {
+            let stat = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            let threads = std::fs::read_dir(&tasks).expect("it runs, on Linux").filter_map(Result::ok);
+            // its name, in parentheses, may hold anything; the state is behind it
+            threads.map(stat).all(|stat| stat.rsplit(')').next().is_some_and(|rest| rest.trim().starts_with('T')))
+        })
+        .await;
     }
 
     /// Waits until it ends by itself.

@@ -77,7 +77,10 @@ pub struct Counts {
 
 impl Counts {
     pub fn requests(&self) -> u64 {
-        [&self.lists, &self.batch_deletes, &self.single_deletes, &self.others].map(|n| n.load(Ordering::Relaxed)).iter().sum()
+        [&self.lists, &self.batch_deletes, &self.single_deletes, &self.others]
+            .map(|n| n.load(Ordering::Relaxed))
+            .iter()
+            .sum()
     }
 
     fn add(counter: &AtomicU64, n: usize) {
@@ -122,7 +125,8 @@ impl SyntheticS3 {
         let address = listener.local_addr().expect("it is bound");
         let (serving, stopping) = (Arc::clone(&shared), stop.clone());
         let thread = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(options.threads).enable_all().build();
+            let runtime =
+                tokio::runtime::Builder::new_multi_thread().worker_threads(options.threads).enable_all().build();
             let runtime = runtime.expect("threads can be started");
             runtime.block_on(async move {
                 let listener = TcpListener::from_std(listener).expect("it does not block");

@@ -150,17 +150,15 @@ pub async fn checkpoint(
 ) -> Result<Fenced, StoreError> {
     let n = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
     let asked = Moment::now();
-    let paused: Option<bool> = sqlx::query_scalar(
-        concat!(
-            "update reprieve.tombstones t
+    let paused: Option<bool> = sqlx::query_scalar(concat!(
+        "update reprieve.tombstones t
              set objects_listed = $3, objects_deleted = $4, objects_absent = $5, objects_failed = $6,
                  objects_unknown = $7, bytes_freed = $8, checkpoint = $9,
                  lease_until = clock_timestamp() + $10 * interval '1 second',
                  deaths = case when $4 + $5 > t.objects_deleted + t.objects_absent then 0 else t.deaths end
              where id = $1 and fence = $2 and state = 'purging' returning ",
-            is_paused!()
-        ),
-    )
+        is_paused!()
+    ))
     .bind(lease.id.0)
     .bind(lease.fence.0)
     .bind(n(progress.objects_listed))

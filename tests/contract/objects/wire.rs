@@ -1,10 +1,12 @@
 //! What a client of S3 makes of a network that fails, without any S3 behind it.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use reprieve::domain::outcome::{FailureClass, KeyOutcome};
-use reprieve::objects::ObjectStore;
 use reprieve::objects::s3::{S3Credentials, S3Settings, S3Store, VersionsPolicy};
+use reprieve::objects::{NOT_ATTEMPTED, ObjectStore, Permit};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
@@ -160,4 +162,70 @@ async fn a_refused_connection_is_a_transient_failure_and_known() {
     assert_eq!(lost, None);
     let listed = store.list("bucket", "a/", None).await.expect_err("refused");
     assert_eq!((listed.code.as_str(), listed.class), ("Connection", FailureClass::Transient));
+}
+
+/// A server that answers 503, which the client tries again by itself, and counts what arrives.
+async fn busy_server() -> (std::net::SocketAddr, Arc<AtomicUsize>) {
+    let arrived = Arc::new(AtomicUsize::new(0));
+    let count = arrived.clone();
+    let answer = "HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
+    let address = server_of(move |_| {
+        count.fetch_add(1, Ordering::SeqCst);
+        Some(answer.to_owned())
+    });
+    (address.await, arrived)
+}
+
+#[tokio::test]
+async fn no_attempt_leaves_without_a_permit_not_even_a_retry_of_the_client_itself() {
+    for (permits, requests) in [(0, 0), (1, 0), (2, 1), (3, 2), (100, 3)] {
+        for key in ["a/1", "a/\u{1}"] {
+            let (address, arrived) = busy_server().await;
+            let patient = Duration::from_secs(20);
+            let timeouts = S3Settings { operation_timeout: patient, attempt_timeout: patient, ..settings(address) };
+            let store = S3Store::new(&S3Settings { attempts: 3, ..timeouts }).await;
+            // asked once for the request, and once for each attempt
+            let left = AtomicUsize::new(permits);
+            let permit = Permit::new(move || {
+                left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok()
+            });
+            let outcome = store.delete_while(&permit, "bucket", &names(&[key.to_owned()])).await;
+            assert_eq!(arrived.load(Ordering::SeqCst), requests, "{permits} permits, {key:?}");
+            let lost = outcome.lost_answer().map(|why| why.code.clone());
+            let outcome = outcome.into_outcomes().remove(0).1;
+            match permits {
+                0 => assert!(matches!(&outcome, KeyOutcome::Failed(why) if why.code == NOT_ATTEMPTED), "{outcome:?}"),
+                // an attempt before it may have been carried out
+                _ => assert_eq!(outcome, KeyOutcome::Unknown),
+            }
+            assert_eq!(lost.as_deref() == Some(NOT_ATTEMPTED), (1..=3).contains(&permits), "{lost:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_permit_is_asked_for_right_before_the_request_leaves() {
+    let asked = Arc::new(Mutex::new(None));
+    let arrived = Arc::new(Mutex::new(None));
+    let at = arrived.clone();
+    let address = server_of(move |_| {
+        *at.lock().expect("no panic") = Some(Instant::now());
+        None
+    });
+    let store = store_at(address.await).await;
+    let mut gaps = Vec::new();
+    for _ in 0..5 {
+        let last = asked.clone();
+        let permit = Permit::new(move || {
+            *last.lock().expect("no panic") = Some(Instant::now());
+            true
+        });
+        let _silence = store.delete_while(&permit, "bucket", &names(&["a/1".to_owned()])).await;
+        let asked: Instant = asked.lock().expect("no panic").expect("asked");
+        let arrived: Instant = arrived.lock().expect("no panic").expect("arrived");
+        gaps.push(arrived - asked);
+    }
+    println!("from the last question to the server's first byte, with a new connection: {gaps:?}");
+    // far below a quarter of the shortest lease, on a busy machine too
+    assert!(gaps.iter().min().expect("five") < &Duration::from_millis(200), "{gaps:?}");
 }

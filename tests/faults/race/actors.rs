@@ -50,7 +50,7 @@ pub enum Use {
 impl Use {
     pub const ALL: [Self; 4] = [Self::ActivateModel, Self::InsertActiveModel, Self::StartJob, Self::InsertRunningJob];
 
-    /// Writes the idle row, for those that are put to use by an update.
+    /// The idle row, for those that are put to use by an update.
     fn prepare(self) -> Option<&'static str> {
         match self {
             Self::ActivateModel => Some(
@@ -64,8 +64,8 @@ impl Use {
         }
     }
 
-    /// The use; gives back what it uses.
-    fn begin(self) -> &'static str {
+    /// The statement that puts a dataset to use; it gives back what it uses.
+    fn begins(self) -> &'static str {
         match self {
             Self::ActivateModel => {
                 "update heimdall.models set is_active = true where id = '{row}' returning synthetic_dataset_id"
@@ -84,8 +84,8 @@ impl Use {
         }
     }
 
-    /// Ends the use; gives back what it used to the end.
-    fn end(self) -> &'static str {
+    /// The statement that ends the use; it gives back what was used to the end.
+    fn ends(self) -> &'static str {
         match self {
             Self::ActivateModel | Self::InsertActiveModel => {
                 "update heimdall.models set is_active = false where id = '{row}' returning synthetic_dataset_id"
@@ -95,6 +95,24 @@ impl Use {
             }
         }
     }
+
+    /// Writes the idle row, where it needs one. `false`: the dataset is gone.
+    pub async fn prepare_row(self, pool: &PgPool, row: Uuid, dataset: Uuid) -> bool {
+        let Some(sql) = self.prepare() else { return true };
+        sqlx::query(AssertSqlSafe(filled(sql, row, dataset))).execute(pool).await.is_ok()
+    }
+
+    pub fn begin(self, row: Uuid, dataset: Uuid) -> String {
+        filled(self.begins(), row, dataset)
+    }
+
+    pub fn end(self, row: Uuid) -> String {
+        filled(self.ends(), row, Uuid::nil())
+    }
+}
+
+fn filled(sql: &str, row: Uuid, dataset: Uuid) -> String {
+    sql.replace("{row}", &row.to_string()).replace("{dataset}", &dataset.to_string())
 }
 
 /// One dataset, and when it was, or may have been, in the trash.
@@ -251,9 +269,8 @@ impl Arena {
     /// `None`: the dataset was gone before there was anything to attempt.
     async fn attempt(&self, life: &Life, isolation: Isolation, way: Use, chance: &mut StdRng) -> Option<Outcome> {
         let row = Uuid::new_v4();
-        let with = |sql: &str| sql.replace("{row}", &row.to_string()).replace("{dataset}", &life.id.to_string());
-        if let Some(prepare) = way.prepare() {
-            sqlx::query(AssertSqlSafe(with(prepare))).execute(&self.pool).await.ok()?;
+        if !way.prepare_row(&self.pool, row, life.id).await {
+            return None;
         }
         let began = Instant::now();
         let mut tx = self.pool.begin_with(isolation.begin()).await.expect("begins");
@@ -261,7 +278,7 @@ impl Arena {
             sqlx::query("select from heimdall.models limit 1").execute(&mut *tx).await.expect("takes its snapshot");
             pause(chance, 15).await;
         }
-        let used = uses(&mut tx, with(way.begin())).await;
+        let used = uses(&mut tx, way.begin(row, life.id)).await;
         let committed = match used {
             Ok(Some(_)) => {
                 pause(chance, 3).await;
@@ -275,27 +292,17 @@ impl Arena {
             return Some(self.refused(life, began, &error));
         }
         pause(chance, 5).await;
-        self.end_of_use(life, with(way.end())).await;
+        self.end_of_use(life, way.end(row)).await;
         Some(Outcome::Used)
     }
 
     /// Why an attempt was refused, which must be true.
     fn refused(&self, life: &Life, began: Instant, error: &sqlx::Error) -> Outcome {
-        let database = error.as_database_error().unwrap_or_else(|| panic!("{error}"));
-        let code = database.code().unwrap_or_default();
-        match code.as_ref() {
-            "23503" if database.message().contains("is in the trash") => {
-                if !life.was_in_the_trash(began, Instant::now()) {
-                    self.tally.violation(format!("{} was refused and was not in the trash: {error}", life.id));
-                }
-                Outcome::InTheTrash
-            }
-            // the platform's own foreign key
-            "23503" => Outcome::Gone,
-            "40001" => Outcome::Serialization,
-            "40P01" => Outcome::Deadlock,
-            _ => panic!("{error}"),
+        let outcome = Outcome::of(error);
+        if outcome == Outcome::InTheTrash && !life.was_in_the_trash(began, Instant::now()) {
+            self.tally.violation(format!("{} was refused and was not in the trash: {error}", life.id));
         }
+        outcome
     }
 
     /// Nothing may be missing at the end of a use.
@@ -346,7 +353,7 @@ impl Arena {
 }
 
 /// Runs one statement that gives back a dataset's id.
-async fn uses(conn: &mut PgConnection, sql: String) -> Result<Option<Uuid>, sqlx::Error> {
+pub async fn uses(conn: &mut PgConnection, sql: String) -> Result<Option<Uuid>, sqlx::Error> {
     sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(conn).await
 }
 

@@ -21,6 +21,21 @@ pub enum Outcome {
     Deadlock,
 }
 
+impl Outcome {
+    /// Of an attempt that was refused. Anything else than these fails the test.
+    pub fn of(error: &sqlx::Error) -> Outcome {
+        let database = error.as_database_error().unwrap_or_else(|| panic!("{error}"));
+        match database.code().unwrap_or_default().as_ref() {
+            "23503" if database.message().contains("is in the trash") => Outcome::InTheTrash,
+            // the platform's own foreign key
+            "23503" => Outcome::Gone,
+            "40001" => Outcome::Serialization,
+            "40P01" => Outcome::Deadlock,
+            _ => panic!("{error}"),
+        }
+    }
+}
+
 /// What became of the datasets.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Lives {

@@ -21,10 +21,12 @@ async fn without_guards_a_use_between_the_claims_question_and_its_commit_is_not_
     let (model, id) = trashed(&bench).await;
     // the claim has asked its references, and waits here before its commit
     bench
-        .run("create function public.gate() returns trigger language plpgsql as $$ begin
+        .run(
+            "create function public.gate() returns trigger language plpgsql as $$ begin
                   perform pg_advisory_xact_lock(11); return new; end $$;
               create trigger gate before update on reprieve.tombstones for each row
-                  when (old.state = 'trashed' and new.state = 'purging') execute function public.gate()")
+                  when (old.state = 'trashed' and new.state = 'purging') execute function public.gate()",
+        )
         .await;
     let mut gate = bench.pool.acquire().await.expect("a connection");
     sqlx::query("select pg_advisory_lock(11)").execute(&mut *gate).await.expect("locks");
@@ -50,10 +52,12 @@ async fn without_guards_the_window_is_as_wide_as_the_claim_takes_from_its_questi
     let rounds = from_env("FAULTS_COUNT", 5_000) / 20;
     let narrow = meet(&bench, rounds, 1).await;
     bench
-        .run("create function public.dawdle() returns trigger language plpgsql as $$ begin
+        .run(
+            "create function public.dawdle() returns trigger language plpgsql as $$ begin
                   perform pg_sleep(0.02); return new; end $$;
               create trigger dawdle before update on reprieve.tombstones for each row
-                  when (old.state = 'trashed' and new.state = 'purging') execute function public.dawdle()")
+                  when (old.state = 'trashed' and new.state = 'purging') execute function public.dawdle()",
+        )
         .await;
     let wide = meet(&bench, rounds / 4, 2).await;
     println!("without guards: {narrow}\nwith a claim that takes 20 ms longer: {wide}");
@@ -91,7 +95,10 @@ impl std::fmt::Display for Met {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Met { rounds, blocked, within, after, claims } = self;
         let mean = claims.as_secs_f64() * 1e3 / (within + after).max(1) as f64;
-        write!(f, "of {rounds} activations raced against a claim {blocked} blocked it, {within} slipped into its window, ")?;
+        write!(
+            f,
+            "of {rounds} activations raced against a claim {blocked} blocked it, {within} slipped into its window, "
+        )?;
         write!(f, "{after} came after its commit; a claim's transaction took {mean:.1} ms")
     }
 }

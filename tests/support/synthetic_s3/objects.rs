@@ -141,7 +141,8 @@ impl Buckets {
 
     pub(super) fn add(&mut self, bucket: &str, rule: Rule) {
         let rules = self.0.entry(bucket.to_owned()).or_default();
-        let above = rules.range(..=rule.prefix.clone()).next_back().is_some_and(|(known, _)| rule.prefix.starts_with(known));
+        let above =
+            rules.range(..=rule.prefix.clone()).next_back().is_some_and(|(known, _)| rule.prefix.starts_with(known));
         let below = rules.range(rule.prefix.clone()..).next().is_some_and(|(known, _)| known.starts_with(&rule.prefix));
         assert!(!above && !below, "{:?} overlaps another rule", rule.prefix);
         rules.insert(rule.prefix.clone(), Objects::new(rule));
@@ -165,7 +166,8 @@ impl Buckets {
 
     pub(super) fn delete(&self, bucket: &str, key: &str) -> Found {
         let rules = self.0.get(bucket);
-        let nearest = rules.and_then(|rules| rules.range::<str, _>((Bound::Unbounded, Bound::Included(key))).next_back());
+        let nearest =
+            rules.and_then(|rules| rules.range::<str, _>((Bound::Unbounded, Bound::Included(key))).next_back());
         let known = nearest.and_then(|(_, objects)| objects.number(key).map(|number| objects.delete(number)));
         known.unwrap_or(Found::Stranger)
     }
@@ -174,7 +176,9 @@ impl Buckets {
         let mut page = Page::default();
         let Some(rules) = self.0.get(bucket) else { return page };
         let from = rules.range::<str, _>((Bound::Unbounded, Bound::Included(range.prefix))).next_back();
-        let from = from.filter(|(prefix, _)| range.prefix.starts_with(prefix.as_str())).map_or(range.prefix, |(prefix, _)| prefix);
+        let from = from
+            .filter(|(prefix, _)| range.prefix.starts_with(prefix.as_str()))
+            .map_or(range.prefix, |(prefix, _)| prefix);
         for (prefix, objects) in rules.range::<str, _>((Bound::Included(from), Bound::Unbounded)) {
             let related = prefix.starts_with(range.prefix) || range.prefix.starts_with(prefix.as_str());
             if !related || !objects.add_to(&mut page, range) {

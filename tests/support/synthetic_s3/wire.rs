@@ -7,8 +7,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_perc
 
 use super::objects::{Page, Range};
 
-pub(super) const NO_VERSIONING: &str =
-    "<VersioningConfiguration xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"/>";
+pub(super) const NO_VERSIONING: &str = "<VersioningConfiguration xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"/>";
 pub(super) const LOCATION: &str = "<LocationConstraint xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"/>";
 
 /// What `encoding-type=url` leaves as it is.
@@ -66,7 +65,9 @@ impl Query {
     pub(super) fn parse(raw: &str) -> Self {
         let decode = |text: &str| percent_decode_str(&text.replace('+', " ")).decode_utf8_lossy().into_owned();
         let pairs = raw.split('&').filter(|pair| !pair.is_empty());
-        Query(pairs.map(|pair| pair.split_once('=').unwrap_or((pair, ""))).map(|(k, v)| (decode(k), decode(v))).collect())
+        Query(
+            pairs.map(|pair| pair.split_once('=').unwrap_or((pair, ""))).map(|(k, v)| (decode(k), decode(v))).collect(),
+        )
     }
 
     fn get(&self, name: &str) -> Option<&str> {
@@ -186,7 +187,11 @@ impl<'q> Listing<'q> {
             ("<Contents><Key>", "</Contents>")
         };
         xml.push_str(open);
-        if is_plain(key) { xml.push_str(key) } else { xml.push_str(&self.text(key)) }
+        if is_plain(key) {
+            xml.push_str(key)
+        } else {
+            xml.push_str(&self.text(key))
+        }
         let _ = write!(xml, "</Key><LastModified>{DATED}</LastModified><ETag>{ETAG}</ETag><Size>{bytes}</Size>");
         xml.push_str("<StorageClass>STANDARD</StorageClass>");
         xml.push_str(close);
@@ -216,7 +221,11 @@ impl ToDelete {
         xml.push_str("<DeleteResult xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\">");
         for key in self.keys.iter().filter(|_| !self.quiet) {
             xml.push_str("<Deleted><Key>");
-            if is_plain(key) { xml.push_str(key) } else { xml.push_str(&escaped(key)) }
+            if is_plain(key) {
+                xml.push_str(key)
+            } else {
+                xml.push_str(&escaped(key))
+            }
             xml.push_str("</Key></Deleted>");
         }
         xml.push_str("</DeleteResult>");
@@ -241,8 +250,13 @@ pub(super) fn keys_to_delete(body: &[u8]) -> Result<ToDelete, Refusal> {
 }
 
 pub(super) fn buckets(names: &[&str]) -> String {
-    let each = names.iter().map(|name| format!("<Bucket><Name>{}</Name><CreationDate>{DATED}</CreationDate></Bucket>", escaped(name)));
-    format!("<ListAllMyBucketsResult><Owner><ID>test</ID></Owner><Buckets>{}</Buckets></ListAllMyBucketsResult>", each.collect::<String>())
+    let each = names
+        .iter()
+        .map(|name| format!("<Bucket><Name>{}</Name><CreationDate>{DATED}</CreationDate></Bucket>", escaped(name)));
+    format!(
+        "<ListAllMyBucketsResult><Owner><ID>test</ID></Owner><Buckets>{}</Buckets></ListAllMyBucketsResult>",
+        each.collect::<String>()
+    )
 }
 
 pub(super) fn no_uploads(bucket: &str) -> String {

@@ -8,9 +8,11 @@ mod amqp;
 #[allow(dead_code, reason = "the platform's tests use the rest of it")]
 #[path = "../platform/bench.rs"]
 mod bench;
+mod broker;
 #[allow(dead_code, reason = "the platform's tests use the rest of it")]
 #[path = "../platform/gate.rs"]
 mod gate;
+mod mischief;
 #[path = "../support/process.rs"]
 mod process;
 #[path = "../support/mod.rs"]
@@ -32,6 +34,12 @@ mod clocks;
 mod crash_points;
 mod database;
 mod deaths;
+mod backlog;
+mod clocks;
+mod crash_points;
+mod crowd;
+mod deaths;
+mod lane;
 mod memory;
 mod race;
 mod s3_keys;

@@ -67,7 +67,9 @@ pub enum PublishOutcome {
     Confirmed,
     /// No queue took a mandatory message; the broker's reason.
     Returned(String),
-    /// Refused, or no answer in time: it may or may not be there. The reason.
+    /// The broker refuses this message by itself (no permission, no such exchange, a name that is none). The reason.
+    Refused(String),
+    /// No answer in time, or none that is sure: it may or may not be there. The reason.
     Unconfirmed(String),
 }
 

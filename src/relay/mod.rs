@@ -26,7 +26,8 @@ use crate::{
     telemetry::Metrics,
 };
 
-/// Replies that the broker returns because nobody takes them are dropped after so many tries; purge tasks never.
+/// A reply that the broker refuses so often is dropped: a requester named the queue, and may have named any. Purge tasks
+/// and events never are.
 const MOST_ATTEMPTS: u32 = 10;
 
 /// Publishes the outbox.
@@ -126,10 +127,12 @@ impl Relay {
                         queued.extend(row.tombstone.map(|id| id.0));
                     }
                 }
-                PublishOutcome::Returned(reason) | PublishOutcome::Unconfirmed(reason) => {
-                    // a broker that does not answer, for however long, has not said that nobody takes it
-                    let nobody_takes_it = matches!(outcome, PublishOutcome::Returned(_)) && row.topic != Topic::Purge;
-                    if nobody_takes_it && row.attempts + 1 >= MOST_ATTEMPTS {
+                PublishOutcome::Returned(reason)
+                | PublishOutcome::Refused(reason)
+                | PublishOutcome::Unconfirmed(reason) => {
+                    // a broker that does not answer, for however long, has not refused it
+                    let refused = !matches!(outcome, PublishOutcome::Unconfirmed(_));
+                    if refused && row.topic == Topic::Reply && row.attempts + 1 >= MOST_ATTEMPTS {
                         tracing::warn!(destination = row.destination, reason, "message dropped, nobody takes it");
                         gone.push(row.id);
                     } else {

@@ -87,8 +87,6 @@ impl From<sqlx::Error> for StoreError {
             // connection exceptions, out of resources (a full disk too), shutting down
             // protocol_violation: a query of the map with parameters that it does not get
             (_, Some("08P01")) => Self::Other(error),
-            // the database has ended the session of a process that stood still in a transaction
-            (_, Some("25P03" | "25P04")) => Self::Unavailable(error),
             (_, Some(code)) if ["08", "53", "57", "58"].iter().any(|class| code.starts_with(class)) => {
                 Self::Unavailable(error)
             }

@@ -182,11 +182,13 @@ async fn a_message_that_closes_the_channel_does_not_take_its_neighbours_along() 
         for (sent, outcome) in window.iter().zip(outcomes) {
             match outcome {
                 PublishOutcome::Confirmed => assert_eq!(sent.target, Target::Purge),
-                PublishOutcome::Unconfirmed(reason) => {
+                PublishOutcome::Refused(reason) => {
                     assert_ne!(sent.target, Target::Purge);
                     assert!(reason.contains(&events) && reason.contains("NOT_FOUND"), "{reason}");
                 }
-                PublishOutcome::Returned(reason) => panic!("returned: {reason}"),
+                PublishOutcome::Returned(reason) | PublishOutcome::Unconfirmed(reason) => {
+                    panic!("not refused: {reason}")
+                }
             }
         }
     }

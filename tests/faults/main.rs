@@ -8,11 +8,9 @@ mod amqp;
 #[allow(dead_code, reason = "the platform's tests use the rest of it")]
 #[path = "../platform/bench.rs"]
 mod bench;
-mod broker;
 #[allow(dead_code, reason = "the platform's tests use the rest of it")]
 #[path = "../platform/gate.rs"]
 mod gate;
-mod mischief;
 #[path = "../support/process.rs"]
 mod process;
 #[path = "../support/mod.rs"]
@@ -34,12 +32,6 @@ mod clocks;
 mod crash_points;
 mod database;
 mod deaths;
-mod backlog;
-mod clocks;
-mod crash_points;
-mod crowd;
-mod deaths;
-mod lane;
 mod memory;
 mod race;
 mod s3_keys;

@@ -110,6 +110,7 @@ async fn the_relay_reads_no_more_of_a_long_outbox_than_it_takes_also_when_it_hol
 struct TasksOnly {
     tasks: Arc<AtomicU64>,
     refused: Arc<AtomicU64>,
+    events: Arc<AtomicU64>,
 }
 
 #[async_trait]
@@ -120,9 +121,14 @@ impl Publisher for TasksOnly {
                 self.tasks.fetch_add(1, Ordering::SeqCst);
                 PublishOutcome::Confirmed
             }
-            _ => {
+            Target::Events(_) => {
+                self.events.fetch_add(1, Ordering::SeqCst);
+                PublishOutcome::Refused("403 ACCESS_REFUSED".to_owned())
+            }
+            Target::Reply(ref queue) if queue == "slow" => PublishOutcome::Unconfirmed("no confirm in time".to_owned()),
+            Target::Reply(_) => {
                 self.refused.fetch_add(1, Ordering::SeqCst);
-                PublishOutcome::Unconfirmed("403 ACCESS_REFUSED".to_owned())
+                PublishOutcome::Refused("403 ACCESS_REFUSED".to_owned())
             }
         };
         Ok(window.iter().map(outcome).collect())
@@ -153,14 +159,15 @@ impl TaskQueue for TasksOnly {
 }
 
 #[tokio::test]
-async fn a_reply_that_nobody_takes_is_dropped_after_ten_tries_and_holds_nothing_up() {
+async fn only_a_reply_that_is_refused_is_ever_dropped_and_it_holds_nothing_up() {
     let bench = Bench::with(crate::bench::HEIMDALL, "", |config| config.relay.max_queued = 3).await;
     for n in 0..5 {
         bench.trash_due("dataset", bench.dataset(&format!("set {n}"), 0).await).await;
     }
-    bench.run("delete from reprieve.outbox where topic = 'event'").await;
     let mut conn = bench.store.conn().await.expect("a connection");
-    outbox::reply(&mut conn, "a-queue-that-is-gone", None, &serde_json::json!({})).await.expect("written");
+    for queue in ["forbidden", "slow"] {
+        outbox::reply(&mut conn, queue, None, &serde_json::json!({})).await.expect("written");
+    }
     let (broker, stop) = (TasksOnly::default(), CancellationToken::new());
     let relay = Relay::new(bench.store.clone(), bench.config.relay.clone(), bench.metrics.clone()).expect("fine");
     let (queue, token) = (broker.clone(), stop.clone());
@@ -168,13 +175,20 @@ async fn a_reply_that_nobody_takes_is_dropped_after_ten_tries_and_holds_nothing_
     wait_until("the reply is dropped", SOON, async || {
         // its back-off is not waited for
         bench
-            .run("update reprieve.outbox set available_at = now() where topic = 'reply' and available_at > now()")
+            .run("update reprieve.outbox set available_at = now() where topic <> 'purge' and available_at > now()")
             .await;
-        bench.count("reprieve.outbox where topic = 'reply'").await == 0
+        bench.count("reprieve.outbox where topic <> 'purge' and attempts <= 10").await == 0
     })
     .await;
     stop.cancel();
     running.await.expect("no panic").expect("it ends well");
+    assert_eq!(
+        bench.count("reprieve.outbox where topic = 'reply' and destination = 'slow'").await,
+        1,
+        "it may come through"
+    );
+    assert_eq!(bench.count("reprieve.outbox where topic = 'event'").await, 5, "no event is lost");
+    assert!(broker.events.load(Ordering::SeqCst) > 50);
     assert_eq!(broker.refused.load(Ordering::SeqCst), 10);
     assert_eq!(broker.tasks.load(Ordering::SeqCst), 3, "as many as may wait");
     assert_eq!(bench.count("reprieve.outbox where topic = 'purge' and leased_until is null").await, 2, "held back");

@@ -122,7 +122,9 @@ impl Copies {
             Some(PublishOutcome::Returned(reason)) => {
                 Err(QueueError::new(doing, format!("no queue is bound to it: {reason}")))
             }
-            Some(PublishOutcome::Unconfirmed(reason)) => Err(QueueError::new(doing, reason)),
+            Some(PublishOutcome::Refused(reason) | PublishOutcome::Unconfirmed(reason)) => {
+                Err(QueueError::new(doing, reason))
+            }
             None => Err(QueueError::new(doing, "no outcome")),
         }
     }

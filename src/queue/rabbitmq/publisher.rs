@@ -66,13 +66,13 @@ impl RabbitPublisher {
             }
             Target::Reply(queue) => ("", queue.as_str()),
         };
-        let name = |text: &str| short(text).map_err(|error| PublishOutcome::Unconfirmed(error.to_string()));
+        let name = |text: &str| short(text).map_err(|error| PublishOutcome::Refused(error.to_string()));
         Ok(Wire {
             exchange: name(exchange)?,
             routing_key: name(key)?,
             mandatory: message.target.is_mandatory(),
             body: &message.body,
-            properties: properties(message).map_err(|error| PublishOutcome::Unconfirmed(error.to_string()))?,
+            properties: properties(message).map_err(|error| PublishOutcome::Refused(error.to_string()))?,
         })
     }
 }
@@ -248,7 +248,7 @@ impl ConfirmChannel {
                     usable = true;
                 }
                 Err(Failed::Refused(error)) => {
-                    outcomes.push(PublishOutcome::Unconfirmed(error.reason));
+                    outcomes.push(PublishOutcome::Refused(error.reason));
                     usable = false;
                 }
                 Err(Failed::Closed(error) | Failed::Lost(error)) => return Err(error),
@@ -374,6 +374,7 @@ mod tests {
         let name = |outcome| match outcome {
             PublishOutcome::Confirmed => "confirmed",
             PublishOutcome::Returned(_) => "returned",
+            PublishOutcome::Refused(_) => "refused",
             PublishOutcome::Unconfirmed(_) => "unconfirmed",
         };
         settled.into_iter().map(name).collect()

@@ -99,6 +99,13 @@ impl Service {
         Service { child, watcher, log: log.to_owned(), ended: None }
     }
 
+    /// The most memory that it has had so far, in bytes (`VmHWM`); Linux alone tells.
+    pub fn peak_memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs, on Linux");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("every process has one");
+        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
+    }
+
     pub fn log(&self) -> String {
         String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
     }

@@ -212,7 +212,7 @@ async fn channels_and_connections_that_the_broker_ends_at_many_moments_change_no
     let world = on(broker.amqp_url(), settings()).await;
     let sets = datasets(&world, 3, SHAPE).await;
     let ids: Vec<_> = sets.iter().map(|(id, _)| *id).collect();
-    let service = ready(&world, &[]).await;
+    let service = ready(&world, IMPATIENT).await;
     for (id, _) in &sets {
         world.trash("dataset", *id).await;
     }
@@ -239,7 +239,7 @@ async fn channels_and_connections_that_the_broker_ends_at_many_moments_change_no
     broker.lacks_memory();
     let fence = world.stands(begun).await.fence;
     world.trash("dataset", meanwhile).await;
-    service.says("does it block publishers").await;
+    service.says("message not taken, will try again").await;
     let now = world.stands(begun).await;
     assert!(now.gone() > 0 && now.fence <= fence + 1, "{now:?}");
     assert_ne!(world.stands(meanwhile).await.state, "purged");
@@ -274,11 +274,11 @@ async fn messages_dropped_doubled_delayed_reordered_and_forged_change_nothing_ab
     all_trashed(&world, &sets).await;
 
     wait_until("every task was sent", PURGED, async || amqp.depth("purge").await >= 12).await;
+    let dropped = mischief.drop_tasks(&mut rng, 4).await.expect("a broker");
     forged.extend(forge_all(&mut mischief, &mut rng, Victim::Purge, HUGE).await);
     let doubled = mischief.duplicate(&mut rng, Victim::Purge, 6).await.expect("a broker");
     let moved = mischief.reorder(&mut rng, Victim::Purge, 12).await.expect("a broker");
     let delayed = mischief.delay(&mut rng, Victim::Purge, 4).await.expect("a broker");
-    let dropped = mischief.drop_tasks(&mut rng, 4).await.expect("a broker");
     assert!(doubled > 0 && moved > 1 && delayed > 0 && dropped > 0, "{doubled} {moved} {delayed} {dropped}");
     let worker = world.serve(&["--roles", "worker"]);
     for (id, put) in &sets {

@@ -193,10 +193,15 @@ impl Purger {
             tokio::time::sleep(lease.duration / 3).await;
             let asked = Instant::now();
             let renew = async { purging::renew(&mut *self.store.conn().await?, lease).await };
-            match timeout_at(extended + lease.duration, renew).await {
+            // who stood still for longer than that still gets to hear that it is lost
+            let limit = (extended + lease.duration).max(asked + lease.duration / 3);
+            match timeout_at(limit, renew).await {
                 Ok(Ok(Fenced::Lost)) => return PurgeError::LeaseLost,
                 Ok(Ok(Fenced::Ours { .. })) => extended = asked,
-                Ok(Err(error)) => tracing::warn!(tombstone.id = %lease.id, %error, "lease not extended"),
+                Ok(Err(error)) if extended.elapsed() < lease.duration => {
+                    tracing::warn!(tombstone.id = %lease.id, %error, "lease not extended");
+                }
+                Ok(Err(error)) => return error.into(),
                 Err(_) => return StoreError::Unavailable(silent(lease.duration)).into(),
             }
         }

@@ -41,13 +41,14 @@ impl Purger {
         let mut consumer = queue.consumer(Source::Purge, self.config.concurrency).await?;
         tracing::info!(concurrency = self.config.concurrency, "worker consumes");
         let mut slices: JoinSet<Result<(), StoreError>> = JoinSet::new();
+        let drain = stop.child_token();
         let ended = loop {
             tokio::select! {
                 () = stop.cancelled() => break consumer.cancel().await,
                 delivery = consumer.next() => match delivery {
                     Ok(Some(delivery)) => {
-                        let (purger, stop) = (self.clone(), stop.clone());
-                        slices.spawn(async move { purger.handle(delivery, stop).await });
+                        let (purger, drain) = (self.clone(), drain.clone());
+                        slices.spawn(async move { purger.handle(delivery, drain).await });
                     }
                     Ok(None) => break Err(QueueError::new("consume purge tasks", "the broker ended the consumer")),
                     Err(error) => break Err(error),
@@ -59,6 +60,7 @@ impl Purger {
                 },
             }
         };
+        drain.cancel();
         // what was begun comes to its next batch; deliveries of a lost connection come again, and find the lease
         while let Some(done) = slices.join_next().await {
             if let Some(error) = database_error(done) {

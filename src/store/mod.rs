@@ -60,7 +60,9 @@ impl Store {
             // the pool's own tests wait without an end: one dead connection would use up the time for getting another,
             // and one that is given back dead would be missing from the pool for ever
             .test_before_acquire(false)
-            .before_acquire(move |conn, _| Box::pin(answers(conn, acquire_timeout / 3)))
+            .before_acquire(move |conn, _| {
+                Box::pin(async move { Ok(answers(conn, acquire_timeout / 3).await.is_ok()) })
+            })
             .after_release(move |conn, _| Box::pin(answers(conn, acquire_timeout)))
             .connect_lazy_with(options);
         Ok(Self { pool, acquire_timeout, statement_timeout })

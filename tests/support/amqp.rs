@@ -117,6 +117,11 @@ impl Amqp {
         self.take(&format!("{}.dead", self.namespace)).await
     }
 
+    /// The next dead letter, if there is one now.
+    pub async fn try_dead_letter(&self) -> Option<Taken> {
+        self.try_take(&format!("{}.dead", self.namespace)).await
+    }
+
     pub async fn try_take(&self, queue: &str) -> Option<Taken> {
         let options = BasicGetOptions { no_ack: true };
         let message = self.channel.basic_get(queue.into(), options).await.expect("answers")?.delivery;

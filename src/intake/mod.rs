@@ -96,29 +96,31 @@ impl Intake {
     /// The queue's connection ended, or the database has been away for long (what was in hand goes back to the queue).
     pub async fn run(&self, queue: &dyn TaskQueue, stop: &CancellationToken) -> Result<(), QueueError> {
         self.trash.store().ping().await.map_err(away)?;
-        // two consumers, one after the other
+        let mut waiting = Waiting::new(self.busy);
+        // a consumer that has been cancelled keeps its channel, for the answers to what it has handed out
+        let mut consumers = Vec::new();
+        let mut ended = Ok(());
         for prefetch in [CAREFUL, PREFETCH] {
             let mut consumer = queue.consumer(Source::Requests, prefetch).await?;
             tracing::info!(prefetch, "intake consumes");
-            let mut waiting = Waiting::new(self.busy);
-            let ended = self.take_in(consumer.as_mut(), &mut waiting, prefetch == CAREFUL, stop).await;
+            ended = self.take_in(consumer.as_mut(), &mut waiting, prefetch == CAREFUL, stop).await;
             // what came behind, as far as it is here, so that the order stays
             while let Some(Ok(Some(unseen))) = consumer.next().now_or_never() {
                 waiting.keep(unseen);
             }
-            let cancelled = consumer.cancel().await;
-            for delivery in waiting.into_all() {
-                log_answer(delivery.answer.requeue().await);
-            }
-            ended.and(cancelled)?;
-            if stop.is_cancelled() {
+            ended = ended.and(consumer.cancel().await);
+            consumers.push(consumer);
+            if ended.is_err() || stop.is_cancelled() {
                 break;
             }
         }
-        Ok(())
+        for delivery in waiting.into_all() {
+            log_answer(delivery.answer.requeue().await);
+        }
+        ended
     }
 
-    /// Carries requests out until `stop` is cancelled, or one is done that was never handed out before.
+    /// Carries requests out until `stop` is cancelled, or one has been survived that was never handed out before.
     async fn take_in(
         &self,
         consumer: &mut dyn Consumer,
@@ -144,6 +146,9 @@ impl Intake {
                     for held in waiting.again_later(held) {
                         tracing::warn!(message_id = held.delivery.message_id, "request stays busy, others go first");
                         log_answer(held.delivery.answer.put_off().await);
+                    }
+                    if until_fresh && is_fresh {
+                        return Ok(());
                     }
                 }
                 Err((held, error)) => {

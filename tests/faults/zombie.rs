@@ -136,7 +136,7 @@ async fn a_worker_stopped_before_its_claims_commit_holds_nobody_up_for_ever_and_
     .await;
     assert!(!stands_still().await);
     go_on(&zombie);
-    zombie.says("slice cut off").await;
+    zombie.says("the database cannot be reached").await;
     assert_eq!(world.stands(id).await.state, "restored");
     assert_eq!((world.objects(id).await, world.rows(id).await), (put, rows), "nothing is lost");
 

@@ -181,12 +181,21 @@ impl RabbitMq {
     /// takes seconds to start).
     pub fn eval(&self, expression: &str) -> String {
         // a busy node now and then misses the caller's patience
-        const TRIES: u32 = 5;
-        let answer = (0..TRIES).map(|_| self.try_eval(expression)).find(|said| match said {
-            Err(why) => !why.contains("failed to connect"),
-            Ok(_) => true,
-        });
-        answer.unwrap_or_else(|| self.try_eval(expression)).unwrap_or_else(|why| panic!("{expression}: {why}"))
+        const TRIES: u32 = 20;
+        let mut answer = self.try_eval(expression);
+        for _ in 1..TRIES {
+            match &answer {
+                Err(why) if why.contains("failed to connect") => std::thread::sleep(Duration::from_millis(250)),
+                _ => break,
+            }
+            answer = self.try_eval(expression);
+        }
+        answer.unwrap_or_else(|why| panic!("{expression}: {why}"))
+    }
+
+    /// Whether [`RabbitMq::eval`] would get an answer: a node that has just been started speaks AMQP first.
+    pub fn is_reachable(&self) -> bool {
+        self.try_eval("ok").is_ok()
     }
 
     fn try_eval(&self, expression: &str) -> Result<String, String> {
@@ -222,7 +231,7 @@ impl RabbitMq {
     /// Closes every connection in good order, as an operator can (320 CONNECTION_FORCED). How many.
     pub fn close_connections(&self) -> usize {
         let all = "rabbit_networking:connections()";
-        self.number(&format!("length([rabbit_networking:close_connection(C, <<\"mischief\">>) || C <- {all}])"))
+        self.number(&format!("length([catch rabbit_networking:close_connection(C, <<\"mischief\">>) || C <- {all}])"))
     }
 
     /// A memory alarm: the broker reads no more from connections that publish, until [`Self::has_memory`].

@@ -117,6 +117,7 @@ impl Broker {
                 self.proxy.refuse(false);
                 true
             }
+            Blow::CrashChannels | Blow::CloseConnections | Blow::NoMemory if !self.server.is_reachable() => false,
             Blow::CrashChannels => self.server.crash_channels() > 0,
             Blow::CloseConnections => self.server.close_connections() > 0,
             Blow::NoMemory => {

@@ -231,7 +231,7 @@ impl RabbitMq {
     /// Closes every connection in good order, as an operator can (320 CONNECTION_FORCED). How many.
     pub fn close_connections(&self) -> usize {
         let all = "rabbit_networking:connections()";
-        self.number(&format!("length([catch rabbit_networking:close_connection(C, <<\"mischief\">>) || C <- {all}])"))
+        self.number(&format!("length([(catch rabbit_networking:close_connection(C, <<\"mischief\">>)) || C <- {all}])"))
     }
 
     /// A memory alarm: the broker reads no more from connections that publish, until [`Self::has_memory`].

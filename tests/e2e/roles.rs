@@ -52,7 +52,7 @@ async fn processes_with_different_roles_work_together() {
 #[tokio::test]
 async fn a_giant_purge_in_short_slices_does_not_hold_up_a_small_one() {
     let world = World::new(Settings { batch_size: 20, slice: "100ms", ..Settings::default() }).await;
-    let (giant, put) = world.dataset("giant", Shape { samples: 400, receivers: 5 }).await;
+    let (giant, put) = world.dataset("giant", Shape { samples: 200, receivers: 5 }).await;
     let (small, few) = world.dataset("small", Shape { samples: 1, receivers: 4 }).await;
     // one purge at a time
     let _service = world.serve_with(&[], &[("REPRIEVE__PURGE__CONCURRENCY", "1")]);
@@ -61,7 +61,7 @@ async fn a_giant_purge_in_short_slices_does_not_hold_up_a_small_one() {
     world.trash("dataset", small).await;
     world.purged("dataset", small, few, 1 + 1 + 3).await;
     assert_eq!(world.stands(giant).await.state, "purging", "the giant is still at it");
-    world.purged("dataset", giant, put, 1 + 400 + 3).await;
+    world.purged("dataset", giant, put, 1 + 200 + 3).await;
 }
 
 #[tokio::test]

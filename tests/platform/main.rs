@@ -11,6 +11,7 @@ mod backlog;
 mod bystanders;
 mod cascade;
 mod claiming;
+mod connections;
 mod deaths;
 mod emptying;
 mod flow;

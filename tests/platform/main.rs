@@ -27,3 +27,4 @@ mod restoring;
 mod rows;
 mod tables;
 mod trashing;
+mod unanswered;

@@ -71,6 +71,13 @@ pub enum KeyOutcome {
     Unknown,
 }
 
+impl KeyOutcome {
+    /// Whether the store says that there is nothing left of it.
+    pub fn is_gone(&self) -> bool {
+        matches!(self, Self::Deleted | Self::AlreadyAbsent)
+    }
+}
+
 /// The outcomes of one delete request, one for each object asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[must_use = "a batch can succeed in part: look at every outcome"]

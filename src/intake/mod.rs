@@ -103,7 +103,7 @@ impl Intake {
         for prefetch in [CAREFUL, PREFETCH] {
             let mut consumer = queue.consumer(Source::Requests, prefetch).await?;
             tracing::info!(prefetch, "intake consumes");
-            ended = self.take_in(consumer.as_mut(), &mut waiting, prefetch == CAREFUL, stop).await;
+            ended = self.take_in(consumer.as_mut(), &mut waiting, prefetch, stop).await;
             // what came behind, as far as it is here, so that the order stays
             while let Some(Ok(Some(unseen))) = consumer.next().now_or_never() {
                 waiting.keep(unseen);
@@ -120,14 +120,18 @@ impl Intake {
         ended
     }
 
-    /// Carries requests out until `stop` is cancelled, or one has been survived that was never handed out before.
+    /// Carries requests out until `stop` is cancelled, or a careful one has survived a request that was never handed out
+    /// before. A request whose answer fails keeps its place in the prefetch until the consumer ends, and when every
+    /// place is taken nothing would come any more: that ends it, too.
     async fn take_in(
         &self,
         consumer: &mut dyn Consumer,
         waiting: &mut Waiting,
-        until_fresh: bool,
+        prefetch: u16,
         stop: &CancellationToken,
     ) -> Result<(), QueueError> {
+        let is_careful = prefetch == CAREFUL;
+        let mut unanswered = 0;
         loop {
             let request = tokio::select! {
                 () = stop.cancelled() => return Ok(()),
@@ -139,28 +143,26 @@ impl Intake {
             };
             let Some(request) = request else { continue };
             let is_fresh = request.delivery.redeliveries == 0;
-            match self.handle(request, stop).await {
-                Ok(()) if until_fresh && is_fresh => return Ok(()),
-                Ok(()) => {}
-                Err((held, StoreError::Busy(_))) => {
-                    for held in waiting.again_later(held) {
-                        tracing::warn!(message_id = held.delivery.message_id, "request stays busy, others go first");
-                        log_answer(held.delivery.answer.put_off().await);
-                    }
-                    if until_fresh && is_fresh {
-                        return Ok(());
-                    }
-                }
+            unanswered += match self.handle(request, stop).await {
+                Ok(answered) => usize::from(!answered),
+                Err((held, StoreError::Busy(_))) => put_off(waiting.again_later(held)).await,
                 Err((held, error)) => {
                     waiting.keep_first(held);
                     return if stop.is_cancelled() { Ok(()) } else { Err(away(error)) };
                 }
+            };
+            if is_careful && (is_fresh || unanswered > 0) {
+                return Ok(());
+            }
+            if unanswered >= usize::from(prefetch) {
+                return Err(QueueError::new("answer requests", "the broker takes no answers: see the warnings before"));
             }
         }
     }
 
-    /// Carries one request out, as soon as there is a database. It comes back when it is busy, or there is none for long.
-    async fn handle(&self, held: Held, stop: &CancellationToken) -> Result<(), (Held, StoreError)> {
+    /// Carries one request out, as soon as there is a database, and says whether its delivery was answered. It comes
+    /// back when it is busy, or there is no database for long.
+    async fn handle(&self, held: Held, stop: &CancellationToken) -> Result<bool, (Held, StoreError)> {
         let (began, mut delays) = (Instant::now(), self.away.delays());
         let mut reported = false;
         failpoint::at("intake.received");
@@ -168,8 +170,7 @@ impl Intake {
             let error = match self.trash.store().within(REQUEST, self.carry_out(&held.delivery)).await {
                 Ok(verdict) => {
                     failpoint::at("intake.committed");
-                    self.answer(held.delivery, verdict).await;
-                    return Ok(());
+                    return Ok(self.answer(held.delivery, verdict).await);
                 }
                 Err(error) => error,
             };
@@ -183,8 +184,7 @@ impl Intake {
                 StoreError::Platform { .. } | StoreError::Unusable(_) | StoreError::Other(_) => {
                     // it would fail again, and hold up every request behind it
                     let verdict = Verdict::Malformed { reply: Value::Null, reason: error.to_string() };
-                    self.answer(held.delivery, verdict).await;
-                    return Ok(());
+                    return Ok(self.answer(held.delivery, verdict).await);
                 }
             }
             if began.elapsed() >= IN_HAND {
@@ -200,9 +200,9 @@ impl Intake {
         }
     }
 
-    async fn answer(&self, delivery: Delivery, verdict: Verdict) {
+    async fn answer(&self, delivery: Delivery, verdict: Verdict) -> bool {
         // it comes again if this fails, and is answered from memory or found done
-        log_answer(match verdict {
+        let answered = log_answer(match verdict {
             Verdict::Answered(_) => delivery.answer.ack().await,
             Verdict::Malformed { reason, .. } => {
                 tracing::warn!(reason, message_id = delivery.message_id, "request set aside");
@@ -211,6 +211,7 @@ impl Intake {
             }
         });
         failpoint::at("intake.answered");
+        answered
     }
 
     async fn carry_out(&self, delivery: &Delivery) -> Result<Verdict, StoreError> {
@@ -353,13 +354,27 @@ fn away(error: StoreError) -> QueueError {
     QueueError::new("carry a request out", error.to_string())
 }
 
-/// An answer that fails is no loss: the broker hands the message out again.
-fn log_answer(answered: Result<bool, QueueError>) {
-    match answered {
+/// Sends requests to the end of their queue, and says how many could not be. After the first of them the others stay
+/// unanswered, too: they are for one resource, and come again in their order when the consumer ends.
+async fn put_off(busy: Vec<Held>) -> usize {
+    let mut busy = busy.into_iter();
+    while let Some(held) = busy.next() {
+        tracing::warn!(message_id = held.delivery.message_id, "request stays busy, others go first");
+        if !log_answer(held.delivery.answer.put_off().await) {
+            return 1 + busy.len();
+        }
+    }
+    0
+}
+
+/// `false`: the answer failed. That is no loss, the broker hands the message out again when the consumer ends.
+fn log_answer(answered: Result<bool, QueueError>) -> bool {
+    match &answered {
         Ok(true) => {}
         Ok(false) => tracing::debug!("stale request, the broker hands it out again"),
         Err(error) => tracing::warn!(%error, "request not answered, the broker hands it out again"),
     }
+    answered.is_ok()
 }
 
 fn provenance(request: &Request) -> Result<Provenance, TrashError> {

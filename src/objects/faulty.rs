@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 
 use super::{BucketFacts, Cursor, ObjectStore, ObjectsError, Page};
-use crate::domain::outcome::{BatchOutcome, FailureClass, KeyFailure, KeyOutcome, ObjectRef};
+use crate::domain::outcome::{BatchOutcome, FailureClass, KeyFailure, KeyOutcome, ObjectRef, RetryAfter};
 
 /// How often a fault happens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +33,8 @@ struct Script {
     deletes: VecDeque<Whole>,
     failing: HashMap<String, (Times, KeyFailure)>,
     left_out: HashMap<String, Times>,
+    /// How many objects a delete request may name, and for how long to leave the store alone after more.
+    quota: Option<(usize, RetryAfter)>,
     /// Objects named in each delete request so far.
     batches: Vec<usize>,
 }
@@ -87,6 +89,12 @@ impl<S> FaultyStore<S> {
         self.script().left_out.insert(key.to_owned(), times);
     }
 
+    /// Of each delete request the first `most` objects are deleted; of the others the store asks for less, and to be left
+    /// alone.
+    pub fn grant(&self, most: usize, wait: RetryAfter) {
+        self.script().quota = Some((most, wait));
+    }
+
     /// How many objects each delete request named, in order, those that were refused included.
     pub fn batches(&self) -> Vec<usize> {
         self.script().batches.clone()
@@ -135,21 +143,25 @@ impl<S: ObjectStore> ObjectStore for FaultyStore<S> {
     }
 
     async fn delete(&self, bucket: &str, objects: &[ObjectRef]) -> BatchOutcome {
-        let (whole, failed, passed) = {
+        let (whole, wait, failed, passed) = {
             let mut script = self.script();
             script.batches.push(objects.len());
             let whole = script.deletes.pop_front();
             if let Some(Whole::Refused(failure)) = whole {
                 return BatchOutcome::uniform(objects, &KeyOutcome::Failed(failure));
             }
-            let (mut failed, mut passed) = (Vec::new(), Vec::new());
-            for object in objects {
+            let (most, wait) = script.quota.unzip();
+            let (granted, refused) = objects.split_at(most.map_or(objects.len(), |most| most.min(objects.len())));
+            let slow_down =
+                |object: &ObjectRef| (object.clone(), KeyOutcome::Failed(failure("SlowDown", FailureClass::Throttled)));
+            let (mut failed, mut passed) = (refused.iter().map(slow_down).collect::<Vec<_>>(), Vec::new());
+            for object in granted {
                 match script.failure_of(&object.key) {
                     Some(failure) => failed.push((object.clone(), KeyOutcome::Failed(failure))),
                     None => passed.push(object.clone()),
                 }
             }
-            (whole, failed, passed)
+            (whole, wait.filter(|_| !refused.is_empty()), failed, passed)
         };
         let done = self.inner.delete(bucket, &passed).await;
         if let Some(Whole::Lost(why)) = whole {
@@ -158,7 +170,8 @@ impl<S: ObjectStore> ObjectStore for FaultyStore<S> {
         let lost_answer = done.lost_answer().cloned();
         let mut script = self.script();
         let answered = done.into_outcomes().into_iter().filter(|(object, _)| !script.leaves_out(&object.key));
-        BatchOutcome::reconcile(objects, [], failed.into_iter().chain(answered)).with_lost_answer(lost_answer)
+        let outcome = BatchOutcome::reconcile(objects, [], failed.into_iter().chain(answered));
+        outcome.with_lost_answer(lost_answer).with_retry_after(wait)
     }
 
     async fn facts(&self, bucket: &str) -> Result<BucketFacts, ObjectsError> {

@@ -134,13 +134,14 @@ pub trait ObjectStore: Send + Sync + std::fmt::Debug {
     /// Deletes the named objects and says what became of each: one outcome for each different object, in the order of
     /// asking. A request that failed as a whole shows as the same outcome for every key: `Failed` where the store
     /// surely did nothing, `Unknown` where the answer was lost, with the reason in [`BatchOutcome::lost_answer`]. A
-    /// store that asks to be left alone for a time says so in [`BatchOutcome::retry_after`]. Does not retry keys; that is the caller's, who can stop between. More than [`MAX_BATCH`] objects take several requests,
-    /// one after another; a caller that wants to stop in between asks for no more than that.
+    /// store that asks to be left alone for a time says so in [`BatchOutcome::retry_after`]. Does not retry keys; that is
+    /// the caller's, who can stop between. More than [`MAX_BATCH`] objects take several requests, one after another; a
+    /// caller that wants to stop in between asks for no more than that.
     async fn delete(&self, bucket: &str, objects: &[ObjectRef]) -> BatchOutcome;
 
     /// As [`ObjectStore::delete`], but sends nothing on its own account, no further request and no retry, once `permit`
-    /// has ended. What was not sent is `Failed` with [`NOT_ATTEMPTED`]. For a store whose `delete` sends several requests,
-    /// asking once is not enough.
+    /// has ended. What was not sent is `Failed` with [`NOT_ATTEMPTED`]; what was to be sent again is `Unknown`. For a
+    /// store whose `delete` sends several requests, asking once is not enough.
     async fn delete_while(&self, permit: &Permit, bucket: &str, objects: &[ObjectRef]) -> BatchOutcome {
         if permit.holds() {
             self.delete(bucket, objects).await

@@ -35,7 +35,8 @@ use crate::{
 pub(super) struct Claimed {
     pub(super) lease: Lease,
     pub(super) tombstone: Tombstone,
-    /// Where it goes on. The beginning, until it has been looked up under the lease: whoever dies of reading it is counted.
+    /// Where it goes on. The beginning, until it has been looked up under the lease: whoever dies of reading it is
+    /// counted.
     pub(super) checkpoint: Checkpoint,
     pub(super) progress: Progress,
     /// Whether this delivery has deleted anything yet. However short its time, it does one step, or it would be no

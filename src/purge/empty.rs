@@ -1,8 +1,9 @@
 //! Empties the locations of a tombstone: list, delete in batches, account for every key.
 //!
 //! Invariant: before a batch leaves, one fenced write has stored it, settled the batch before it, extended the lease
-//! and asked for pauses. A worker whose lease is lost, or may be, sends nothing more. Keys that fail in passing are tried again
-//! alone; one that cannot be deleted holds up no other. `Unknown` becomes absent by a fresh listing and nothing else.
+//! and asked for pauses. A worker whose lease is lost, or may be, sends nothing more. Keys that fail in passing are tried
+//! again alone; one that cannot be deleted holds up no other. `Unknown` becomes absent by a fresh listing and nothing
+//! else.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -50,6 +51,8 @@ struct Settled {
     outcomes: HashMap<ObjectRef, KeyOutcome>,
     /// Why the last try was not answered, for the keys that are unknown.
     lost_answer: Option<KeyFailure>,
+    /// The store wants to be left alone before the others are settled.
+    away: Option<ObjectsError>,
 }
 
 /// The longest wait for a key within a delivery; a store that asks for more is left to a later one.
@@ -132,10 +135,16 @@ impl Purger {
             return Ok(Some(Early::Paused));
         }
         failpoint::at("empty.written");
-        let Settled { outcomes, lost_answer } = self.settle(store, location, claimed, budget).await?;
+        let Settled { outcomes, lost_answer, away } = self.settle(store, location, claimed, budget).await?;
         failpoint::at("empty.answered");
         claimed.has_worked = true;
-        let batch = std::mem::take(&mut claimed.checkpoint.in_hand);
+        let mut batch = std::mem::take(&mut claimed.checkpoint.in_hand);
+        if away.is_some() {
+            // what has gone is counted; the others are all that is sent when the store may be asked again, or one that
+            // grants a number at a time would grant the same ones for ever
+            let is_gone = |entry: &Entry| outcomes.get(&entry.object()).is_some_and(KeyOutcome::is_gone);
+            (batch, claimed.checkpoint.in_hand) = batch.into_iter().partition(is_gone);
+        }
         let mut counted = Progress::default();
         for entry in &batch {
             let object = entry.object();
@@ -152,14 +161,18 @@ impl Purger {
             claimed.checkpoint.leave(&object, why);
         }
         self.metrics.count_objects(&location.store, &counted);
+        if let Some(error) = away {
+            let _ = self.write_checkpoint(claimed).await?;
+            return Err(error.into());
+        }
         claimed.checkpoint.after = batch.last().map(Entry::cursor);
         // counted here alone: a crash before the next batch is written down sends this one again
         failpoint::at("empty.counted");
         Ok(None)
     }
 
-    /// Deletes the batch in hand until every key is settled: gone, absent, or failed for good in this pass. An error
-    /// when the store is away or wants to be left alone; nothing of the batch counts then, and it is sent again later.
+    /// Deletes the batch in hand until every key is settled: gone, absent, or failed for good in this pass; or until the
+    /// store wants to be left alone. An error when it is away: nothing of the batch was done then.
     async fn settle(
         &self,
         store: &NamedStore,
@@ -195,7 +208,7 @@ impl Purger {
             if wait > LONGEST_WAIT
                 && let Some(error) = away(location, &passing, lost_answer.as_ref(), retry_after)
             {
-                return Err(error.into());
+                return Ok(Settled { outcomes: settled, lost_answer, away: Some(error) });
             }
             if !is_last {
                 self.metrics.key_retries(&location.store, passing.len());
@@ -207,7 +220,7 @@ impl Purger {
             }
         }
         if passing.is_empty() {
-            return Ok(Settled { outcomes: settled, lost_answer: None });
+            return Ok(Settled { outcomes: settled, lost_answer: None, away: None });
         }
         let present = still_there(store, location, after.as_ref(), &passing).await?;
         // nothing at all was done
@@ -224,7 +237,7 @@ impl Purger {
             };
             settled.insert(object, outcome);
         }
-        Ok(Settled { outcomes: settled, lost_answer })
+        Ok(Settled { outcomes: settled, lost_answer, away: None })
     }
 
     /// Asks the database where the lease is no longer certain: this process may have been stopped, or cut off, for so

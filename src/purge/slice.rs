@@ -1,9 +1,9 @@
 //! One delivery's share of a purge: claim it, go on where it stands, and write down what comes next.
 //!
 //! Invariant: a slice ends in exactly one way, and each way but the lost lease has written what happens next before it
-//! returns. A panic is one of these ways: it is counted like the death of a worker. While it runs a heartbeat extends the
-//! lease; when the heartbeat finds the lease lost, the slice is dropped where it stands, which is what a crash would have
-//! done.
+//! returns. A panic is one of these ways: it is counted like the death of a worker. While it runs a heartbeat extends
+//! the lease; when the heartbeat finds the lease lost, the slice is dropped where it stands, which is what a crash would
+//! have done.
 
 use std::{any::Any, panic::AssertUnwindSafe, time::Duration};
 

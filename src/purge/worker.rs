@@ -101,6 +101,7 @@ impl Purger {
             Ok(Ok(end)) => {
                 self.metrics.slice(end.as_str());
                 if let SliceEnd::Panicked(reason) = &end {
+                    self.metrics.dead_letter("purge");
                     log_answer(delivery.answer.dead_letter(reason).await);
                     return Ok(());
                 }
@@ -135,6 +136,7 @@ impl Purger {
                 if let Err(error) = self.set_back(task.tombstone, PANICKED).await {
                     tracing::warn!(tombstone.id = %task.tombstone, %error, "panic not noted, the sweeper looks again");
                 }
+                self.metrics.dead_letter("purge");
                 log_answer(delivery.answer.dead_letter(PANICKED).await);
                 Ok(())
             }

@@ -122,8 +122,8 @@ pub trait Answer: Send + Sync + std::fmt::Debug {
     /// unanswered, and comes again when the consumer ends.
     async fn put_off(self: Box<Self>) -> Result<bool, QueueError>;
     /// Never: publishes body and properties to the dead-letter queue with `reason` in the header
-    /// `x-reprieve-reason`, waits for the confirm, then acks. A crash between the two leaves the message in both. After an error it stays
-    /// unanswered, and comes again when the consumer ends.
+    /// `x-reprieve-reason`, waits for the confirm, then acks. A crash between the two leaves the message in both. After
+    /// an error it stays unanswered, and comes again when the consumer ends.
     async fn dead_letter(self: Box<Self>, reason: &str) -> Result<bool, QueueError>;
 }
 

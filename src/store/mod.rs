@@ -6,7 +6,8 @@
 //!
 //! The server's own time-outs end a statement that waits; of a connection that has died without a word (a firewall that
 //! forgot it, a machine that stands still) nothing comes any more, not even an error. So no wait here is without an end
-//! of our own: for a connection, and for whatever runs [`Store::within`] a number of statements.
+//! of our own: for a connection, and for whatever runs [`Store::within`] a number of statements. Whoever is cut off, there
+//! or anywhere else, leaves no transaction behind on a connection that is used again.
 
 pub mod audit;
 pub mod error;
@@ -58,12 +59,12 @@ impl Store {
             .max_connections(config.max_connections)
             .acquire_timeout(acquire_timeout)
             // the pool's own tests wait without an end: one dead connection would use up the time for getting another,
-            // and one that is given back dead would be missing from the pool for ever
+            // and one that is given back dead would be missing from the pool for ever; nor do they look for a transaction
             .test_before_acquire(false)
             .before_acquire(move |conn, _| {
                 Box::pin(async move { Ok(answers(conn, acquire_timeout / 3).await.is_ok()) })
             })
-            .after_release(move |conn, _| Box::pin(answers(conn, acquire_timeout)))
+            .after_release(move |conn, _| Box::pin(is_clear(conn, acquire_timeout)))
             .connect_lazy_with(options);
         Ok(Self { pool, acquire_timeout, statement_timeout })
     }
@@ -146,6 +147,16 @@ pub(crate) fn silent(limit: Duration) -> sqlx::Error {
 async fn answers(conn: &mut PgConnection, limit: Duration) -> Result<bool, sqlx::Error> {
     use sqlx::Connection;
     in_time(limit, conn.ping()).await?;
+    Ok(true)
+}
+
+/// Ends the transaction that somebody may have left behind who was cut off. The client rolls back those that it knows
+/// of, and does not know of one whose `begin` was sent and not answered: single statements on that connection would be
+/// taken for done (a lease for extended, a batch for written down) and never be committed.
+async fn is_clear(conn: &mut PgConnection, limit: Duration) -> Result<bool, sqlx::Error> {
+    use sqlx::Executor;
+    // a `rollback` alone draws a warning where there is none, which is nearly always
+    in_time(limit, conn.execute(sqlx::raw_sql("begin; rollback"))).await?;
     Ok(true)
 }
 

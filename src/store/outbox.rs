@@ -156,9 +156,9 @@ pub struct Window {
     pub messages: u16,
 }
 
-/// Takes up to a `window` of rows that are due, the oldest first, for `lease`; another relay passes them over meanwhile. A relay that dies with
-/// them loses nothing: they are taken again, and a message sent twice does no harm. Tasks and messages have an index
-/// each, so that tasks that are held back are not read over and over on the way to a message.
+/// Takes up to a `window` of rows that are due, the oldest first, for `lease`; another relay passes them over meanwhile.
+/// A relay that dies with them loses nothing: they are taken again, and a message sent twice does no harm. Tasks and
+/// messages have an index each, so that tasks that are held back are not read over and over on the way to a message.
 ///
 /// # Errors
 /// The statement failed.

@@ -238,6 +238,18 @@ async fn a_dead_letter_does_not_expire_and_survives_a_foreign_user_id() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_count_that_the_sender_has_made_up_is_not_the_brokers() {
+    let (queue, settings, raw) = shared().await;
+    let mut headers = FieldTable::default();
+    headers.insert("x-delivery-count".into(), AMQPValue::LongLongInt(1000));
+    raw.publish(&settings.namespace, "purge", b"?", BasicProperties::default().with_headers(headers)).await;
+    for redeliveries in 0..3 {
+        let mut consumer = queue.consumer(Source::Purge, 1).await.expect("consumes");
+        assert_eq!(next(&mut consumer).await.redeliveries, redeliveries);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_a_dead_letter_queue_a_message_stays_where_it_is() {
     let (queue, settings, raw) = shared().await;
     let dead = format!("{}.dead", settings.namespace);

@@ -1,4 +1,4 @@
-use reprieve::domain::outcome::FailureClass;
+use reprieve::domain::outcome::{FailureClass, RetryAfter};
 use reprieve::domain::state::State;
 use reprieve::objects::Versioning;
 use reprieve::objects::faulty::{Times, failure};
@@ -156,6 +156,24 @@ async fn an_outage_however_long_never_sets_a_purge_aside_nor_uses_up_its_attempt
     bench.objects.heed();
     bench.make_due(id).await;
     assert_eq!(bench.slice(id).await, SliceEnd::Purged);
+}
+
+#[tokio::test]
+async fn a_store_that_grants_a_few_keys_at_a_time_is_emptied_and_each_counts_once() {
+    let (bench, _, id) = due(20).await;
+    bench.objects.faults.grant(8, RetryAfter::seconds(60));
+    for left in [12, 4] {
+        let end = bench.slice(id).await;
+        assert!(matches!(&end, SliceEnd::Failed(why) if why.contains("SlowDown")), "{end:?}");
+        let tombstone = bench.tombstone(id).await;
+        assert_eq!((bench.objects(), tombstone.progress.objects_deleted), (left, 20 - left as u64));
+        assert_eq!(tombstone.attempts, 0, "an outage");
+        bench.make_due(id).await;
+    }
+    assert_eq!(bench.slice(id).await, SliceEnd::Purged);
+    let progress = bench.tombstone(id).await.progress;
+    assert_eq!((progress.objects_listed, progress.objects_deleted, bench.objects()), (20, 20, 0));
+    assert_eq!(bench.objects.faults.batches(), [20, 12, 4], "what has gone is not sent again");
 }
 
 #[tokio::test]

@@ -182,11 +182,11 @@ impl ObjectStore for GateStore {
         let ignored = self.ignored.lock().expect("no panic").clone();
         let passed: Vec<ObjectRef> = objects.iter().filter(|object| !ignored.contains(&object.key)).cloned().collect();
         let outcome = self.faults.delete(bucket, &passed).await;
-        let lost = outcome.lost_answer().cloned();
+        let (lost, wait) = (outcome.lost_answer().cloned(), outcome.retry_after());
         if let Some(gate) = gate.filter(|gate| gate.at == At::After) {
             gate.wait().await;
         }
-        BatchOutcome::reconcile(objects, [], outcome.into_outcomes()).with_lost_answer(lost)
+        BatchOutcome::reconcile(objects, [], outcome.into_outcomes()).with_lost_answer(lost).with_retry_after(wait)
     }
 
     async fn facts(&self, bucket: &str) -> Result<BucketFacts, ObjectsError> {

@@ -68,7 +68,8 @@ impl RabbitConsumer {
     fn delivery(&self, from: lapin::message::Delivery) -> Delivery {
         let text = |value: &Option<ShortString>| value.as_ref().map(ToString::to_string);
         let headers = string_headers(&from.properties);
-        let redeliveries = redeliveries(&from.properties).unwrap_or(u32::from(from.redelivered));
+        // the broker writes its count into the first delivery of no message: there it is the sender's
+        let redeliveries = if from.redelivered { redeliveries(&from.properties).unwrap_or(1) } else { 0 };
         Delivery {
             message_id: text(from.properties.message_id()),
             reply_to: text(from.properties.reply_to()),

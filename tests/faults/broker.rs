@@ -280,11 +280,20 @@ async fn messages_dropped_doubled_delayed_reordered_and_forged_change_nothing_ab
     let moved = mischief.reorder(&mut rng, Victim::Purge, 12).await.expect("a broker");
     let delayed = mischief.delay(&mut rng, Victim::Purge, 4).await.expect("a broker");
     assert!(doubled > 0 && moved > 1 && delayed > 0 && dropped > 0, "{doubled} {moved} {delayed} {dropped}");
+    // tasks of one whose time is far
+    let (early, put) = world.dataset("asked for early", SMALL).await;
+    let trashed = world.json(&["trash", "dataset", &early.to_string(), "--retention", "1h", "--execute"]).await;
+    let tombstone = trashed.pointer("/tombstone/tombstone_id").and_then(|id| id.as_str()?.parse().ok());
+    let tombstone = tombstone.unwrap_or_else(|| panic!("{trashed:#}"));
+    assert_eq!(mischief.hurry(&[tombstone, tombstone]).await.expect("a broker"), 2);
     let worker = world.serve(&["--roles", "worker"]);
+    worker.says("it is not time yet").await;
     for (id, put) in &sets {
         world.purged("dataset", *id, *put, SMALL_ROWS).await;
     }
     assert_eq!(mischief.release(&mut rng).await.expect("a broker"), delayed);
+    world.cli(&["restore", "dataset", &early.to_string()]).await.with(0);
+    assert_eq!((world.objects(early).await, world.rows(early).await), (put, SMALL_ROWS), "nothing before its time");
     for (role, service) in [("intake", &intake), ("worker", &worker)] {
         let peak = service.peak_rss();
         assert!(peak < MEMORY, "the {role} took {peak} bytes for {HUGE} messages of 20 MB");

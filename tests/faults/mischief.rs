@@ -256,6 +256,16 @@ impl Mischief {
         Ok(body)
     }
 
+    /// Publishes a task of each of these, whether or not it is due. How many.
+    pub async fn hurry(&self, tombstones: &[Uuid]) -> lapin::Result<usize> {
+        for id in tombstones {
+            let body = json!({ "v": 1, "tombstone_id": id }).to_string();
+            let properties = BasicProperties::default().with_delivery_mode(2);
+            self.publish(&self.namespace, Victim::Purge.key(), body.as_bytes(), properties).await?;
+        }
+        Ok(tombstones.len())
+    }
+
     /// Takes up to `most` messages out of a queue. It competes with who works on it, so it can get none.
     async fn take(&mut self, from: Victim, most: u16) -> lapin::Result<Vec<Delivery>> {
         let queue = format!("{}.{}", self.namespace, from.key());

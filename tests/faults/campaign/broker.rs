@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tokio::time::{sleep, timeout};
+use uuid::Uuid;
 
 use super::dice::Dice;
 use super::land::Land;
@@ -41,11 +42,12 @@ enum Blow {
     Reorder,
     Delay,
     Release,
+    Hurry,
     Forge,
     ForgeHuge,
 }
 
-const BLOWS: [(u32, Blow); 19] = [
+const BLOWS: [(u32, Blow); 20] = [
     (4, Blow::Cut),
     (6, Blow::CutLater),
     (2, Blow::Stall),
@@ -63,6 +65,7 @@ const BLOWS: [(u32, Blow); 19] = [
     (4, Blow::Reorder),
     (5, Blow::Delay),
     (5, Blow::Release),
+    (8, Blow::Hurry),
     (8, Blow::Forge),
     (1, Blow::ForgeHuge),
 ];
@@ -177,6 +180,7 @@ impl Broker {
         if self.mischief.is_none() {
             self.mischief = Mischief::connect(&self.land.broker_url, &self.land.world.namespace).await.ok();
         }
+        let open = if matches!(blow, Blow::Hurry) { self.open().await } else { Vec::new() };
         let Some(mischief) = &mut self.mischief else { return false };
         let (most, victim) = (u16::try_from(dice.between(1, 5)).expect("small"), *dice.pick(&Victim::ALL));
         let rng = dice.rng();
@@ -186,6 +190,7 @@ impl Broker {
             Blow::Reorder => mischief.reorder(rng, victim, most).await,
             Blow::Delay => mischief.delay(rng, victim, most).await,
             Blow::Release => mischief.release(rng).await,
+            Blow::Hurry => mischief.hurry(&open).await,
             Blow::ForgeHuge => mischief.forge_as(rng, victim, crate::mischief::Forgery::Huge).await.map(|_| 1),
             _ => mischief.forge(rng, victim).await.map(|_| 1),
         };
@@ -196,5 +201,12 @@ impl Broker {
         };
         self.land.tally.add_many(format!("messages: {blow:?}"), u64::try_from(messages).expect("a count"));
         messages > 0
+    }
+
+    /// Some tombstones whose time has not come, or that somebody works on already. None, if the database does not say.
+    async fn open(&self) -> Vec<Uuid> {
+        let some = "select id from reprieve.tombstones where state in ('trashed', 'blocked', 'purging')
+                    order by purge_after desc limit 8";
+        sqlx::query_scalar(some).fetch_all(&self.land.pool).await.unwrap_or_default()
     }
 }

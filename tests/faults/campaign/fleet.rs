@@ -97,10 +97,14 @@ impl Fleet {
                     return self.replace_the_dead();
                 }
                 // one that is told to end while it still starts ends, as it would by any signal
-                let serves = service.log().contains("\"serving\"");
+                let starts = !service.log().contains("\"serving\"");
                 let ended = service.terminate(ORDERLY).await;
+                // or it has met its fail point on the way
+                let in_order = ended.success() || starts || self.died_as_told(at);
+                let tally = &self.land.tally;
                 tally.add("fault: SIGTERM of a process");
-                tally.must(ended.success() || !serves, || format!("SIGTERM ended a process with {ended}"));
+                tally.must(in_order, || format!("SIGTERM ended a process with {ended}"));
+                tally.must(!self.panicked(at), || "a process panicked".into());
                 self.launch(at, None);
             }
             Blow::Stop => {
@@ -125,6 +129,9 @@ impl Fleet {
         for at in 0..self.ships.len() {
             if self.ships[at].service.as_mut().is_some_and(Service::has_ended) {
                 self.land.tally.add("fault: process died at a fail point");
+                self.land
+                    .tally
+                    .must(self.died_as_told(at), || format!("a process ended by itself:\n{}", self.last_words(at)));
                 self.land.tally.must(!self.panicked(at), || "a process panicked".into());
                 self.launch(at, None);
             }
@@ -132,9 +139,22 @@ impl Fleet {
     }
 
     fn kill(&mut self, at: usize) {
+        self.land.tally.must(!self.panicked(at), || "a process panicked".into());
         if let Some(mut service) = self.ships[at].service.take() {
             service.kill9();
         }
+    }
+
+    /// Whether its fail point was what ended it.
+    fn died_as_told(&self, at: usize) -> bool {
+        self.ships[at].service.as_ref().is_some_and(|service| service.log().contains(": the process dies here"))
+    }
+
+    fn last_words(&self, at: usize) -> String {
+        const LINES: usize = 5;
+        let log = self.ships[at].service.as_ref().map(Service::log).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(LINES)..].join("\n")
     }
 
     /// Whether the log of a process tells of a panic. A panic is a bug whatever the faults were.

@@ -69,17 +69,34 @@ impl Listener {
         .await;
     }
 
-    /// Waits, for a while, until nothing waits in its queues.
+    /// Waits until its queues are empty and it has written down what it was handed. Silence alone says nothing: it may be
+    /// about to connect again.
     pub async fn catch_up(&self) {
-        let mut quiet = 0;
-        for _ in 0..50 {
-            let before = self.heard.lock().expect("counts").messages;
-            sleep(Duration::from_millis(60)).await;
-            quiet = if self.heard.lock().expect("counts").messages == before { quiet + 1 } else { 0 };
-            if quiet == 8 {
-                return;
+        const QUIET: u32 = 8;
+        crate::support::wait_until("the listener has heard everything", crate::support::SOON, async || {
+            for _ in 0..QUIET {
+                let before = self.heard.lock().expect("counts").messages;
+                sleep(Duration::from_millis(60)).await;
+                if self.heard.lock().expect("counts").messages != before {
+                    return false;
+                }
             }
+            timeout(Duration::from_secs(5), self.waiting()).await.ok().flatten() == Some(0)
+        })
+        .await;
+    }
+
+    /// Messages that wait to be handed out. `None`: the broker does not say.
+    async fn waiting(&self) -> Option<u32> {
+        let connection = Connection::connect(&self.url, ConnectionProperties::default()).await.ok()?;
+        let channel = connection.create_channel().await.ok()?;
+        let mut waiting = 0;
+        for queue in [events(&self.namespace), replies(&self.namespace)] {
+            let look = QueueDeclareOptions { passive: true, durable: true, ..Default::default() };
+            waiting += channel.queue_declare(queue.into(), look, FieldTable::default()).await.ok()?.message_count();
         }
+        connection.close(200, "done".into()).await.ok()?;
+        Some(waiting)
     }
 
     async fn declare_on(&self, channel: &Channel) -> Result<(), lapin::Error> {
@@ -133,8 +150,13 @@ impl Listener {
             heard.events.entry(about).or_default().insert(message_id);
         } else {
             let to = property(delivery.properties.correlation_id()).unwrap_or_default();
-            let said = if body["ok"] == true { text(&body["status"]) } else { text(&body["error"]["code"]) };
-            heard.replies.entry(to).or_default().insert(said);
+            heard.replies.entry(to).or_default().insert(said(&body));
         }
     }
+}
+
+/// What an answer comes to: its status or the code of its refusal, and the tombstone that it is about.
+pub fn said(answer: &Value) -> String {
+    let what = if answer["ok"] == true { &answer["status"] } else { &answer["error"]["code"] };
+    format!("{what} {}", answer["result"]["tombstone"]["tombstone_id"])
 }

@@ -147,6 +147,7 @@ async fn in_a_campaign_of_faults_no_promise_breaks() {
     operators::settle_all(land).await;
     let second = verdict::settled(land, CONVERGED).await;
     stage.judge().await;
+    verdict::all_have_ended(land).await;
 
     stage.listener.catch_up().await;
     let heard = std::mem::take(&mut *stage.listener.heard.lock().expect("counts"));
@@ -162,8 +163,16 @@ async fn in_a_campaign_of_faults_no_promise_breaks() {
         "fault: broker",
         "fault: database",
         "fault: store",
-        "fault: kill -9",
+        "fault: kill -9 of a process",
         "use: begun",
+        "use: refused, in the trash",
+        "use: all objects seen",
+        "judged: holds",
+        "judged: acknowledged as Trashed",
+        "judged: acknowledged as Restored",
+        "judged: requests whose reply was heard",
+        "ended: purged",
+        "ended: restored",
         "judged: receipts",
         "judged: rows that went",
         "judged: events",

@@ -17,7 +17,7 @@ use tokio::time::{sleep, timeout};
 
 use super::dice::Dice;
 use super::land::Land;
-use super::post::Post;
+use super::post::{Acknowledged, Post};
 
 /// What is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,7 +72,7 @@ pub async fn operate(land: Arc<Land>, name: String, apis: Vec<std::net::SocketAd
         let way = *dice.weighted(&[(4, Way::Library), (3, Way::Http), (5, Way::Message)]);
         let outcome = match way {
             Way::Library => timeout(PATIENCE, by_library(&land, &asked)).await.unwrap_or("no answer"),
-            Way::Http => timeout(PATIENCE, by_http(*dice.pick(&apis), &asked)).await.unwrap_or("no answer"),
+            Way::Http => timeout(PATIENCE, by_http(&land, *dice.pick(&apis), &asked)).await.unwrap_or("no answer"),
             Way::Message => post.send(&asked.message(), &mut dice).await,
         };
         land.tally.add(format!("asked: {} by {way:?}: {outcome}", asked.wish.verb()));
@@ -195,9 +195,13 @@ async fn by_library(land: &Land, asked: &Asked) -> &'static str {
                 retention: asked.retention.as_deref().map(|text| Retention::parse(text).expect("seconds")),
                 by: by(),
             };
-            bin.trash(&request).await.map(|_| ())
+            let trashed = bin.trash(&request).await;
+            trashed.map(|trashed| land.ledger.acknowledge(trashed.tombstone.id.0, Acknowledged::Trashed))
         }
-        Wish::Restore | Wish::Purge => bin.restore(&resource, IfChildrenLost::RestoreTheRest, &by()).await.map(|_| ()),
+        Wish::Restore | Wish::Purge => {
+            let restored = bin.restore(&resource, IfChildrenLost::RestoreTheRest, &by()).await;
+            restored.map(|restored| land.ledger.acknowledge(restored.tombstone.id.0, Acknowledged::Restored))
+        }
         Wish::Hold => bin.hold(&resource, &by()).await.map(|_| ()),
         Wish::Release => bin.release(&resource, &by()).await.map(|_| ()),
         Wish::Retry => bin.retry(&resource, &by()).await.map(|_| ()),
@@ -205,7 +209,7 @@ async fn by_library(land: &Land, asked: &Asked) -> &'static str {
     done.map_or_else(|error| error.code(), |()| "done")
 }
 
-async fn by_http(to: std::net::SocketAddr, asked: &Asked) -> &'static str {
+async fn by_http(land: &Land, to: std::net::SocketAddr, asked: &Asked) -> &'static str {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let verb = if asked.wish == Wish::Purge { "restore" } else { asked.wish.verb() };
     let mut body = json!({ "actor": "operator" });
@@ -232,11 +236,29 @@ async fn by_http(to: std::net::SocketAddr, asked: &Asked) -> &'static str {
         return "cut off";
     }
     match answer.get(9..12) {
-        Some(b"200") => "done",
+        Some(b"200") => {
+            note(land, asked.wish, &answer);
+            "done"
+        }
         Some(b"400" | b"404" | b"422") => "not possible",
         Some(b"409") => "refused",
         Some(b"503" | b"500") => "database away",
         Some(_) => "another answer",
         None => "cut off",
     }
+}
+
+/// Writes down what a 200 says.
+fn note(land: &Land, wish: Wish, answer: &[u8]) {
+    let as_what = match wish {
+        Wish::Trash => Acknowledged::Trashed,
+        Wish::Restore | Wish::Purge => Acknowledged::Restored,
+        Wish::Hold | Wish::Release | Wish::Retry => return,
+    };
+    let body = answer.windows(4).position(|end| end == b"\r\n\r\n").map_or(&[][..], |at| &answer[at + 4..]);
+    // one that was cut in the middle says nothing
+    let Ok(body) = serde_json::from_slice::<Value>(body) else { return };
+    let id = body["result"]["tombstone"]["tombstone_id"].as_str().and_then(|id| id.parse().ok());
+    land.tally.must(id.is_some(), || format!("a 200 that names no tombstone: {body}"));
+    id.into_iter().for_each(|id| land.ledger.acknowledge(id, as_what));
 }

@@ -11,6 +11,7 @@ use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties};
 use serde_json::Value;
 use tokio::time::timeout;
+use uuid::Uuid;
 
 use super::dice::Dice;
 use super::land::Land;
@@ -26,11 +27,26 @@ pub struct Sent {
     pub wipes_before: u64,
 }
 
-/// What is known of the broker, to everybody.
+/// What somebody was told of a tombstone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Acknowledged {
+    Trashed,
+    Restored,
+}
+
+/// What was confirmed and acknowledged, to be found again in the end.
 #[derive(Debug, Default)]
 pub struct Ledger {
     pub sent: std::sync::Mutex<Vec<Sent>>,
+    /// By the library and by HTTP.
+    pub acknowledged: std::sync::Mutex<Vec<(Uuid, Acknowledged)>>,
     pub wipes: AtomicU64,
+}
+
+impl Ledger {
+    pub fn acknowledge(&self, tombstone: Uuid, as_what: Acknowledged) {
+        self.acknowledged.lock().expect("a list").push((tombstone, as_what));
+    }
 }
 
 /// One sender.

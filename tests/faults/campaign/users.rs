@@ -136,6 +136,8 @@ async fn try_end(land: &Land, known: &Known, by: Use) -> Result<(), sqlx::Error>
         Use::Model(id) => ("heimdall.models set is_active = false", id),
         Use::Job(id) => ("heimdall.training_jobs set status = 'completed'", id),
     };
+    let grave = grave(&mut tx, known.id).await?;
+    land.tally.must(grave.is_none(), || format!("{} is in use by {by:?} and {grave:?}", known.id));
     let rows = count_rows(&mut tx, known.id).await?;
     land.tally
         .must(rows == known.rows, || format!("{} had {} rows and has {rows} while it is in use", known.id, known.rows));

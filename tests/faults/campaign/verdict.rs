@@ -3,6 +3,8 @@
 //! Each check reads the tables, the bucket and what was heard, and holds them against the truth of [`Land`]; each
 //! broken promise is noted with the resource that it concerns.
 
+mod told;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -72,7 +74,7 @@ async fn moving(land: &Land) -> Vec<String> {
         .collect();
     let due: Vec<String> = sqlx::query_scalar(
         "select row_to_json(o)::text from reprieve.outbox o
-         where available_at <= now() and not exists (select from reprieve.tombstones t
+         where topic <> 'purge' or available_at <= now() and not exists (select from reprieve.tombstones t
                where t.id = o.tombstone_id and (t.state = 'blocked' or t.state = 'trashed'))",
     )
     .fetch_all(&land.pool)
@@ -114,6 +116,7 @@ pub async fn judge(land: &Land, first_deleted: &BTreeMap<String, SystemTime>, ex
         must(now.purging_at.is_none_or(|at| at >= now.purge_after), "it was begun before its time".into());
         must(now.listed == now.gone + now.left, "its counters do not add up".into());
         let reason = now.last_error.clone().unwrap_or_default();
+        must(now.state != "restored" || now.purging_at.is_none(), "restored past the point of no return".into());
         must(now.state != "stuck" || !reason.is_empty(), "stuck without a reason".into());
         if now.state == "stuck" {
             land.tally.add(format!("stuck: {}", reason.chars().take(160).collect::<String>()));
@@ -122,7 +125,63 @@ pub async fn judge(land: &Land, first_deleted: &BTreeMap<String, SystemTime>, ex
     objects_and_rows(land, &tombstones).await;
     rows_after_objects(land, first_deleted).await;
     receipts(land, &tombstones, exact).await;
-    holds(land).await;
+    told::holds(land).await;
+    told::each_step_once(land).await;
+    told::acknowledged(land, &tombstones);
+    uses(land).await;
+    others(land, &tombstones).await;
+}
+
+/// With nothing left that holds, uses or denies it, all that was trashed has come to its end.
+pub async fn all_have_ended(land: &Land) {
+    for now in stands(land).await {
+        let ended = now.state == "purged" || now.state == "restored";
+        land.tally.must(ended, || format!("nothing is in its way, and it has not ended: {now:?}"));
+        land.tally.add(format!("ended: {}", now.state));
+    }
+}
+
+/// What is in use is not in the trash: whoever came second was refused.
+async fn uses(land: &Land) {
+    let used: Vec<(Uuid, Option<String>)> = sqlx::query_as(
+        "select u.dataset, (select max(t.state) from reprieve.tombstones t where t.resource_id = u.dataset::text
+                            and t.kind = 'dataset' and t.state <> 'restored')
+         from (select synthetic_dataset_id from heimdall.models where is_active
+               union select dataset_id from heimdall.training_jobs where status = 'running') u (dataset)
+         where u.dataset is not null",
+    )
+    .fetch_all(&land.pool)
+    .await
+    .expect("reads");
+    for (dataset, grave) in used {
+        land.tally.must(grave.is_none(), || format!("{dataset} is in use and {grave:?}"));
+        land.tally.add("judged: uses that go on");
+    }
+    // the foreign key takes the dataset away from what used it
+    let bereft = "select (select count(*) from heimdall.models where is_active and synthetic_dataset_id is null)
+                       + (select count(*) from heimdall.training_jobs where status = 'running' and dataset_id is null)";
+    let bereft: i64 = sqlx::query_scalar(bereft).fetch_one(&land.pool).await.expect("reads");
+    land.tally.must(bereft == 0, || format!("{bereft} uses have lost their datasets"));
+}
+
+/// What is no dataset: a job is there unless it was purged, and every model is.
+async fn others(land: &Land, tombstones: &[Stands]) {
+    let purged: BTreeSet<&str> = tombstones
+        .iter()
+        .filter(|now| now.kind == "job" && now.state == "purged")
+        .map(|now| now.resource_id.as_str())
+        .collect();
+    let rows = async |table: &str| -> BTreeSet<Uuid> {
+        let sql = sqlx::AssertSqlSafe(format!("select id from heimdall.{table}"));
+        sqlx::query_scalar(sql).fetch_all(&land.pool).await.expect("reads").into_iter().collect()
+    };
+    let (jobs, models) = (rows("training_jobs").await, rows("models").await);
+    for job in &land.jobs {
+        let (is_there, is_purged) = (jobs.contains(job), purged.contains(job.to_string().as_str()));
+        land.tally.must(is_there != is_purged, || format!("job {job}: there {is_there}, purged {is_purged}"));
+    }
+    let lost = land.datasets.iter().flat_map(|known| &known.models).filter(|model| !models.contains(model)).count();
+    land.tally.must(lost == 0, || format!("{lost} models are gone, which nobody has trashed"));
 }
 
 /// The datasets that were purged, and so must have gone.
@@ -133,8 +192,11 @@ fn purged(tombstones: &[Stands]) -> BTreeSet<Uuid> {
 
 async fn objects_and_rows(land: &Land, tombstones: &[Stands]) {
     let purged = purged(tombstones);
-    let begun: BTreeSet<&str> =
-        tombstones.iter().filter(|now| now.purging_at.is_some()).map(|now| now.resource_id.as_str()).collect();
+    let begun: BTreeSet<&str> = tombstones
+        .iter()
+        .filter(|now| now.state == "purging" || now.state == "stuck")
+        .map(|now| now.resource_id.as_str())
+        .collect();
     let stored = land.list("").await.expect("no fault is left");
     let mut expected = BTreeSet::new();
     let mut conn = land.pool.acquire().await.expect("no fault is left");
@@ -218,28 +280,6 @@ async fn receipts(land: &Land, tombstones: &[Stands], exact: bool) {
     land.tally.must(of.is_empty(), || format!("receipts of no tombstone: {:?}", of.keys()));
 }
 
-/// Nothing began while it was held.
-async fn holds(land: &Land) {
-    let entries: Vec<(String, String, String)> = sqlx::query_as(
-        "select kind, resource_id, event from reprieve.audit
-         where event in ('held', 'released', 'purge_begun') and resource_id is not null order by id",
-    )
-    .fetch_all(&land.pool)
-    .await
-    .expect("reads");
-    let mut held = BTreeSet::new();
-    for (kind, id, event) in entries {
-        match event.as_str() {
-            "held" => _ = held.insert((kind, id)),
-            "released" => _ = held.remove(&(kind, id)),
-            _ => {
-                let about = (kind, id);
-                land.tally.must(!held.contains(&about), || format!("the purge of {about:?} began while it was held"));
-            }
-        }
-    }
-}
-
 /// Every event was heard, as often as it is in the audit log, and none that is not.
 pub async fn judge_events(land: &Land, heard: &Heard) {
     let told: Vec<(Uuid, String, i64)> = sqlx::query_as(
@@ -264,21 +304,28 @@ pub async fn judge_events(land: &Land, heard: &Heard) {
 
 /// Every request that the broker confirmed was carried out, but those that it lost with everything else.
 pub async fn judge_requests(land: &Land, heard: &Heard) {
-    let answered: Vec<String> =
-        sqlx::query_scalar("select message_id from reprieve.requests").fetch_all(&land.pool).await.expect("reads");
-    let answered: BTreeSet<String> = answered.into_iter().collect();
+    let answered: Vec<(String, Value)> =
+        sqlx::query_as("select message_id, answer from reprieve.requests").fetch_all(&land.pool).await.expect("reads");
+    let answered: BTreeMap<String, String> =
+        answered.into_iter().map(|(id, answer)| (id, super::listener::said(&answer))).collect();
     let wipes = land.ledger.wipes.load(std::sync::atomic::Ordering::SeqCst);
     for sent in land.ledger.sent.lock().expect("a list").iter() {
-        if answered.contains(&sent.message_id) {
+        if let Some(answer) = answered.get(&sent.message_id) {
             land.tally.add("judged: requests carried out");
-            if heard.replies.contains_key(&sent.message_id) {
-                land.tally.add("judged: requests whose reply was heard");
-            }
+            let Some(replies) = heard.replies.get(&sent.message_id) else {
+                land.tally.must(sent.wipes_before < wipes, || format!("{} was answered to nobody", sent.message_id));
+                continue;
+            };
+            // however often it came, it was carried out once
+            land.tally.must(replies.iter().eq([answer]), || {
+                format!("the request {} was answered {replies:?}, and {answer:?} is kept", sent.message_id)
+            });
+            land.tally.add("judged: requests whose reply was heard");
         } else {
             land.tally.must(sent.wipes_before < wipes, || {
                 format!("the request {} was confirmed and is lost", sent.message_id)
             });
-            land.tally.add("requests lost with the whole broker");
+            land.tally.add("requests that are nowhere");
         }
     }
 }

@@ -179,6 +179,10 @@ impl RabbitMq {
 
     /// Evaluates Erlang in the node, and gives back what it comes to (some ten milliseconds, blocking; `rabbitmqctl`
     /// takes seconds to start).
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "it blocks anyway while it waits for the answer; a few tries, bounded"
+    )]
     pub fn eval(&self, expression: &str) -> String {
         // a busy node now and then misses the caller's patience
         const TRIES: u32 = 20;

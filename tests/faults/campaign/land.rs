@@ -101,6 +101,11 @@ impl Land {
         Some(keys)
     }
 
+    /// Whether there is an object at this very key.
+    pub async fn has(&self, key: &str) -> bool {
+        self.s3.head_object().bucket(&self.world.bucket).key(key).send().await.is_ok()
+    }
+
     /// Every key below a prefix. `None`: the store cannot be asked.
     pub async fn list(&self, prefix: &str) -> Option<BTreeSet<String>> {
         let mut keys = BTreeSet::new();

@@ -9,10 +9,11 @@ use uuid::Uuid;
 
 use super::dice::Dice;
 use super::land::Land;
+use super::line;
 use super::listener::Listener;
 use crate::mischief::{Mischief, Victim};
 use crate::support::rabbitmq::RabbitMq;
-use crate::tcp_proxy::{Direction, End, TcpProxy};
+use crate::tcp_proxy::{End, TcpProxy};
 
 /// The broker of a campaign, and what stands between it and the program.
 pub struct Broker {
@@ -25,11 +26,7 @@ pub struct Broker {
 
 #[derive(Debug, Clone, Copy)]
 enum Blow {
-    Cut,
-    CutLater,
-    Stall,
-    Slow,
-    Refuse,
+    Line(line::Blow),
     CrashChannels,
     CloseConnections,
     NoMemory,
@@ -48,11 +45,11 @@ enum Blow {
 }
 
 const BLOWS: [(u32, Blow); 20] = [
-    (4, Blow::Cut),
-    (6, Blow::CutLater),
-    (2, Blow::Stall),
-    (2, Blow::Slow),
-    (2, Blow::Refuse),
+    (4, Blow::Line(line::Blow::Cut)),
+    (6, Blow::Line(line::Blow::CutWithin(20_000))),
+    (2, Blow::Line(line::Blow::Stall)),
+    (2, Blow::Line(line::Blow::Slow(5, 60))),
+    (2, Blow::Line(line::Blow::Refuse)),
     (3, Blow::CrashChannels),
     (2, Blow::CloseConnections),
     (1, Blow::NoMemory),
@@ -95,31 +92,7 @@ impl Broker {
     /// Whether it happened.
     async fn strike(&mut self, blow: Blow, dice: &mut Dice) -> bool {
         match blow {
-            Blow::Cut => self.proxy.cut(*dice.pick(&[End::Fin, End::Rst])) > 0,
-            Blow::CutLater => {
-                let direction = *dice.pick(&[Direction::ToServer, Direction::ToClient]);
-                self.proxy.cut_after(direction, dice.below(20_000));
-                true
-            }
-            Blow::Stall => {
-                self.proxy.stall();
-                sleep(dice.millis(300, 4000)).await;
-                self.proxy.resume();
-                true
-            }
-            Blow::Slow => {
-                self.proxy.slow(dice.millis(5, 60));
-                sleep(dice.millis(500, 2000)).await;
-                self.proxy.slow(Duration::ZERO);
-                true
-            }
-            Blow::Refuse => {
-                self.proxy.refuse(true);
-                self.proxy.cut(End::Rst);
-                sleep(dice.millis(200, 2000)).await;
-                self.proxy.refuse(false);
-                true
-            }
+            Blow::Line(blow) => line::strike(&self.proxy, blow, dice).await,
             Blow::CrashChannels | Blow::CloseConnections | Blow::NoMemory if !self.server.is_reachable() => false,
             Blow::CrashChannels => self.server.crash_channels() > 0,
             Blow::CloseConnections => self.server.close_connections() > 0,

@@ -9,7 +9,8 @@ use tokio::time::sleep;
 
 use super::dice::Dice;
 use super::land::Land;
-use crate::tcp_proxy::{Direction, End, Lost, TcpProxy};
+use super::line;
+use crate::tcp_proxy::{Lost, TcpProxy};
 
 /// The next so many writes fail, with an error of our choice. The counter is a sequence: no rollback gives it back.
 pub const TRIPWIRE: &str = "
@@ -46,12 +47,8 @@ pub struct Database {
 
 #[derive(Debug, Clone, Copy)]
 enum Blow {
-    Cut,
-    CutLater,
+    Line(line::Blow),
     LoseCommit,
-    Stall,
-    Slow,
-    Refuse,
     Fail,
     Terminate,
     Full,
@@ -60,12 +57,12 @@ enum Blow {
 }
 
 const BLOWS: [(u32, Blow); 11] = [
-    (4, Blow::Cut),
-    (6, Blow::CutLater),
+    (4, Blow::Line(line::Blow::Cut)),
+    (6, Blow::Line(line::Blow::CutWithin(50_000))),
     (6, Blow::LoseCommit),
-    (2, Blow::Stall),
-    (2, Blow::Slow),
-    (2, Blow::Refuse),
+    (2, Blow::Line(line::Blow::Stall)),
+    (2, Blow::Line(line::Blow::Slow(1, 30))),
+    (2, Blow::Line(line::Blow::Refuse)),
     (8, Blow::Fail),
     (4, Blow::Terminate),
     (2, Blow::Full),
@@ -95,34 +92,10 @@ impl Database {
     /// Whether it happened.
     async fn strike(&mut self, blow: Blow, dice: &mut Dice) -> bool {
         match blow {
-            Blow::Cut => self.proxy.cut(*dice.pick(&[End::Fin, End::Rst])) > 0,
-            Blow::CutLater => {
-                let direction = *dice.pick(&[Direction::ToServer, Direction::ToClient]);
-                self.proxy.cut_after(direction, dice.below(50_000));
-                true
-            }
+            Blow::Line(blow) => line::strike(&self.proxy, blow, dice).await,
             Blow::LoseCommit => {
                 let lost = *dice.pick(&[Lost::Request, Lost::Answer]);
                 self.proxy.cut_at("COMMIT", lost, dice.below(20));
-                true
-            }
-            Blow::Stall => {
-                self.proxy.stall();
-                sleep(dice.millis(300, 4000)).await;
-                self.proxy.resume();
-                true
-            }
-            Blow::Slow => {
-                self.proxy.slow(dice.millis(1, 30));
-                sleep(dice.millis(500, 2000)).await;
-                self.proxy.slow(Duration::ZERO);
-                true
-            }
-            Blow::Refuse => {
-                self.proxy.refuse(true);
-                self.proxy.cut(End::Rst);
-                sleep(dice.millis(200, 2000)).await;
-                self.proxy.refuse(false);
                 true
             }
             Blow::Fail => {

@@ -8,6 +8,7 @@ mod database;
 mod dice;
 mod fleet;
 mod land;
+mod line;
 mod listener;
 mod objects;
 mod operators;

@@ -21,7 +21,7 @@ impl Settings {
     pub fn from_env() -> Settings {
         Settings {
             seed: read("FAULTS_SEED").unwrap_or(20),
-            faults: Duration::from_secs(read("FAULTS_SECONDS").unwrap_or(40)),
+            faults: Duration::from_secs(read("FAULTS_SECONDS").unwrap_or(60)),
             datasets: read("FAULTS_COUNT").unwrap_or(60).try_into().expect("a machine with 64 bits"),
         }
     }

@@ -9,7 +9,7 @@ use std::{any::Any, panic::AssertUnwindSafe, time::Duration};
 
 use futures_util::FutureExt;
 use serde_json::json;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::timeout;
 
 use super::{
     Budget, PurgeError, Purger,
@@ -188,17 +188,15 @@ impl Purger {
     /// Extends the lease every third of it; returns only when it is lost, or has run out. Whatever the stages wait for
     /// then, perhaps on a connection that has died without a word, they wait no longer.
     async fn keep_alive(&self, lease: &Lease) -> PurgeError {
-        let mut extended = Instant::now();
         loop {
             tokio::time::sleep(lease.duration / 3).await;
-            let asked = Instant::now();
             let renew = async { purging::renew(&mut *self.store.conn().await?, lease).await };
             // who stood still for longer than that still gets to hear that it is lost
-            let limit = (extended + lease.duration).max(asked + lease.duration / 3);
-            match timeout_at(limit, renew).await {
+            let limit = lease.duration.saturating_sub(lease.age()).max(lease.duration / 3);
+            match timeout(limit, renew).await {
                 Ok(Ok(Fenced::Lost)) => return PurgeError::LeaseLost,
-                Ok(Ok(Fenced::Ours { .. })) => extended = asked,
-                Ok(Err(error)) if extended.elapsed() < lease.duration => {
+                Ok(Ok(Fenced::Ours { .. })) => {}
+                Ok(Err(error)) if lease.age() < lease.duration => {
                     tracing::warn!(tombstone.id = %lease.id, %error, "lease not extended");
                 }
                 Ok(Err(error)) => return error.into(),

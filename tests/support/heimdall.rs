@@ -11,8 +11,8 @@ use aws_sdk_s3::Client;
 use aws_sdk_s3::primitives::ByteStream;
 use futures_util::{StreamExt, stream};
 use serde_json::json;
-use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
+use sqlx::{PgExecutor, PgPool};
 use uuid::Uuid;
 
 /// Requests in flight while objects are put.
@@ -252,6 +252,19 @@ impl Model {
         .expect("a model");
         self.id
     }
+}
+
+/// How many rows the platform has of a dataset, its own among them.
+pub async fn count_rows<'a>(executor: impl PgExecutor<'a>, dataset: Uuid) -> Result<i64, sqlx::Error> {
+    sqlx::query_scalar(
+        "select (select count(*) from heimdall.synthetic_datasets where id = $1)
+              + (select count(*) from heimdall.synthetic_iq_samples where dataset_id = $1)
+              + (select count(*) from heimdall.synthetic_training_samples where dataset_id = $1)
+              + (select count(*) from heimdall.measurement_features where dataset_id = $1)",
+    )
+    .bind(dataset)
+    .fetch_one(executor)
+    .await
 }
 
 /// Where the platform puts one receiver's recording of one sample.

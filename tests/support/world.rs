@@ -226,16 +226,7 @@ impl World {
 
     /// How many rows the platform has of a dataset, its own among them.
     pub async fn rows(&self, id: Uuid) -> i64 {
-        sqlx::query_scalar(
-            "select (select count(*) from heimdall.synthetic_datasets where id = $1)
-                  + (select count(*) from heimdall.synthetic_iq_samples where dataset_id = $1)
-                  + (select count(*) from heimdall.synthetic_training_samples where dataset_id = $1)
-                  + (select count(*) from heimdall.measurement_features where dataset_id = $1)",
-        )
-        .bind(id)
-        .fetch_one(&self.pool)
-        .await
-        .expect("counted")
+        heimdall::count_rows(&self.pool, id).await.expect("counted")
     }
 
     /// The newest tombstone of a resource, if the database answers and has one.

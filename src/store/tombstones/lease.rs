@@ -59,9 +59,13 @@ impl Lease {
 
     /// Whether nobody can have taken over yet, and will not for a while. `false` says nothing but "ask the database".
     pub fn is_certain(&self) -> bool {
+        self.age() < self.duration - self.duration / MARGIN
+    }
+
+    /// How long ago it was extended, at the longest.
+    pub fn age(&self) -> Duration {
         // two instants, so a poisoned lock is as good as any
-        let asked = *self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-        asked.elapsed() < self.duration - self.duration / MARGIN
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
     }
 
     /// A statement that was sent at `asked` has extended it.

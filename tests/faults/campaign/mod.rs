@@ -1,7 +1,8 @@
 //! The campaign: datasets, users and operators at work, and everything around them breaking at once; and then the
 //! verdict.
 //!
-//! The same for everybody who plays it is the seed's mix of things and faults, not the moments at which they meet.
+//! The same for everybody who plays it is the seed's mix of things and faults, not the moments at which they meet. Its
+//! sleeps are how long a fault lasts or somebody idles; nothing is concluded from their having passed.
 
 mod broker;
 mod database;

@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use super::dice::Dice;
 use super::land::{Known, Land};
+use crate::support::heimdall;
 
 /// What uses a dataset.
 #[derive(Debug, Clone, Copy)]
@@ -138,7 +139,7 @@ async fn try_end(land: &Land, known: &Known, by: Use) -> Result<(), sqlx::Error>
     };
     let grave = grave(&mut tx, known.id).await?;
     land.tally.must(grave.is_none(), || format!("{} is in use by {by:?} and {grave:?}", known.id));
-    let rows = count_rows(&mut tx, known.id).await?;
+    let rows = heimdall::count_rows(&mut *tx, known.id).await?;
     land.tally
         .must(rows == known.rows, || format!("{} had {} rows and has {rows} while it is in use", known.id, known.rows));
     match land.objects_of(known.id).await {
@@ -154,17 +155,4 @@ async fn try_end(land: &Land, known: &Known, by: Use) -> Result<(), sqlx::Error>
     let sql = format!("update {table} where id = $1");
     sqlx::query(sqlx::AssertSqlSafe(sql)).bind(id).execute(&mut *tx).await?;
     tx.commit().await
-}
-
-/// How many rows the platform has of a dataset, its own among them.
-pub async fn count_rows(conn: &mut PgConnection, dataset: Uuid) -> Result<i64, sqlx::Error> {
-    sqlx::query_scalar(
-        "select (select count(*) from heimdall.synthetic_datasets where id = $1)
-              + (select count(*) from heimdall.synthetic_iq_samples where dataset_id = $1)
-              + (select count(*) from heimdall.synthetic_training_samples where dataset_id = $1)
-              + (select count(*) from heimdall.measurement_features where dataset_id = $1)",
-    )
-    .bind(dataset)
-    .fetch_one(conn)
-    .await
 }

@@ -16,8 +16,8 @@ use uuid::Uuid;
 
 use super::land::{Known, Land};
 use super::listener::Heard;
-use super::users::count_rows;
 use crate::amqp::Amqp;
+use crate::support::heimdall;
 
 /// A tombstone, straight from the table.
 #[derive(Debug, Clone, FromRow)]
@@ -218,7 +218,7 @@ async fn objects_and_rows(land: &Land, tombstones: &[Stands]) {
     let mut conn = land.pool.acquire().await.expect("no fault is left");
     for known in &land.datasets {
         expected.extend(known.siblings.iter());
-        let rows = count_rows(&mut conn, known.id).await.expect("reads");
+        let rows = heimdall::count_rows(&mut *conn, known.id).await.expect("reads");
         if purged.contains(&known.id) {
             land.tally.must(rows == 0, || format!("{} is purged and has {rows} rows", known.id));
             continue;

@@ -17,8 +17,14 @@ use tokio::time::Instant;
 
 use crate::domain::outcome::{BatchOutcome, FailureClass, KeyOutcome, RetryAfter};
 
+/// Refusals in a row after which nobody waits at the gate: the store is away.
+const AWAY: u32 = 4;
+
 /// Requests in flight at first: a store that is throttling already is not met with many. Doubles with each round.
 const FIRST: f64 = 1.0;
+
+/// Requests that stay in flight to a store that does not answer.
+const AT_LEAST: f64 = 4.0;
 
 /// Of what a store was measured to grant, the share that is asked for. The rest is what refusals would cost.
 const SHARE: f64 = 0.97;
@@ -131,6 +137,18 @@ struct State {
     pace: Pace,
 }
 
+/// The store wants to be left alone for so long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Closed(pub Duration);
+
+/// What one has to wait for to get through.
+enum Wait {
+    Until(Instant),
+    /// Until somebody leaves.
+    Place,
+    Closed(Closed),
+}
+
 /// What the store was found to grant.
 #[derive(Debug)]
 struct Pace {
@@ -185,15 +203,19 @@ impl Gate {
     }
 
     /// Waits for a place, and for the time at which so many keys may leave. Cancelling it gives the place in the row back.
-    pub async fn enter(self: &Arc<Self>, keys: usize) -> Pass {
+    ///
+    /// # Errors
+    /// The store wants to be left alone for longer than anybody should wait in a row.
+    pub async fn enter(self: &Arc<Self>, keys: usize) -> Result<Pass, Closed> {
         let turn = self.turnstile.lock().await;
         loop {
             // made before the look, so that no place that becomes free in between is missed
             let left = self.left.notified();
             match self.admit(&turn, keys) {
-                Ok(pass) => return pass,
-                Err(Some(at)) => tokio::time::sleep_until(at).await,
-                Err(None) => left.await,
+                Ok(pass) => return Ok(pass),
+                Err(Wait::Closed(closed)) => return Err(closed),
+                Err(Wait::Until(at)) => tokio::time::sleep_until(at).await,
+                Err(Wait::Place) => left.await,
             }
         }
     }
@@ -214,21 +236,19 @@ impl Gate {
         self.ceiling.concurrency.get() > 1
     }
 
-    /// The time before which nothing is to be sent, if it is still to come.
-    pub fn closed_for(&self) -> Option<Duration> {
-        self.state().closed_until.checked_duration_since(Instant::now()).filter(|wait| !wait.is_zero())
-    }
-
-    /// A pass, or when to ask again; `None`: when somebody leaves.
-    fn admit(self: &Arc<Self>, _turn: &Turn<'_, ()>, keys: usize) -> Result<Pass, Option<Instant>> {
+    fn admit(self: &Arc<Self>, _turn: &Turn<'_, ()>, keys: usize) -> Result<Pass, Wait> {
         let now = Instant::now();
         let mut state = self.state();
+        let closed = state.closed_until.saturating_duration_since(now);
+        if closed > LONGEST_PAUSE || (!closed.is_zero() && state.refusals >= AWAY) {
+            return Err(Wait::Closed(Closed(closed)));
+        }
         if state.in_flight >= whole(state.allowed) {
-            return Err(None);
+            return Err(Wait::Place);
         }
         let from = state.closed_until.max(state.paid_until);
         if from > now {
-            return Err(Some(from));
+            return Err(Wait::Until(from));
         }
         state.in_flight += 1;
         if let Some(rate) = state.rate(self.ceiling, now) {
@@ -289,7 +309,8 @@ impl State {
             }
             Heard::Silence => {
                 self.unhurt = false;
-                self.allowed = (self.allowed / 2.0).max(1.0);
+                // one request that hangs is not to hold up all the others
+                self.allowed = (self.allowed / 2.0).max(AT_LEAST).min(f64::from(ceiling.concurrency.get()));
             }
         }
     }
@@ -437,7 +458,7 @@ mod tests {
             let (gate, store) = (gate.clone(), store.clone());
             senders.spawn(async move {
                 while Instant::now() < end {
-                    let pass = gate.enter(keys).await;
+                    let pass = gate.enter(keys).await.expect("never away");
                     let outcome = store.lock().expect("no panic").ask(keys);
                     let in_flight = gate.state().in_flight;
                     let most = store.lock().expect("no panic").most_at_once.max(in_flight);
@@ -503,23 +524,40 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn nothing_leaves_before_the_time_that_the_store_names() {
         let gate = Flow::new(ceiling(4, None)).gate("b");
-        let pass = gate.enter(10).await;
+        let pass = gate.enter(10).await.expect("open");
         pass.heard(&answer(10, &slow_down()).with_retry_after(Some(RetryAfter::seconds(30))));
-        assert!(gate.closed_for().is_some_and(|wait| wait > Duration::from_secs(29)));
         assert!(gate.try_enter(10).is_none());
+        assert_eq!(gate.enter(10).await.expect_err("too long to wait"), Closed(Duration::from_secs(30)));
+        tokio::time::sleep(Duration::from_secs(27)).await;
         let before = Instant::now();
-        drop(gate.enter(10).await);
-        assert!(before.elapsed() >= Duration::from_secs(30));
+        drop(gate.enter(10).await.expect("soon open"));
+        assert!(before.elapsed() >= Duration::from_secs(3));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_waits_in_a_row_for_a_store_that_refuses_everything() {
+        let gate = Flow::new(ceiling(64, None)).gate("b");
+        let mut refused = 0;
+        let closed = loop {
+            match gate.enter(100).await {
+                Ok(pass) => pass.heard(&answer(100, &slow_down())),
+                Err(closed) => break closed,
+            }
+            refused += 1;
+            assert!(refused < 10, "each of them waited for");
+        };
+        tokio::time::sleep(closed.0).await;
+        assert!(gate.enter(100).await.is_ok(), "somebody asks again");
     }
 
     #[tokio::test(start_paused = true)]
     async fn one_key_that_is_refused_is_no_news_of_the_bucket() {
         let gate = Flow::new(ceiling(4, None)).gate("b");
         for _ in 0..5 {
-            let pass = gate.enter(1).await;
+            let pass = gate.enter(1).await.expect("open");
             pass.heard(&answer(1, &slow_down()));
         }
-        assert_eq!((gate.closed_for(), gate.allowed()), (None, 4));
+        assert!(gate.allowed() == 4 && gate.try_enter(1).is_some());
     }
 
     #[tokio::test(start_paused = true)]
@@ -528,7 +566,7 @@ mod tests {
         let mut granted = 0;
         let began = Instant::now();
         for n in 0..2_000 {
-            let pass = gate.enter(1000).await;
+            let pass = gate.enter(1000).await.expect("never away");
             tokio::time::sleep(Duration::from_millis(100)).await;
             let refused = n % 5 == 0;
             granted += usize::from(!refused);

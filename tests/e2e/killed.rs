@@ -17,6 +17,7 @@ const SMALL_BATCHES: Settings = Settings {
     lease: "1s",
     slice: "30s",
     batch_size: 100,
+    concurrency: 2,
     redeliver_after: "2s",
     max_attempts: 10,
     purge: "",

@@ -26,6 +26,7 @@ pub fn settings() -> Settings {
         batch_size: 10,
         max_attempts: 2,
         lease: "10s",
+        concurrency: 64,
         purge: "concurrency = 64",
         store: "attempt_timeout = \"4s\"\noperation_timeout = \"30s\"",
         ..Settings::default()

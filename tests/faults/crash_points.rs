@@ -26,6 +26,10 @@ enum Scene {
     Purge,
     /// A purge whose worker has died once.
     Again,
+    /// A purge that deletes several batches at the same time.
+    Wide,
+    /// A purge from a store that does not list in the order of the keys.
+    Unsorted,
     /// A purge of many slices.
     Slices,
     /// It is held when it comes due.
@@ -48,6 +52,7 @@ enum Scene {
 
 use Scene::{
     Again, Held, InUse, Lost, Panics, Purge, Refused, Requests, RestoreCommand, RetryCommand, Slices, TrashCommand,
+    Unsorted, Wide,
 };
 
 /// Points, and how often a process passes them before it dies there.
@@ -75,6 +80,13 @@ const MATRIX: &[(Scene, &str, &[u32])] = &[
     (Purge, "empty.answered", &[0, 2]),
     (Again, "empty.answered", &[0]),
     (Purge, "empty.counted", &[0, 2]),
+    (Wide, "empty.listed", &[0, 1]),
+    (Wide, "empty.written", &[0, 1]),
+    (Wide, "empty.answered", &[0, 2]),
+    (Wide, "empty.counted", &[0, 2]),
+    (Unsorted, "careful.written", &[0, 1]),
+    (Unsorted, "careful.answered", &[0, 1]),
+    (Unsorted, "careful.counted", &[0, 1]),
     (Purge, "empty.location_done", &[0, 1]),
     (Purge, "empty.pass_done", &[0]),
     (Slices, "empty.begun_anew", &[0, 1]),
@@ -112,6 +124,7 @@ const MATRIX: &[(Scene, &str, &[u32])] = &[
 ];
 
 const TINY_SLICES: (&str, &str) = ("REPRIEVE__PURGE__SLICE", "1ms");
+const WIDE: (&str, &str) = ("REPRIEVE__STORES__MAIN__CONCURRENCY", "4");
 const TWO_ATTEMPTS: (&str, &str) = ("REPRIEVE__PURGE__MAX_ATTEMPTS", "2");
 
 /// A process that passes `point` so often, and then dies there.
@@ -135,6 +148,7 @@ impl Visit {
     fn env(&self) -> &'static [(&'static str, &'static str)] {
         match self.scene {
             Slices => &[TINY_SLICES],
+            Wide => &[WIDE],
             Refused | RetryCommand => &[TWO_ATTEMPTS],
             _ => &[],
         }
@@ -171,7 +185,7 @@ async fn whatever_step_a_process_dies_at_the_end_is_the_same() {
 /// Lets a process die there, and looks at the end that it comes to. Gives back the service that brought it there.
 async fn play(lane: &mut Lane, visit: Visit) -> Service {
     match visit.scene {
-        Purge | Again | Slices | Panics | Lost => purge(lane, visit).await,
+        Purge | Again | Wide | Unsorted | Slices | Panics | Lost => purge(lane, visit).await,
         Held => held(lane, visit).await,
         InUse => in_use(lane, visit).await,
         Refused | RetryCommand => refused(lane, visit).await,
@@ -181,7 +195,7 @@ async fn play(lane: &mut Lane, visit: Visit) -> Service {
 }
 
 async fn purge(lane: &mut Lane, visit: Visit) -> Service {
-    let doomed = lane.dataset().await;
+    let doomed = if visit.scene == Unsorted { lane.unsorted().await } else { lane.dataset().await };
     lane.trash_due(doomed).await;
     match visit.scene {
         Lost => lane.run("delete from reprieve.outbox where topic = 'purge'").await,

@@ -80,6 +80,13 @@ impl Lane {
         dataset(&self.world).await
     }
 
+    /// The same with an object that a store which lists by path shows after others that it comes before.
+    pub async fn unsorted(&self) -> Doomed {
+        let Doomed { id, put, rows } = self.dataset().await;
+        heimdall::put_keys(&self.world.s3, &self.world.bucket, vec![format!("synthetic/{id}/1-x.npy")]).await;
+        Doomed { id, put: put + 1, rows }
+    }
+
     pub fn resource(&self, of: Doomed) -> ResourceRef {
         self.bin.resource("dataset", &of.id.to_string()).expect("a kind of the map")
     }

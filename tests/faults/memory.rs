@@ -30,7 +30,7 @@ const ENV: [(&str, &str); 3] = [
 
 fn settings() -> Settings {
     // several slices for the large one
-    Settings { slice: "2s", redeliver_after: "60s", ..Settings::default() }
+    Settings { slice: "2s", redeliver_after: "60s", concurrency: 16, ..Settings::default() }
 }
 
 /// Purges one dataset with this many objects in a process of its own, and says how much memory that took at most.

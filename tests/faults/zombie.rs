@@ -51,11 +51,11 @@ async fn a_worker_stopped_for_longer_than_its_lease_changes_nothing_when_it_goes
     assert!(world.is_quiet(Duration::from_secs(30)).await, "no task and no message is left over");
 }
 
-/// Waits until the third batch is written down and not yet sent, where a fail point makes the worker linger.
-async fn with_the_third_batch_in_hand(world: &World, id: uuid::Uuid) {
-    let sql = "select objects_deleted = 200 and jsonb_array_length(checkpoint -> 'in_hand') = 100
+/// Waits until the third batch is announced and not yet sent, where a fail point makes the worker linger.
+async fn with_the_third_batch_announced(world: &World, id: uuid::Uuid) {
+    let sql = "select objects_deleted = 200 and (checkpoint -> 'ranges' -> 0 -> 'owed' ->> 'objects')::int = 100
                from reprieve.tombstones where resource_id = $1 and state = 'purging'";
-    wait_until("the third batch is in hand", crate::world::PURGED, async || {
+    wait_until("the third batch is announced", crate::world::PURGED, async || {
         let found = sqlx::query_scalar::<_, Option<bool>>(sql).bind(id.to_string()).fetch_optional(&world.pool).await;
         found.expect("the database answers").flatten() == Some(true)
     })
@@ -69,9 +69,9 @@ async fn a_worker_that_wakes_with_old_keys_in_hand_leaves_new_objects_of_these_k
     let rows = world.rows(id).await;
     let zombie = world.serve_with(&[], &[("FAILPOINTS", "empty.written=2*off->1*sleep(6000)")]);
     world.trash("dataset", id).await;
-    with_the_third_batch_in_hand(&world, id).await;
+    with_the_third_batch_announced(&world, id).await;
     zombie.freeze().await;
-    with_the_third_batch_in_hand(&world, id).await;
+    with_the_third_batch_announced(&world, id).await;
 
     let heir = world.serve(&[]);
     world.purged("dataset", id, put, rows).await;

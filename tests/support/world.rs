@@ -40,6 +40,8 @@ pub struct Settings {
     pub slice: &'static str,
     /// Keys a request. Small, so that there is a middle to be killed in.
     pub batch_size: u32,
+    /// Delete requests in flight. One, so that a test knows which batch is next and has the time to be in the middle.
+    pub concurrency: u32,
     pub redeliver_after: &'static str,
     pub max_attempts: u32,
     /// More lines for `[stores.main]`.
@@ -55,6 +57,7 @@ impl Default for Settings {
             lease: "2s",
             slice: "30s",
             batch_size: 1000,
+            concurrency: 1,
             redeliver_after: "3s",
             max_attempts: 10,
             store: "",
@@ -330,7 +333,8 @@ impl World {
 fn config_text(places: &Places, bucket: &str, namespace: &str, settings: &Settings) -> String {
     let (access, secret) = (seaweedfs::ACCESS_KEY, seaweedfs::SECRET_KEY);
     let Places { database_url, s3_endpoint, amqp_url, .. } = places;
-    let Settings { window, lease, slice, batch_size, redeliver_after, max_attempts, store, purge } = settings;
+    let Settings { window, lease, slice, batch_size, concurrency, redeliver_after, max_attempts, store, purge } =
+        settings;
     format!(
         r#"
 maps = ["map.toml"]
@@ -346,6 +350,7 @@ access_key = "{access}"
 secret_key = "{secret}"
 buckets = ["{bucket}"]
 batch_size = {batch_size}
+concurrency = {concurrency}
 {store}
 [retention]
 default = "{window}"

@@ -35,7 +35,6 @@ impl Purger {
         }
         loop {
             let page = place.list(claimed.checkpoint.after.as_ref()).await?;
-            failpoint::at("empty.listed");
             for chunk in page.entries.chunks(place.store.batch_size) {
                 let batch = chunk.iter().map(Entry::from).collect();
                 if let Some(end) = self.delete_in_hand(place, claimed, batch, budget).await? {
@@ -66,17 +65,16 @@ impl Purger {
         if let Go::Paused = self.write_checkpoint(claimed).await? {
             return Ok(Some(End::Paused));
         }
-        failpoint::at("empty.written");
+        failpoint::at("careful.written");
         let mut tried = Tried::default();
         let objects: Vec<_> = claimed.checkpoint.in_hand.iter().map(Entry::object).collect();
-        place.is_open()?;
-        let pass = place.gate.enter(objects.len()).await;
+        let pass = place.enter(objects.len()).await?;
         let answer = place.delete(&objects).await;
         pass.heard(&answer);
         tried.take(answer);
         let order = Order::From(claimed.checkpoint.after.as_ref());
         let Settled { outcomes, lost_answer, away } = self.settle(place, &claimed.lease, tried, order, budget).await?;
-        failpoint::at("empty.answered");
+        failpoint::at("careful.answered");
         claimed.has_worked = true;
         let mut batch = std::mem::take(&mut claimed.checkpoint.in_hand);
         if away.is_some() {
@@ -103,7 +101,7 @@ impl Purger {
         }
         claimed.checkpoint.after = batch.last().map(Entry::cursor);
         // counted here alone: a crash before the next batch is written down sends this one again
-        failpoint::at("empty.counted");
+        failpoint::at("careful.counted");
         Ok(None)
     }
 }

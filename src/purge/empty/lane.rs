@@ -102,7 +102,7 @@ impl Lane {
             Some((key, false)) => first.object.key.as_str() > key,
             None => true,
         };
-        if !entries.first().is_none_or(fits) || !entries.is_sorted_by(|a, b| in_order(a, b)) {
+        if !entries.first().is_none_or(fits) || !entries.is_sorted_by(in_order) {
             return Err(Unsorted);
         }
         if let (Some(first), Some(last)) = (entries.first(), entries.last()) {

@@ -151,7 +151,6 @@ impl<'a> Pipeline<'a> {
     }
 
     async fn work(&mut self) -> Result<End, PurgeError> {
-        let gate = self.place.gate.clone();
         let mut entering = None;
         loop {
             self.fetch();
@@ -165,10 +164,9 @@ impl<'a> Pipeline<'a> {
                 self.try_again().await?;
             }
             if let Some(next) = self.ready.front().filter(|_| entering.is_none()) {
-                self.place.is_open()?;
-                let (gate, keys) = (gate.clone(), next.entries.len());
+                let (place, keys) = (self.place, next.entries.len());
                 // made once, so that it keeps its place in the row
-                entering = Some(Box::pin(async move { gate.enter(keys).await }));
+                entering = Some(Box::pin(async move { place.enter(keys).await }));
             }
             tokio::select! {
                 biased;
@@ -187,7 +185,7 @@ impl<'a> Pipeline<'a> {
                 }
                 pass = async { entering.as_mut().expect("looked at").await }, if entering.is_some() => {
                     entering = None;
-                    self.send(pass).await?;
+                    self.send(pass?).await?;
                 }
                 // without a lane that is left, or it goes on from the checkpoint
                 else => return Ok(End::OutOfTime),

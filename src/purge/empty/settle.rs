@@ -5,7 +5,7 @@
 //! of theirs, however often.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::Duration,
 };
@@ -16,7 +16,11 @@ use crate::{
         location::Location,
         outcome::{BatchOutcome, FailureClass, KeyFailure, KeyOutcome, ObjectRef, RetryAfter},
     },
-    objects::{Cursor, ObjectsError, Permit, flow::Gate, stores::NamedStore},
+    objects::{
+        Cursor, ObjectsError, Permit,
+        flow::{Closed, Gate, Pass},
+        stores::NamedStore,
+    },
     purge::{Budget, PurgeError, Purger},
     store::tombstones::purging::{self, Fenced, Lease},
 };
@@ -40,7 +44,7 @@ pub(super) struct Place {
 /// Tries so far of some objects: what is settled, and what another try may change.
 #[derive(Debug, Default)]
 pub(super) struct Tried {
-    settled: HashMap<ObjectRef, KeyOutcome>,
+    settled: BTreeMap<ObjectRef, KeyOutcome>,
     pub(super) passing: BTreeMap<ObjectRef, KeyOutcome>,
     lost_answer: Option<KeyFailure>,
     retry_after: Option<RetryAfter>,
@@ -50,7 +54,7 @@ pub(super) struct Tried {
 
 /// What became of every object.
 pub(super) struct Settled {
-    pub(super) outcomes: HashMap<ObjectRef, KeyOutcome>,
+    pub(super) outcomes: BTreeMap<ObjectRef, KeyOutcome>,
     /// Why the last try was not answered, for the objects that are unknown.
     pub(super) lost_answer: Option<KeyFailure>,
     /// The store wants to be left alone before the others are settled.
@@ -76,15 +80,14 @@ impl Place {
         }
     }
 
-    /// An error when the store has asked to be left alone for longer than anybody waits here.
-    pub(super) fn is_open(&self) -> Result<(), ObjectsError> {
-        let Some(wait) = self.gate.closed_for().filter(|wait| *wait > LONGEST_WAIT) else { return Ok(()) };
-        Err(ObjectsError {
+    /// Waits at the gate; an error when the store wants to be left alone for longer than anybody waits here.
+    pub(super) async fn enter(&self, keys: usize) -> Result<Pass, ObjectsError> {
+        self.gate.enter(keys).await.map_err(|Closed(wait)| ObjectsError {
             operation: "DeleteObjects",
             bucket: self.location.bucket.clone(),
             prefix: self.location.prefix.as_str().to_owned(),
             code: "SlowDown".into(),
-            message: "another request was told to wait".into(),
+            message: "the store has asked others to be left alone".into(),
             class: FailureClass::Throttled,
             retry_after: Some(RetryAfter::seconds(wait.as_secs())),
         })
@@ -102,7 +105,11 @@ impl Place {
 
     /// One request, or several when one that named the same objects was not answered: a key that the store stumbles over
     /// takes the others of its request along.
-    async fn delete_again(&self, objects: &[ObjectRef], unanswered: Option<&KeyFailure>) -> BatchOutcome {
+    async fn delete_again(
+        &self,
+        objects: &[ObjectRef],
+        unanswered: Option<&KeyFailure>,
+    ) -> Result<BatchOutcome, ObjectsError> {
         let requests = match unanswered {
             // it asked for less, not for more
             Some(why) if why.class != FailureClass::Throttled => LAST_REQUESTS,
@@ -110,12 +117,12 @@ impl Place {
         };
         let mut whole = BatchOutcome::uniform(&[], &KeyOutcome::Unknown);
         for part in objects.chunks(objects.len().div_ceil(requests).max(1)) {
-            let pass = self.gate.enter(part.len()).await;
+            let pass = self.enter(part.len()).await?;
             let answer = self.delete(part).await;
             pass.heard(&answer);
             whole = whole.merge(answer);
         }
-        whole
+        Ok(whole)
     }
 
     /// Which of `asked` a fresh listing still shows.
@@ -282,14 +289,14 @@ impl Purger {
                 () = tokio::time::sleep(wait.min(LONGEST_WAIT)) => {}
                 () = budget.stop.cancelled() => break,
             }
-            if let Err(error) = place.is_open() {
-                return Ok(away(tried, error));
-            }
             self.still_ours(lease).await?;
             let is_last = attempt + 1 == self.config.key_attempts;
             let unanswered = tried.lost_answer.take().filter(|_| is_last);
             let pending: Vec<ObjectRef> = tried.passing.keys().cloned().collect();
-            tried.take(place.delete_again(&pending, unanswered.as_ref()).await);
+            match place.delete_again(&pending, unanswered.as_ref()).await {
+                Ok(answer) => tried.take(answer),
+                Err(error) => return Ok(away(tried, error)),
+            }
         }
         if tried.passing.is_empty() {
             return Ok(Settled { outcomes: tried.settled, lost_answer: None, away: None });

@@ -53,6 +53,7 @@ fn world_settings() -> crate::world::Settings {
         slice: "1s",
         batch_size: 100,
         redeliver_after: "3s",
+        concurrency: 8,
         store: "connect_timeout = \"1s\"\nattempt_timeout = \"2s\"\noperation_timeout = \"5s\"",
         ..crate::world::Settings::default()
     }

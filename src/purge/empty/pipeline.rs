@@ -137,7 +137,6 @@ impl<'a> Pipeline<'a> {
         if matches!(worked, Ok(End::OutOfTime | End::Unsorted)) && !self.budget.stop.is_cancelled() {
             worked = self.try_again().await.and(worked);
         }
-        self.settle_lanes();
         if self.lanes.is_empty() && worked.is_ok() {
             return Ok(if self.needs_sweep() { End::Split } else { End::Listed });
         }
@@ -161,6 +160,8 @@ impl<'a> Pipeline<'a> {
                 return Ok(end);
             }
             if self.tried.passing.len() >= self.place.store.batch_size || self.is_idle() {
+                // out of the row: nobody looks at it meanwhile, and whoever is first in it holds up all the others
+                entering = None;
                 self.try_again().await?;
             }
             if let Some(next) = self.ready.front().filter(|_| entering.is_none()) {
@@ -171,10 +172,7 @@ impl<'a> Pipeline<'a> {
             tokio::select! {
                 biased;
                 Some(answered) = self.deletes.join_next() => {
-                    failpoint::at("empty.answered");
                     self.take_answer(come_back(answered));
-                    self.settle_lanes();
-                    failpoint::at("empty.counted");
                 }
                 Some(page) = self.pages.join_next() => {
                     let (lane, page) = come_back(page);
@@ -249,6 +247,7 @@ impl<'a> Pipeline<'a> {
             return Ok(());
         }
         failpoint::at("empty.written");
+        self.purger.still_ours(&self.claimed.lease).await?;
         self.claimed.has_worked = true;
         for (pass, lane, number, entries) in leaving {
             let place = self.place.clone();
@@ -265,6 +264,7 @@ impl<'a> Pipeline<'a> {
 
     /// Counts what a first try has settled, and keeps the rest to be tried again.
     fn take_answer(&mut self, answered: Answered) {
+        failpoint::at("empty.answered");
         let Answered { lane, number, sizes, answer } = answered;
         self.tried.hear(&answer);
         for ((object, outcome), bytes) in answer.into_outcomes().into_iter().zip(sizes) {
@@ -276,6 +276,9 @@ impl<'a> Pipeline<'a> {
                 self.count(object, outcome, None, origin);
             }
         }
+        self.settle_lanes();
+        // counted here alone: after a crash before the next write, what has gone is found gone
+        failpoint::at("empty.counted");
     }
 
     /// Tries again what the first tries have not settled, if anything is.

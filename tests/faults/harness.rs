@@ -2,7 +2,6 @@
 //!
 //! The script's tests put stand-ins for cargo and the tests in their place (`harness/`), so that they build and play nothing.
 
-use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -136,12 +135,13 @@ async fn a_stopped_process_and_its_directory_go_with_a_run_that_is_ended_with_it
     }
     let dir = PrivateDirectory::new("reprieve-harness-");
     let report = dir.path().join("report");
-    let mut victim = Command::new(std::env::current_exe().expect("we run"))
+    // in a session of its own: elsewhere the kernel wakes and ends what is stopped in a group that has lost its parents
+    let mut victim = Command::new("setsid")
+        .arg(std::env::current_exe().expect("we run"))
         .args(["--exact", "harness::a_stopped_process_and_its_directory_go_with_a_run_that_is_ended_with_its_group"])
         .env(VICTIM, &report)
         .stdout(Stdio::null())
         .stderr(Stdio::null())
-        .process_group(0)
         .spawn()
         .expect("our own binary");
     let read = || std::fs::read_to_string(&report).unwrap_or_default();

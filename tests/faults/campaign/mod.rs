@@ -161,12 +161,8 @@ async fn in_a_campaign_of_faults_no_promise_breaks() {
     stage.fleet.moor().await;
     let report = Report::of(&land.tally, settings);
     report.hand_over();
-    let settled = |took: Option<Duration>| took.map_or("never".to_owned(), |took| format!("after {took:.1?}"));
-    println!(
-        "{}nothing moved any more: {} since the last fault, and {} since the last use\n{report}",
-        land.tally,
-        settled(first),
-        settled(second)
-    );
+    let after = |took: Option<Duration>| took.map_or("not in time".to_owned(), |took| format!("{took:.1?}"));
+    let (first, second) = (after(first), after(second));
+    println!("{}still after the last fault: {first}; after the last use: {second}\n{report}", land.tally);
     assert!(report.is_good(), "{report}");
 }

@@ -84,9 +84,10 @@ fn a_report_tells_broken_promises_from_too_little_to_judge() {
     let settings = Settings { seed: 7, faults: std::time::Duration::from_secs(90), datasets: 40 };
     let told = |broken: &[&str], happened: &[&str]| {
         let tally = Tally::default();
-        broken.iter().for_each(|promise| tally.broken(*promise));
         happened.iter().for_each(|name| tally.add(*name));
-        let report = Report::of(&tally, settings);
+        // not by way of the tally, which cries out
+        let broken = broken.iter().map(|promise| (*promise).to_owned()).collect();
+        let report = Report { broken, ..Report::of(&tally, settings) };
         (report.is_good(), report.to_string())
     };
     let again = "repeat with: scripts/faults --seed 7 --duration 90s --count 40";

@@ -15,11 +15,10 @@ use crate::support::synthetic_s3::{Options, Rule, SyntheticS3};
 use crate::support::{heimdall, rabbitmq, wait_until};
 use crate::world::{Places, Settings, World};
 
-/// How many tombstones, and how many hundreds of objects, the tests with many of them take: `FAULTS_COUNT`, or what
-/// a short run has time for.
+/// How many tombstones, and how many hundreds of objects, the tests with many of them take: what a short run has time
+/// for, or `FAULTS_COUNT` if that is more.
 pub fn count() -> u32 {
-    const SHORT: u32 = 1_000;
-    std::env::var("FAULTS_COUNT").map_or(SHORT, |raw| raw.parse().expect("FAULTS_COUNT is a number"))
+    crate::environment::count(1_000).try_into().expect("no test could take that many")
 }
 
 /// Trashes in flight.

@@ -1,7 +1,7 @@
 //! The law under faults: real binaries on real servers, while everything around them breaks.
 //!
 //! `docs/reliability.md` says which promise each of these tests tries to break. `scripts/faults` plays the long
-//! campaign; `cargo test --test faults` plays a short one with a fixed seed, and every single fault by itself.
+//! campaign; `cargo test --locked --test faults` plays a short one with a fixed seed, and every single fault by itself.
 
 #[path = "../support/amqp.rs"]
 mod amqp;
@@ -20,6 +20,7 @@ mod world;
 
 mod behind_proxy;
 mod crowd;
+mod environment;
 mod lane;
 mod mischief;
 mod s3_proxy;
@@ -32,6 +33,7 @@ mod clocks;
 mod crash_points;
 mod database;
 mod deaths;
+mod harness;
 mod memory;
 mod race;
 mod s3_keys;

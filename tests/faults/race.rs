@@ -2,7 +2,7 @@
 //!
 //! Invariant, held against every attempt: a use that was committed finds the dataset's row and all its objects at the
 //! end of the use, in the transaction that ends it; and a use that was refused was refused for an open tombstone.
-//! `FAULTS_COUNT` is the number of attempts, `FAULTS_SEED` what chance begins with.
+//! `FAULTS_COUNT` is the number of attempts, if more than usual, and `FAULTS_SEED` what chance begins with.
 
 mod actors;
 mod real;
@@ -19,6 +19,7 @@ use sqlx::postgres::PgPoolOptions;
 
 use self::actors::{Arena, Isolation, Use};
 use crate::bench::{Bench, budget};
+use crate::environment;
 use crate::gate::At;
 use crate::support::heimdall::Model;
 
@@ -32,9 +33,10 @@ const SLOTS: usize = 12;
 /// Platform connections that put datasets to use.
 const ACTIVATORS: usize = 24;
 
-/// A number from the environment.
-pub fn from_env(name: &str, default: u64) -> u64 {
-    std::env::var(name).map_or(default, |raw| raw.parse().unwrap_or_else(|_| panic!("{name} is not a number: {raw}")))
+/// Attempts: enough for each outcome under each isolation level and by each way of using, many times. More with
+/// `FAULTS_COUNT`.
+fn attempts() -> u64 {
+    environment::count(5_000)
 }
 
 /// A platform with the guards of its map.
@@ -47,8 +49,7 @@ async fn guarded() -> Bench {
 }
 
 async fn race(bench: Bench) -> Arc<Arena> {
-    let seed = from_env("FAULTS_SEED", SEED);
-    let attempts = from_env("FAULTS_COUNT", 5_000);
+    let (seed, attempts) = (environment::seed(SEED), attempts());
     println!("race: FAULTS_SEED={seed} FAULTS_COUNT={attempts}");
     let url = secrecy::ExposeSecret::expose_secret(&bench.config.database.url).to_owned();
     let pool = PgPoolOptions::new().max_connections(ACTIVATORS as u32 + 2).connect(&url).await.expect("connects");

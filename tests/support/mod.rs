@@ -17,9 +17,10 @@ pub mod synthetic_s3;
 
 use std::fmt::Display;
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use reprieve::embedded::keeper::{Charge, Keeper, Signal};
 use reprieve::embedded::postgres::{Options, PrivatePostgres};
 use tokio::net::TcpStream;
 use tokio::sync::OnceCell;
@@ -59,6 +60,35 @@ pub async fn wait_until(what: impl Display, limit: Duration, mut condition: impl
         }
     });
     assert!(met.await.is_ok() && Instant::now() <= deadline + POLL, "not within {limit:?}: {what}");
+}
+
+/// A new directory that is gone soon after this process is, however it ends; dropping it removes it.
+pub struct PrivateDirectory {
+    path: PathBuf,
+    _keeper: Keeper,
+}
+
+impl PrivateDirectory {
+    /// Its name begins with `prefix`.
+    pub fn new(prefix: &str) -> PrivateDirectory {
+        let path = tempfile::Builder::new().prefix(prefix).tempdir().expect("a temporary directory can be made").keep();
+        // a keeper whose server is never started
+        let keeper = Keeper::hire(&Charge {
+            program: "/bin/false".into(),
+            args: Vec::new(),
+            env: Vec::new(),
+            account: None,
+            log: path.join("log"),
+            dir: path.clone(),
+            ending: Signal::Kill,
+            grace: Duration::ZERO,
+        });
+        PrivateDirectory { path, _keeper: keeper.expect("/bin/sh starts") }
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
 }
 
 /// A new directory for a server, removed by its keeper.

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses its own part of this")]
 
 use std::fs::File;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
@@ -16,7 +17,8 @@ const COMMAND: Duration = Duration::from_secs(60);
 /// Lines of a service's log that a failed test shows.
 const LOG_LINES: usize = 80;
 
-/// Kills what it watches as soon as its standard input ends, which it does however this process dies.
+/// Kills what it watches, stopped or not, as soon as its standard input ends, which it does however this process dies.
+/// In a process group of its own: what ends a whole group, such as Ctrl-C, must not end it first.
 const WATCHER: &str = r#"read -r _; kill -KILL "$0" 2>/dev/null"#;
 
 /// The binary, with nothing of the surroundings that would configure it.
@@ -94,6 +96,7 @@ impl Service {
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
+            .process_group(0)
             .spawn()
             .expect("/bin/sh starts");
         Service { child, watcher, log: log.to_owned(), ended: None }

@@ -48,7 +48,9 @@ impl SeaweedFs {
     pub async fn start() -> SeaweedFs {
         let weed = find();
         let dir = super::server_directory("seaweedfs");
-        std::fs::create_dir(dir.join("data")).expect("our own directory");
+        for name in ["data", "logs"] {
+            std::fs::create_dir(dir.join(name)).expect("our own directory");
+        }
         let ports = [(); 5].map(|()| free_port().expect("a port is free"));
         let [master, volume, filer, s3, admin] = ports;
         let flags = [
@@ -74,7 +76,9 @@ impl SeaweedFs {
             format!("-filer.localSocket={}", dir.join("filer.sock").display()),
             format!("-s3.localSocket={}", dir.join("s3.sock").display()),
         ];
-        let mut args = vec!["-c".into(), SCRIPT.into(), "reprieve-seaweedfs".into(), weed.into(), "mini".into()];
+        let mut args = vec!["-c".into(), SCRIPT.into(), "reprieve-seaweedfs".into(), weed.into()];
+        // unless told, it logs into /tmp
+        args.extend([format!("-logdir={}", dir.join("logs").display()).into(), "mini".into()]);
         args.extend(flags.map(Into::into));
         let grpc_ports = ports.map(|port| (port + 10_000).to_string()).join(" ");
         let keeper = Keeper::hire(&Charge {

@@ -8,14 +8,13 @@ use std::time::Duration;
 use aws_sdk_s3::Client;
 use serde_json::Value;
 use sqlx::PgPool;
-use tempfile::TempDir;
 use time::OffsetDateTime;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use uuid::Uuid;
 
 use crate::process::{Ended, Service, reprieve};
 use crate::support::heimdall::{self, Dataset, Shape};
-use crate::support::{rabbitmq, seaweedfs, unique, wait_until};
+use crate::support::{PrivateDirectory, rabbitmq, seaweedfs, unique, wait_until};
 
 /// Worlds at the same time, however many cores there are: each runs several processes.
 const AT_ONCE: usize = 4;
@@ -110,7 +109,7 @@ pub struct World {
     pub amqp_url: String,
     pub namespace: String,
     pub config: PathBuf,
-    dir: TempDir,
+    dir: PrivateDirectory,
     services: AtomicU32,
     _permit: SemaphorePermit<'static>,
 }
@@ -128,7 +127,7 @@ impl World {
         let s3 = seaweedfs::client(&places.s3_endpoint, seaweedfs::ACCESS_KEY, seaweedfs::SECRET_KEY);
         let (bucket, namespace) = (unique("bucket"), unique("e2e"));
         s3.create_bucket().bucket(&bucket).send().await.expect("a new name");
-        let dir = tempfile::Builder::new().prefix("reprieve-e2e-").tempdir().expect("a temporary directory");
+        let dir = PrivateDirectory::new("reprieve-e2e-");
         std::fs::write(dir.path().join("map.toml"), MAP.replace(MAP_BUCKET, &bucket)).expect("our own directory");
         let config = dir.path().join("reprieve.toml");
         std::fs::write(&config, config_text(&places, &bucket, &namespace, &settings)).expect("our own directory");

@@ -1,4 +1,5 @@
-//! Those who trash, restore, hold and pause: by the library, by HTTP and by message, as it comes.
+//! Those who trash and restore by the library, by HTTP and by message, hold, release and retry by the library and by
+//! HTTP, ask for purges by message, and pause and resume by the library, as it comes.
 //!
 //! Invariant: what was acknowledged counts. A request whose answer was lost may have been carried out or not; what was
 //! confirmed by the broker or answered by the program is written down here and has to be found again in the end.
@@ -41,6 +42,17 @@ impl Wish {
             Wish::Retry => "retry",
         }
     }
+
+    /// What is asked in its place by a way that does not have it.
+    fn by(self, way: Way) -> Wish {
+        match (way, self) {
+            (Way::Message, Wish::Hold) => Wish::Trash,
+            (Way::Message, Wish::Release) => Wish::Restore,
+            (Way::Message, Wish::Retry) => Wish::Purge,
+            (Way::Library | Way::Http, Wish::Purge) => Wish::Restore,
+            (_, wish) => wish,
+        }
+    }
 }
 
 /// By which way.
@@ -49,6 +61,16 @@ enum Way {
     Library,
     Http,
     Message,
+}
+
+impl Way {
+    fn name(self) -> &'static str {
+        match self {
+            Way::Library => "library",
+            Way::Http => "HTTP",
+            Way::Message => "message",
+        }
+    }
 }
 
 /// One wish for one resource.
@@ -68,14 +90,15 @@ pub async fn operate(land: Arc<Land>, name: String, apis: Vec<std::net::SocketAd
     let mut dice = Dice::of(land.settings.seed, &name);
     let mut post = Post::new(&land, &name);
     while Instant::now() < end {
-        let asked = draw(&land, &mut dice);
+        let mut asked = draw(&land, &mut dice);
         let way = *dice.weighted(&[(4, Way::Library), (3, Way::Http), (5, Way::Message)]);
+        asked.wish = asked.wish.by(way);
         let outcome = match way {
             Way::Library => timeout(PATIENCE, by_library(&land, &asked)).await.unwrap_or("no answer"),
             Way::Http => timeout(PATIENCE, by_http(&land, *dice.pick(&apis), &asked)).await.unwrap_or("no answer"),
             Way::Message => post.send(&asked.message(), &mut dice).await,
         };
-        land.tally.add(format!("asked: {} by {way:?}: {outcome}", asked.wish.verb()));
+        land.tally.add(format!("asked: {} by {}: {outcome}", asked.wish.verb(), way.name()));
         sleep(dice.millis(5, 60)).await;
     }
 }
@@ -88,11 +111,13 @@ pub async fn pause_and_resume(land: Arc<Land>, end: Instant) {
         sleep(dice.millis(1000, 6000)).await;
         let scope = dice.pick(&scopes).clone();
         if timeout(PATIENCE, land.app.trash.pause(&scope, &by())).await.is_ok_and(|done| done.is_ok()) {
-            land.tally.add("asked: pause");
+            land.tally.add("asked: pause by library: done");
         }
         sleep(dice.millis(100, 2500)).await;
         // a resume that finds no database is made up for in the end
-        let _ = timeout(PATIENCE, land.app.trash.resume(&scope, &by())).await;
+        if timeout(PATIENCE, land.app.trash.resume(&scope, &by())).await.is_ok_and(|done| done.is_ok()) {
+            land.tally.add("asked: resume by library: done");
+        }
     }
 }
 
@@ -164,13 +189,8 @@ fn draw(land: &Land, dice: &mut Dice) -> Asked {
 
 impl Asked {
     fn message(&self) -> Value {
-        // what cannot be asked by message is asked as what can
-        let op = match self.wish {
-            Wish::Trash | Wish::Hold => "trash",
-            Wish::Restore | Wish::Release => "restore",
-            Wish::Purge | Wish::Retry => "purge",
-        };
-        let mut message = json!({ "v": 1, "op": op, "kind": self.kind, "id": self.id, "actor": "producer" });
+        let mut message =
+            json!({ "v": 1, "op": self.wish.verb(), "kind": self.kind, "id": self.id, "actor": "producer" });
         if self.wish == Wish::Trash {
             message["with"] = json!(self.with);
             if let Some(retention) = &self.retention {
@@ -198,6 +218,7 @@ async fn by_library(land: &Land, asked: &Asked) -> &'static str {
             let trashed = bin.trash(&request).await;
             trashed.map(|trashed| land.ledger.acknowledge(trashed.tombstone.id.0, Acknowledged::Trashed))
         }
+        // a purge is asked for by message alone
         Wish::Restore | Wish::Purge => {
             let restored = bin.restore(&resource, IfChildrenLost::RestoreTheRest, &by()).await;
             restored.map(|restored| land.ledger.acknowledge(restored.tombstone.id.0, Acknowledged::Restored))
@@ -211,7 +232,7 @@ async fn by_library(land: &Land, asked: &Asked) -> &'static str {
 
 async fn by_http(land: &Land, to: std::net::SocketAddr, asked: &Asked) -> &'static str {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let verb = if asked.wish == Wish::Purge { "restore" } else { asked.wish.verb() };
+    let verb = asked.wish.verb();
     let mut body = json!({ "actor": "operator" });
     match asked.wish {
         Wish::Trash => {

@@ -1,6 +1,9 @@
 //! How long, how much and which: from the environment, which `scripts/faults` sets, or short and fixed.
 
+use std::fmt;
 use std::time::Duration;
+
+use crate::environment;
 
 /// What a campaign is given.
 #[derive(Debug, Clone, Copy)]
@@ -14,20 +17,20 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// `FAULTS_SEED`, `FAULTS_SECONDS` and `FAULTS_COUNT`.
-    ///
-    /// # Panics
-    /// One of them is no number.
+    /// See [`environment`].
     pub fn from_env() -> Settings {
         Settings {
-            seed: read("FAULTS_SEED").unwrap_or(20),
-            faults: Duration::from_secs(read("FAULTS_SECONDS").unwrap_or(60)),
-            datasets: read("FAULTS_COUNT").unwrap_or(60).try_into().expect("a machine with 64 bits"),
+            seed: environment::seed(20),
+            faults: Duration::from_secs(environment::seconds(60)),
+            datasets: environment::datasets(60).try_into().expect("a machine with 64 bits"),
         }
     }
 }
 
-fn read(name: &str) -> Option<u64> {
-    let text = std::env::var(name).ok()?;
-    Some(text.parse().unwrap_or_else(|_| panic!("{name} must be a whole number, not {text:?}")))
+/// The command that plays the same.
+impl fmt::Display for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Settings { seed, faults, datasets } = self;
+        write!(f, "scripts/faults --seed {seed} --duration {}s --count {datasets}", faults.as_secs())
+    }
 }

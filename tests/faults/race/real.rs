@@ -12,9 +12,9 @@ use reprieve::trash::{IfChildrenLost, TrashBin, TrashError, TrashRequest};
 use sqlx::postgres::PgPoolOptions;
 use uuid::Uuid;
 
+use super::SEED;
 use super::actors::{Isolation, Use, uses};
 use super::tally::{Outcome, Tally};
-use super::{SEED, from_env};
 use crate::support::heimdall::Shape;
 use crate::world::{Settings, World};
 
@@ -32,7 +32,7 @@ struct Field {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_guards_and_real_workers_no_committed_use_loses_its_dataset() {
-    let seed = from_env("FAULTS_SEED", SEED);
+    let seed = crate::environment::seed(SEED);
     println!("race, real: FAULTS_SEED={seed}");
     let world = World::new(Settings { batch_size: 2, ..Settings::default() }).await;
     let mut datasets = Vec::new();

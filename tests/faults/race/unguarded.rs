@@ -11,8 +11,9 @@ use reprieve::purge::SliceEnd;
 use sqlx::postgres::PgPoolOptions;
 use uuid::Uuid;
 
-use super::{MAP, from_env};
+use super::MAP;
 use crate::bench::Bench;
+use crate::environment;
 use crate::support::heimdall::{self, Model};
 
 #[tokio::test]
@@ -49,7 +50,7 @@ async fn without_guards_the_window_is_as_wide_as_the_claim_takes_from_its_questi
     let pool = PgPoolOptions::new().max_connections(8).connect(&url).await.expect("connects");
     heimdall::load(&pool).await;
     let bench = Arc::new(Bench::over_database(pool, &url, MAP, "", |_| ()).await);
-    let rounds = from_env("FAULTS_COUNT", 5_000) / 20;
+    let rounds = super::attempts() / 20;
     let narrow = meet(&bench, rounds, 1).await;
     bench
         .run(
@@ -105,7 +106,7 @@ impl std::fmt::Display for Met {
 
 /// Races one activation against one claim at a time, as close as chance brings them.
 async fn meet(bench: &Arc<Bench>, rounds: u64, stream: u64) -> Met {
-    let mut chance = StdRng::seed_from_u64(from_env("FAULTS_SEED", super::SEED) ^ stream);
+    let mut chance = StdRng::seed_from_u64(environment::seed(super::SEED) ^ stream);
     let mut met = Met { rounds, ..Met::default() };
     // the moment at which the two meet: later after a block, earlier after a purge
     let mut lead = Duration::from_millis(4);

@@ -28,7 +28,7 @@ struct Faults {
 
 #[tokio::test]
 async fn three_full_processes_stopped_and_killed_at_random_purge_each_dataset_once() {
-    let seed = super::super::race::from_env("FAULTS_SEED", SEED);
+    let seed = crate::environment::seed(SEED);
     println!("crowd: FAULTS_SEED={seed}");
     let settings = Settings { batch_size: 4, lease: "1s", redeliver_after: "2s", ..Settings::default() };
     let world = World::new(settings).await;

@@ -8,6 +8,7 @@ import datetime
 import json
 import os
 import pathlib
+import signal
 import statistics
 import sys
 
@@ -170,6 +171,8 @@ def main():
 
 
 if __name__ == "__main__":
+    # ended from outside, it still ends what it started
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))
     try:
         main()
     except Failed as failed:

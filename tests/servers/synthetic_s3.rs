@@ -4,13 +4,20 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use aws_sdk_s3::Client;
+use aws_sdk_s3::config::retry::RetryConfig;
 use aws_sdk_s3::types::{BucketVersioningStatus, Delete, EncodingType, ObjectIdentifier};
 
 use crate::support::seaweedfs;
-use crate::support::synthetic_s3::{Options, Rule, SyntheticS3};
+use crate::support::synthetic_s3::{Faults, Names, Options, Rule, SyntheticS3};
+use crate::support::{SOON, wait_until};
 
 fn client(server: &SyntheticS3) -> Client {
     seaweedfs::client(&server.endpoint(), "anybody", "anything")
+}
+
+/// A client that sends each request once.
+fn hasty_client(server: &SyntheticS3) -> Client {
+    Client::from_conf(client(server).config().to_builder().retry_config(RetryConfig::disabled()).build())
 }
 
 async fn delete(client: &Client, keys: &[String]) -> Result<usize, Option<String>> {
@@ -117,6 +124,93 @@ async fn it_refuses_what_s3_refuses_and_counts_what_it_is_asked() {
     let versions = client.list_object_versions().bucket("b").prefix("a/").max_keys(5).send().await.expect("listed");
     assert_eq!((versions.versions().len(), versions.is_truncated()), (5, Some(true)));
     assert!(versions.versions().iter().all(|version| version.version_id() == Some("null")));
+}
+
+#[tokio::test]
+async fn keys_of_every_shape_are_listed_in_order_and_found_again() {
+    for names in [Names::Padded, Names::Hex, Names::Recordings { receivers: 5 }, Names::Recordings { receivers: 1 }] {
+        let server = SyntheticS3::start(Options::default());
+        let client = client(&server);
+        let rule = Rule { names, ..Rule::new("a/", 2_345) };
+        let all: Vec<String> = rule.keys().collect();
+        server.add("b", rule);
+        assert!(all.is_sorted_by(|a, b| a < b), "{names:?}");
+        assert_eq!(keys(&client, "a/", 1000).await, all, "{names:?}");
+        // a page may begin at any key, deleted or not, and between keys
+        let beyond = [all[1_200].clone(), format!("{}!", all[1_200]), all[1_201].trim_end_matches("npy").to_owned()];
+        assert_eq!(delete(&client, &all[..2_000]).await, Err(Some("MalformedXML".to_owned())));
+        assert_eq!(delete(&client, &all[1_000..1_400]).await, Ok(400));
+        for after in beyond {
+            let page = client.list_objects_v2().bucket("b").prefix("a/").start_after(&after).max_keys(3).send().await;
+            let page = page.expect("listed");
+            let shown: Vec<_> = page.contents().iter().filter_map(|object| object.key()).collect();
+            assert_eq!(shown, all[1_400..1_403], "{names:?} after {after}");
+        }
+        assert_eq!(server.left("b", "a/"), 1_945);
+        for almost in ["a/00.npy", "a/01/RX_000.npy", "a/1/RX_7.npy", "a/000009999.npy", "a/ffffffffffffffff.npy"] {
+            delete(&client, &[almost.to_owned()]).await.expect("as on S3");
+        }
+        assert_eq!(server.counts().strangers.lock().expect("no panic").len(), 5, "{names:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_directory_for_each_sample_is_one_common_prefix() {
+    let server = SyntheticS3::start(Options::default());
+    let client = client(&server);
+    server.add("b", Rule { names: Names::Recordings { receivers: 5 }, ..Rule::new("a/", 60) });
+    let request = client.list_objects_v2().bucket("b").prefix("a/").delimiter("/").max_keys(5);
+    let mut pages = request.into_paginator().send();
+    let mut samples = Vec::new();
+    while let Some(page) = pages.next().await {
+        let page = page.expect("listed");
+        samples.extend(page.common_prefixes().iter().filter_map(|common| common.prefix().map(ToOwned::to_owned)));
+    }
+    let as_text = ["0", "1", "10", "11", "2", "3", "4", "5", "6", "7", "8", "9"].map(|sample| format!("a/{sample}/"));
+    assert_eq!(samples, as_text);
+}
+
+#[tokio::test]
+async fn what_is_refused_is_not_done_and_what_is_cut_is() {
+    let with = |faults| SyntheticS3::start(Options { faults, ..Options::default() });
+    let keys: Vec<String> = Rule::new("a/", 1_000).keys().collect();
+    let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+
+    let server = with(Faults { unavailable: 1.0, ..Faults::default() });
+    server.add("b", Rule::new("a/", 1_000));
+    assert_eq!(delete(&hasty_client(&server), &keys).await, Err(Some("ServiceUnavailable".to_owned())));
+    assert_eq!((server.left_in("b"), count(&server.counts().refused)), (1_000, 1));
+
+    let server = with(Faults { cut: 1.0, ..Faults::default() });
+    server.add("b", Rule::new("a/", 1_000));
+    assert_eq!(delete(&hasty_client(&server), &keys).await, Err(None), "no answer, no code");
+    assert_eq!((server.left_in("b"), count(&server.counts().cut)), (0, 1));
+
+    let mut left = Vec::new();
+    for _ in 0..2 {
+        let server = with(Faults { seed: 3, key_errors: 0.5, ..Faults::default() });
+        server.add("b", Rule::new("a/", 1_000));
+        let deleted = delete(&hasty_client(&server), &keys).await.expect("a 200");
+        assert_eq!(server.left_in("b") + deleted as u64, 1_000);
+        assert_eq!(count(&server.counts().failed_keys), server.left_in("b"));
+        left.push(server.left_in("b"));
+    }
+    assert!(left[0] == left[1] && (400..600).contains(&left[0]), "half of them, the same each time: {left:?}");
+}
+
+#[tokio::test]
+async fn it_grants_as_many_keys_a_second_as_it_may_and_refuses_the_rest_whole() {
+    let server = SyntheticS3::start(Options { keys_a_second: Some(10), ..Options::default() });
+    let client = hasty_client(&server);
+    server.add("b", Rule::new("a/", 100));
+    let keys: Vec<String> = Rule::new("a/", 100).keys().collect();
+    let began = Instant::now();
+    assert_eq!(delete(&client, &keys[..11]).await, Err(Some("SlowDown".to_owned())), "more than there ever is");
+    assert_eq!((server.left_in("b"), server.counts().throttled.load(Ordering::Relaxed)), (100, 1));
+    assert_eq!(delete(&client, &keys[..10]).await, Ok(10), "a second's worth at once");
+    wait_until("another second's worth", SOON, async || delete(&client, &keys[10..20]).await.is_ok()).await;
+    assert!(began.elapsed() >= Duration::from_millis(990), "{:?}", began.elapsed());
+    assert_eq!(server.left_in("b"), 80);
 }
 
 /// One request on an open connection; what the answer's body says.

@@ -1,16 +1,17 @@
 //! A synthetic S3: a store of objects that nobody wrote, for tests and benchmarks with millions of them.
 //!
 //! A [`Rule`] says which keys lie below a prefix, and a bitmap which of them are deleted; there is no body, no signature
-//! check and no versioning. It answers as fast as one core formats XML, or after a fixed latency, and counts
-//! what it is asked. Invariant: what a listing shows exists at that moment, and a deleted key never comes back.
+//! check and no versioning. It answers as fast as one core formats XML, or after a fixed latency, fails or throttles as
+//! often as it is told to, and counts what it is asked. Invariant: what a listing shows exists at that moment, and a deleted key never comes back.
 //!
 //! It is strict where a client could do harm: a DeleteObjects of more than 1000 keys is refused, and a delete of a key
 //! that no rule knows succeeds, as on S3, but is kept in [`Counts::strangers`].
 
+mod names;
 mod objects;
+mod trouble;
 mod wire;
 
-use std::convert::Infallible;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
@@ -25,8 +26,11 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
+pub use self::names::Names;
 pub use self::objects::Rule;
 use self::objects::{Buckets, Found};
+pub use self::trouble::Faults;
+use self::trouble::{Fate, Trouble};
 use self::wire::{Listing, Query, Refusal};
 
 /// Keys of one DeleteObjects, as on S3.
@@ -45,11 +49,14 @@ pub struct Options {
     pub latency: Duration,
     /// Threads that answer.
     pub threads: usize,
+    pub faults: Faults,
+    /// Deletes above this are refused with SlowDown; a second's worth may come at once.
+    pub keys_a_second: Option<u32>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { latency: Duration::ZERO, threads: 1 }
+        Options { latency: Duration::ZERO, threads: 1, faults: Faults::default(), keys_a_second: None }
     }
 }
 
@@ -60,8 +67,14 @@ pub struct Counts {
     pub batch_deletes: AtomicU64,
     pub single_deletes: AtomicU64,
     pub others: AtomicU64,
-    /// Requests that it refused.
+    /// Requests that it refused, throttled ones and random faults among them.
     pub refused: AtomicU64,
+    /// Requests that it refused with SlowDown: they came faster than the limit.
+    pub throttled: AtomicU64,
+    /// Requests that it carried out and did not answer.
+    pub cut: AtomicU64,
+    /// Keys that it failed to delete on purpose.
+    pub failed_keys: AtomicU64,
     /// Keys of all listings.
     pub listed_keys: AtomicU64,
     /// Keys that existed until they were deleted.
@@ -109,8 +122,14 @@ pub struct SyntheticS3 {
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
+/// A request whose connection is closed instead of an answer.
+#[derive(Debug, thiserror::Error)]
+#[error("the connection is cut on purpose")]
+struct Cut;
+
 struct Shared {
     options: Options,
+    trouble: Trouble,
     buckets: RwLock<Buckets>,
     counts: Counts,
 }
@@ -118,7 +137,8 @@ struct Shared {
 impl SyntheticS3 {
     /// Listens, with no bucket yet.
     pub fn start(options: Options) -> SyntheticS3 {
-        let shared = Arc::new(Shared { options, buckets: RwLock::default(), counts: Counts::default() });
+        let trouble = Trouble::new(options.faults, options.keys_a_second);
+        let shared = Arc::new(Shared { options, trouble, buckets: RwLock::default(), counts: Counts::default() });
         let stop = CancellationToken::new();
         let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port is free");
         listener.set_nonblocking(true).expect("our own socket");
@@ -185,7 +205,7 @@ async fn serve(stream: TcpStream, shared: Arc<Shared>) {
     let _ = stream.set_nodelay(true);
     let handler = service_fn(|request| {
         let shared = Arc::clone(&shared);
-        async move { Ok::<_, Infallible>(shared.answer(request).await) }
+        async move { shared.answer(request).await }
     });
     let connection = http1::Builder::new().timer(TokioTimer::new()).serve_connection(TokioIo::new(stream), handler);
     // a client may close its connection whenever it likes
@@ -193,18 +213,31 @@ async fn serve(stream: TcpStream, shared: Arc<Shared>) {
 }
 
 impl Shared {
-    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+    /// An error closes the connection.
+    async fn answer(&self, request: Request<Incoming>) -> Result<Response<Body>, Cut> {
         let running = self.counts.running.fetch_add(1, Ordering::Relaxed) + 1;
         self.counts.peak.fetch_max(running, Ordering::Relaxed);
         if !self.options.latency.is_zero() {
             tokio::time::sleep(self.options.latency).await;
         }
-        let answer = self.carry_out(request).await.unwrap_or_else(|refusal| {
+        let fate = self.trouble.fate();
+        let answer = match fate {
+            Fate::Unavailable => {
+                // read, or the connection would have to be closed
+                let _ = body::to_bytes(Body::new(request.into_body()), MOST_BYTES).await;
+                Err(Refusal::unavailable())
+            }
+            Fate::Answered | Fate::Cut => self.carry_out(request).await,
+        };
+        self.counts.running.fetch_sub(1, Ordering::Relaxed);
+        if fate == Fate::Cut {
+            Counts::add(&self.counts.cut, 1);
+            return Err(Cut);
+        }
+        Ok(answer.unwrap_or_else(|refusal| {
             Counts::add(&self.counts.refused, 1);
             xml(refusal.status, refusal.body())
-        });
-        self.counts.running.fetch_sub(1, Ordering::Relaxed);
-        answer
+        }))
     }
 
     async fn carry_out(&self, request: Request<Incoming>) -> Result<Response<Body>, Refusal> {
@@ -214,7 +247,7 @@ impl Shared {
         let body = body::to_bytes(Body::new(incoming), MOST_BYTES).await.map_err(|_| Refusal::malformed("too long"))?;
         match (parts.method, key.is_empty()) {
             (Method::POST, true) if query.has("delete") => self.delete_objects(&bucket, &body),
-            (Method::DELETE, false) => Ok(self.delete_object(&bucket, &key)),
+            (Method::DELETE, false) => self.delete_object(&bucket, &key),
             (Method::GET, true) if bucket.is_empty() => self.other(wire::buckets(&self.read().names())),
             (Method::GET, true) => self.get_bucket(&bucket, &query),
             (Method::HEAD, true) => self.exists(&bucket).and_then(|()| self.other(String::new())),
@@ -250,22 +283,37 @@ impl Shared {
             return Err(Refusal::malformed("more than 1000 keys"));
         }
         self.exists(bucket)?;
+        self.admit(asked.keys.len())?;
+        let failing = self.trouble.failing(asked.keys.len());
         {
             let buckets = self.read();
-            for key in &asked.keys {
-                self.counts.deleted(buckets.delete(bucket, key), key);
+            for (key, fails) in asked.keys.iter().zip(&failing) {
+                if *fails {
+                    Counts::add(&self.counts.failed_keys, 1);
+                } else {
+                    self.counts.deleted(buckets.delete(bucket, key), key);
+                }
             }
         }
         Counts::add(&self.counts.batch_deletes, 1);
-        Ok(xml(StatusCode::OK, asked.answer()))
+        Ok(xml(StatusCode::OK, asked.answer(&failing)))
     }
 
-    fn delete_object(&self, bucket: &str, key: &str) -> Response<Body> {
+    fn delete_object(&self, bucket: &str, key: &str) -> Result<Response<Body>, Refusal> {
+        self.admit(1)?;
         self.counts.deleted(self.read().delete(bucket, key), key);
         Counts::add(&self.counts.single_deletes, 1);
         let mut answer = Response::new(Body::empty());
         *answer.status_mut() = StatusCode::NO_CONTENT;
-        answer
+        Ok(answer)
+    }
+
+    fn admit(&self, keys: usize) -> Result<(), Refusal> {
+        if self.trouble.admits(keys) {
+            return Ok(());
+        }
+        Counts::add(&self.counts.throttled, 1);
+        Err(Refusal::slow_down())
     }
 
     fn other(&self, body: String) -> Result<Response<Body>, Refusal> {

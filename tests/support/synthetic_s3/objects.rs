@@ -4,16 +4,18 @@
 //! order of the rules is the order of the keys.
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
 use std::ops::Bound;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// The objects below a prefix: `{prefix}{before}{number}{after}` for each number below `count`, with leading zeros.
+use super::names::Names;
+
+/// The objects below a prefix: `{prefix}{before}{name}{after}` for each number below `count`.
 #[derive(Debug, Clone)]
 pub struct Rule {
     pub prefix: String,
     pub before: String,
     pub after: String,
+    pub names: Names,
     pub count: u64,
     /// Of each.
     pub bytes: u64,
@@ -22,12 +24,42 @@ pub struct Rule {
 impl Rule {
     /// Objects such as `{prefix}000000017.npy`, of 80 bytes.
     pub fn new(prefix: impl Into<String>, count: u64) -> Rule {
-        Rule { prefix: prefix.into(), before: String::new(), after: ".npy".into(), count, bytes: 80 }
+        Rule {
+            prefix: prefix.into(),
+            before: String::new(),
+            after: ".npy".into(),
+            names: Names::Padded,
+            count,
+            bytes: 80,
+        }
     }
 }
 
-/// Digits of a number in a key.
-const DIGITS: usize = 9;
+impl Rule {
+    /// Every key, in order.
+    pub fn keys(&self) -> impl Iterator<Item = String> {
+        (0..self.count).map(|number| self.key(number))
+    }
+
+    fn key(&self, number: u64) -> String {
+        let Rule { prefix, before, after, names, count, .. } = self;
+        let mut key = String::with_capacity(prefix.len() + before.len() + LONGEST_NAME + after.len());
+        key.push_str(prefix);
+        key.push_str(before);
+        names.write(number, *count, &mut key);
+        key.push_str(after);
+        key
+    }
+
+    fn number(&self, key: &str) -> Option<u64> {
+        let rest = key.strip_prefix(self.prefix.as_str())?.strip_prefix(self.before.as_str())?;
+        let name = rest.strip_suffix(self.after.as_str())?;
+        self.names.number(name, self.count)
+    }
+}
+
+/// The longest name there is, for one allocation a key.
+const LONGEST_NAME: usize = 24;
 
 /// What became of a key that was to be deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,26 +99,9 @@ struct Objects {
 
 impl Objects {
     fn new(rule: Rule) -> Self {
-        assert!(rule.count < 10_u64.pow(DIGITS as u32), "more numbers than digits");
+        assert!(rule.names.hold(rule.count), "more numbers than names");
         let words = rule.count.div_ceil(64);
         Objects { gone: (0..words).map(|_| AtomicU64::new(0)).collect(), left: AtomicU64::new(rule.count), rule }
-    }
-
-    fn key(&self, number: u64) -> String {
-        let Rule { prefix, before, after, .. } = &self.rule;
-        let mut key = String::with_capacity(prefix.len() + before.len() + DIGITS + after.len());
-        key.push_str(prefix);
-        key.push_str(before);
-        let _ = write!(key, "{number:0DIGITS$}");
-        key.push_str(after);
-        key
-    }
-
-    fn number(&self, key: &str) -> Option<u64> {
-        let rest = key.strip_prefix(self.rule.prefix.as_str())?.strip_prefix(self.rule.before.as_str())?;
-        let digits = rest.strip_suffix(self.rule.after.as_str())?;
-        let plain = digits.len() == DIGITS && digits.bytes().all(|byte| byte.is_ascii_digit());
-        digits.parse().ok().filter(|number| plain && *number < self.rule.count)
     }
 
     /// The first number whose key is beyond `after`.
@@ -94,13 +109,13 @@ impl Objects {
         if after < self.rule.prefix.as_str() {
             return 0;
         }
-        if let Some(number) = self.number(after) {
+        if let Some(number) = self.rule.number(after) {
             return number + 1;
         }
         let (mut low, mut high) = (0, self.rule.count);
         while low < high {
             let middle = low + (high - low) / 2;
-            if self.key(middle).as_str() > after { high = middle } else { low = middle + 1 }
+            if self.rule.key(middle).as_str() > after { high = middle } else { low = middle + 1 }
         }
         low
     }
@@ -168,7 +183,7 @@ impl Buckets {
         let rules = self.0.get(bucket);
         let nearest =
             rules.and_then(|rules| rules.range::<str, _>((Bound::Unbounded, Bound::Included(key))).next_back());
-        let known = nearest.and_then(|(_, objects)| objects.number(key).map(|number| objects.delete(number)));
+        let known = nearest.and_then(|(_, objects)| objects.rule.number(key).map(|number| objects.delete(number)));
         known.unwrap_or(Found::Stranger)
     }
 
@@ -199,11 +214,11 @@ impl Objects {
         let mut number = self.first_beyond(range.after);
         if range.prefix > self.rule.prefix.as_str() {
             // keys that begin with the prefix are beyond it, or it
-            let least = self.number(range.prefix).unwrap_or_else(|| self.first_beyond(range.prefix));
+            let least = self.rule.number(range.prefix).unwrap_or_else(|| self.first_beyond(range.prefix));
             number = number.max(least);
         }
         while let Some(next) = self.next_left(number) {
-            let key = self.key(next);
+            let key = self.rule.key(next);
             if !key.starts_with(range.prefix) {
                 return false;
             }

@@ -42,6 +42,14 @@ impl Refusal {
         Refusal::new(StatusCode::NOT_FOUND, "ObjectLockConfigurationNotFoundError", "no object lock")
     }
 
+    pub(super) fn unavailable() -> Self {
+        Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable", "Please try again")
+    }
+
+    pub(super) fn slow_down() -> Self {
+        Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "SlowDown", "Please reduce your request rate")
+    }
+
     pub(super) fn not_implemented(what: &str) -> Self {
         Refusal::new(StatusCode::NOT_IMPLEMENTED, "NotImplemented", what)
     }
@@ -215,18 +223,23 @@ pub(super) struct ToDelete {
 }
 
 impl ToDelete {
-    pub(super) fn answer(&self) -> String {
+    /// An error for each that fails, and what was deleted unless it was to be quiet.
+    pub(super) fn answer(&self, failing: &[bool]) -> String {
         let mut xml = String::with_capacity(256 + self.keys.iter().map(|key| key.len() + 40).sum::<usize>());
         xml.push_str("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n");
         xml.push_str("<DeleteResult xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\">");
-        for key in self.keys.iter().filter(|_| !self.quiet) {
-            xml.push_str("<Deleted><Key>");
+        for (key, fails) in self.keys.iter().zip(failing) {
+            if self.quiet && !fails {
+                continue;
+            }
+            xml.push_str(if *fails { "<Error><Key>" } else { "<Deleted><Key>" });
             if is_plain(key) {
                 xml.push_str(key)
             } else {
                 xml.push_str(&escaped(key))
             }
-            xml.push_str("</Key></Deleted>");
+            let failed = "</Key><Code>InternalError</Code><Message>We encountered an internal error.</Message></Error>";
+            xml.push_str(if *fails { failed } else { "</Key></Deleted>" });
         }
         xml.push_str("</DeleteResult>");
         xml

@@ -42,7 +42,7 @@ pub(super) enum Rows {
 enum Chunk {
     /// The last rows that there were.
     Last(u64),
-    /// As many as fit, or all but those that somebody was just changing.
+    /// As many as fit, or all but what somebody was just changing.
     Some(u64),
 }
 
@@ -86,18 +86,23 @@ impl Purger {
 
     /// Deletes up to a chunk of rows, table after table, as the map has them: children first.
     async fn delete_chunk(&self, tx: &mut Tx, kind: &ResourceKind, tombstone: &Tombstone) -> Result<Chunk, StoreError> {
-        let mut room = u64::from(self.config.row_chunk);
+        let (id, chunk) = (&tombstone.resource.id, u64::from(self.config.row_chunk));
         let mut deleted = 0;
-        for rows in &kind.rows {
-            let some = platform::delete_child_rows(&mut *tx, kind, rows, &tombstone.resource.id, room).await?;
-            deleted += some.deleted;
-            room = room.saturating_sub(some.deleted);
-            if !some.were_all {
-                return Ok(Chunk::Some(deleted));
+        let mut tables: Vec<_> = kind.rows.iter().collect();
+        loop {
+            tables = platform::tables_with_rows(&mut *tx, kind, id, tables).await?;
+            if tables.is_empty() {
+                return Ok(Chunk::Last(deleted));
             }
-            failpoint::at("rows.table_done");
+            for rows in &tables {
+                let gone = platform::delete_child_rows(&mut *tx, kind, rows, id, chunk - deleted).await?;
+                deleted += gone;
+                if gone == 0 || deleted >= chunk {
+                    return Ok(Chunk::Some(deleted));
+                }
+                failpoint::at("rows.table_done");
+            }
         }
-        Ok(Chunk::Last(deleted))
     }
 
     /// A row that was gone at the point of no return and is there now is another's, who took the id again: nothing of

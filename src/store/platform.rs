@@ -272,18 +272,30 @@ pub(super) fn text_sql(sql: &Sql) -> String {
     format!("select q.value::text from (\n{}\n) as q(value)", sql.as_str())
 }
 
-/// Child rows that went.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Deleted {
-    /// How many.
-    pub deleted: u64,
-    /// Whether they were all that there were. Not so where more were found than fit, nor where somebody was just
-    /// changing one, which then is passed over.
-    pub were_all: bool,
+/// Which of a kind's `tables` have child rows of a resource, in their order.
+///
+/// # Errors
+/// A table or column is not as the map says.
+pub async fn tables_with_rows<'k>(
+    conn: &mut PgConnection,
+    kind: &ResourceKind,
+    id: &ResourceId,
+    tables: Vec<&'k ChildRows>,
+) -> Result<Vec<&'k ChildRows>, StoreError> {
+    if tables.is_empty() {
+        return Ok(tables);
+    }
+    let each = tables.iter().map(|rows| format!("exists (select from {} where {} = $1)", rows.table, rows.column));
+    let sql = format!("select array[{}]", each.collect::<Vec<_>>().join(", "));
+    let found = bind_id(query(sql), kind.id_type, id)?.fetch_one(conn).await;
+    let what = || format!("looking for child rows of kind {}", kind.kind);
+    let found: Vec<bool> = found.map_err(|error| StoreError::of_platform(error, what))?.try_get(0)?;
+    Ok(tables.into_iter().zip(found).filter_map(|(rows, has_some)| has_some.then_some(rows)).collect())
 }
 
-/// Deletes up to `limit` child rows. By `ctid`, the fastest way at scale; the column is compared again, since a `ctid` is
-/// unique within one partition alone (where more rows than were found may go, and the caller asks again).
+/// Deletes up to `limit` child rows and says how many went. By `ctid`, the fastest way at scale; the column is
+/// compared again, since a `ctid` is unique within one partition alone. A row that somebody is just changing is passed
+/// over, so fewer than `limit` does not mean that none is left.
 ///
 /// # Errors
 /// The platform's table refused it.
@@ -293,19 +305,16 @@ pub async fn delete_child_rows(
     rows: &ChildRows,
     id: &ResourceId,
     limit: u64,
-) -> Result<Deleted, StoreError> {
+) -> Result<u64, StoreError> {
     let (table, column) = (&rows.table, &rows.column);
     let sql = format!(
-        "with found as materialized (select ctid as place from {table} where {column} = $1 limit $2),
-              gone as (delete from {table} where {column} = $1 and ctid = any (array(select place from found)) returning 1)
-         select (select count(*) from found), (select count(*) from gone)"
+        "delete from {table} where {column} = $1
+         and ctid = any (array(select ctid from {table} where {column} = $1 limit $2))"
     );
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    let done = bind_id(query(sql), kind.id_type, id)?.bind(limit).fetch_one(conn).await;
+    let done = bind_id(query(sql), kind.id_type, id)?.bind(limit).execute(conn).await;
     let what = || format!("deleting child rows from {table} of kind {}", kind.kind);
-    let row = done.map_err(|error| StoreError::of_platform(error, what))?;
-    let (found, deleted): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
-    Ok(Deleted { deleted: u64::try_from(deleted).unwrap_or(0), were_all: found < limit && found == deleted })
+    Ok(done.map_err(|error| StoreError::of_platform(error, what))?.rows_affected())
 }
 
 /// Deletes the resource's own row; 0 where the platform has removed it already.

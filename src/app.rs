@@ -12,6 +12,7 @@ use crate::{
     http,
     intake::Intake,
     objects::{
+        flow::Flow,
         s3::{S3Credentials, S3Settings, S3Store, VersionsPolicy},
         stores::{NamedStore, Stores},
     },
@@ -123,7 +124,7 @@ impl App {
         for (name, store) in &config.stores {
             let objects = Arc::new(S3Store::new(&s3_settings(store)).await);
             let (batch_size, buckets, address) = (store.batch_size, store.buckets.clone(), store.address());
-            let named = NamedStore { objects, batch_size, buckets, address };
+            let named = NamedStore { objects, batch_size, buckets, address, flow: Flow::new(store.ceiling) };
             stores.push((name.clone(), named));
         }
         let trash = TrashBin::new(store.clone(), &config);

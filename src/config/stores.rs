@@ -2,12 +2,15 @@
 //!
 //! Invariant: no bucket that is not listed here is ever asked for anything.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, num::NonZeroU32, time::Duration};
 
 use secrecy::SecretString;
 
 use super::reader::Reader;
-use crate::{domain::location::StoreName, objects::MAX_BATCH};
+use crate::{
+    domain::location::StoreName,
+    objects::{MAX_BATCH, flow::Ceiling},
+};
 
 /// One store.
 #[derive(Debug, Clone)]
@@ -24,6 +27,8 @@ pub struct StoreConfig {
     pub buckets: Vec<String>,
     /// Keys in one DeleteObjects request, 1 to 1000.
     pub batch_size: usize,
+    /// What is asked of each bucket at most, by one process.
+    pub ceiling: Ceiling,
     /// Whether old versions and delete markers go too.
     pub all_versions: bool,
     /// To connect.
@@ -52,6 +57,10 @@ pub struct Credentials {
     /// The session token of temporary credentials.
     pub session_token: Option<SecretString>,
 }
+
+/// Delete requests in flight to one bucket. A bare client reached its best on SeaweedFS with 16.
+const CONCURRENCY: NonZeroU32 = NonZeroU32::MIN.saturating_add(15);
+const MOST_CONCURRENCY: NonZeroU32 = NonZeroU32::MIN.saturating_add(255);
 
 const fn seconds(n: u64) -> Duration {
     Duration::from_secs(n)
@@ -108,6 +117,12 @@ fn read_store(section: Reader<'_>) -> StoreConfig {
     }
     let path_style = section.flag("path_style", endpoint.is_some());
     let batch_size = section.count("batch_size", MAX_BATCH, 1..=MAX_BATCH);
+    let ceiling = Ceiling {
+        concurrency: section.count("concurrency", CONCURRENCY, NonZeroU32::MIN..=MOST_CONCURRENCY),
+        objects_per_second: section.parsed("max_objects_per_second", |raw| {
+            raw.parse().map_err(|_| format!("{raw:?} is not a whole number from 1 to {}", u32::MAX))
+        }),
+    };
     let all_versions = section
         .parsed("versions", |raw| match raw {
             "all" => Ok(true),
@@ -131,6 +146,7 @@ fn read_store(section: Reader<'_>) -> StoreConfig {
         path_style,
         buckets,
         batch_size,
+        ceiling,
         all_versions,
         connect_timeout,
         attempt_timeout,

@@ -46,6 +46,26 @@ impl Progress {
         }
     }
 
+    /// Counts listed objects that were found gone.
+    pub fn count_absent(&mut self, objects: u64, bytes: u64) {
+        self.objects_listed += objects;
+        self.objects_absent += objects;
+        self.bytes_freed += bytes;
+    }
+
+    /// What was counted since then.
+    pub fn since(&self, then: &Self) -> Self {
+        Self {
+            objects_listed: self.objects_listed - then.objects_listed,
+            objects_deleted: self.objects_deleted - then.objects_deleted,
+            objects_absent: self.objects_absent - then.objects_absent,
+            objects_failed: self.objects_failed - then.objects_failed,
+            objects_unknown: self.objects_unknown - then.objects_unknown,
+            bytes_freed: self.bytes_freed - then.bytes_freed,
+            rows_deleted: self.rows_deleted - then.rows_deleted,
+        }
+    }
+
     /// A new pass lists anew: what failed or stayed unknown will be seen and counted again.
     pub fn begin_pass(&mut self) {
         self.objects_listed -= self.objects_failed + self.objects_unknown;

@@ -5,6 +5,7 @@
 
 pub(crate) mod error;
 pub mod faulty;
+pub mod flow;
 pub mod memory;
 pub mod s3;
 pub mod stores;
@@ -25,6 +26,13 @@ pub struct ObjectEntry {
     pub object: ObjectRef,
     /// Bytes; 0 for a delete marker.
     pub size: u64,
+}
+
+impl ObjectEntry {
+    /// Where a listing goes on after it.
+    pub fn cursor(&self) -> Cursor {
+        Cursor { key: self.object.key.clone(), version: self.object.version.clone() }
+    }
 }
 
 /// Where a listing goes on: the last entry that has been seen, which may have been deleted since. Holds in another

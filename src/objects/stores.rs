@@ -6,7 +6,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::ObjectStore;
+use super::{ObjectStore, flow::Flow};
 use crate::domain::location::{Location, StoreName};
 
 /// A store and what the configuration says of it.
@@ -20,6 +20,8 @@ pub struct NamedStore {
     pub buckets: Vec<String>,
     /// Where it is: its endpoint, or `aws/REGION`.
     pub address: String,
+    /// How much is asked of it at a time.
+    pub flow: Flow,
 }
 
 /// A location that the configuration does not lead to (any more). Only somebody's help can mend it.
@@ -90,8 +92,13 @@ impl Stores {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU32;
+
     use super::*;
-    use crate::{domain::location::Prefix, objects::memory::MemoryStore};
+    use crate::{
+        domain::location::Prefix,
+        objects::{flow::Ceiling, memory::MemoryStore},
+    };
 
     fn place(store: &str, bucket: &str, address: &str) -> Location {
         let (store, prefix) = (StoreName::parse(store).unwrap(), Prefix::parse("a/1/").unwrap());
@@ -102,7 +109,9 @@ mod tests {
     fn only_what_the_configuration_still_leads_to_is_reached() {
         let main = StoreName::parse("main").unwrap();
         let objects = Arc::new(MemoryStore::new());
-        let named = NamedStore { objects, batch_size: 1, buckets: vec!["listed".into()], address: "http://a".into() };
+        let ceiling = Ceiling { concurrency: NonZeroU32::MIN, objects_per_second: None };
+        let (buckets, address, flow) = (vec!["listed".into()], "http://a".into(), Flow::new(ceiling));
+        let named = NamedStore { objects, batch_size: 1, buckets, address, flow };
         let stores = Stores::new([(main.clone(), named)]);
         let at = |place: &Location| stores.at(place).map(|_| ());
         assert_eq!(at(&place("main", "listed", "http://a")), Ok(()));

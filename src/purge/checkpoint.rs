@@ -1,12 +1,13 @@
 //! Where a purge goes on after this delivery, this process or this machine.
 //!
-//! Invariant: a batch is written down before it is sent. Whoever resumes sends it again (deleting twice is deleting
-//! once) and counts it then, so every object is counted exactly once, whenever a worker died.
+//! Invariant: what is sent is written down before: how many objects of which range of keys, or, where a store lists in
+//! another order, which objects. So every object is counted exactly once, whenever a worker died.
 
 use serde::{Deserialize, Serialize};
 
+use super::empty::range::Range;
 use crate::{
-    domain::outcome::{FailureClass, KeyFailure, ObjectRef},
+    domain::outcome::{FailureClass, KeyFailure, KeyOutcome, ObjectRef},
     objects::{Cursor, ObjectEntry},
 };
 
@@ -18,11 +19,23 @@ const MOST_REASONS: usize = 20;
 pub(super) struct Checkpoint {
     /// Which of the tombstone's locations.
     pub(super) location: usize,
-    /// The last entry there that is settled.
+    /// What is left to list there; nothing: all of it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) ranges: Vec<Range>,
+    /// Whether several ranges of it were listed, and one listing of the whole goes over it now.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(super) is_swept: bool,
+    /// Whether its store was found to list in another order than that of the keys. Then nothing goes by ranges.
+    #[serde(default, skip_serializing_if = "is_false")]
+    is_careful: bool,
+    /// The last entry that is settled, where nothing goes by ranges.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) after: Option<Cursor>,
-    /// The batch that was sent, or was about to be.
+    /// The batch that was sent, or was about to be, where nothing goes by ranges.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) in_hand: Vec<Entry>,
     /// What the pass has left behind so far.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) leftovers: Vec<Leftover>,
 }
 
@@ -69,7 +82,37 @@ pub(super) enum Staying<'a> {
 impl Checkpoint {
     /// Whether a pass begins here.
     pub(super) fn is_fresh(&self) -> bool {
-        *self == Self::default()
+        *self == self.anew()
+    }
+
+    /// A pass from the beginning, after one that has come to `self`.
+    pub(super) fn anew(&self) -> Self {
+        Self { is_careful: self.is_careful, ..Self::default() }
+    }
+
+    /// On to the next location.
+    pub(super) fn next_location(&mut self) {
+        let leftovers = std::mem::take(&mut self.leftovers);
+        *self = Self { location: self.location + 1, leftovers, ..self.anew() };
+    }
+
+    /// Goes over the location once more, in one listing.
+    pub(super) fn sweep(&mut self) {
+        self.ranges = Vec::new();
+        self.is_swept = true;
+    }
+
+    /// Whether to go one batch at a time.
+    pub(super) fn is_careful(&self) -> bool {
+        self.is_careful || !self.in_hand.is_empty()
+    }
+
+    /// Goes over the location again, one batch at a time, unless something stays behind there: that would be counted
+    /// again, and the next pass is for it.
+    pub(super) fn go_carefully(&mut self) {
+        let leftovers = std::mem::take(&mut self.leftovers);
+        let location = self.location + usize::from(!leftovers.is_empty());
+        *self = Self { location, leftovers, is_careful: true, ..Self::default() };
     }
 
     /// Notes an object that stays behind.
@@ -107,6 +150,23 @@ impl Checkpoint {
         });
         each.collect::<Vec<_>>().join("; ")
     }
+}
+
+impl<'a> Staying<'a> {
+    /// Why an object with this outcome stays behind; `None`: it is gone.
+    pub(super) fn of(outcome: &'a KeyOutcome, lost_answer: Option<&'a KeyFailure>) -> Option<Self> {
+        match (outcome, lost_answer) {
+            (KeyOutcome::Deleted | KeyOutcome::AlreadyAbsent, _) => None,
+            (KeyOutcome::Failed(why), _) => Some(Self::Failed(why)),
+            (KeyOutcome::Unknown, Some(why)) => Some(Self::Unanswered(why)),
+            (KeyOutcome::Unknown, None) => Some(Self::Unmentioned),
+        }
+    }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_false(flag: &bool) -> bool {
+    !*flag
 }
 
 impl From<&ObjectEntry> for Entry {

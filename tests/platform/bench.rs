@@ -9,6 +9,7 @@ use reprieve::domain::location::StoreName;
 use reprieve::domain::state::State;
 use reprieve::domain::tombstone::{Provenance, Tombstone};
 use reprieve::objects::Versioning;
+use reprieve::objects::flow::Flow;
 use reprieve::objects::memory::MemoryStore;
 use reprieve::objects::stores::{NamedStore, Stores};
 use reprieve::purge::{Budget, Purger, SliceEnd};
@@ -83,18 +84,20 @@ kind = "dataset"
 query = "select id from heimdall.synthetic_datasets where created_by_job_id = $1"
 "#;
 
-/// Back-offs of an hour, so that what waits is seen to wait; a test makes due what has to go on.
+/// One batch at a time, so that a test knows which comes next, and back-offs of an hour, so that what waits is seen to wait; a test makes due what has to go on.
 pub const SETTINGS: &str = r#"
 [stores.main]
 endpoint = "http://127.0.0.1:1"
 access_key = "nobody"
 secret_key = "nothing"
 buckets = ["heimdall-synthetic-iq", "second-bucket"]
+concurrency = 1
 [stores.other]
 endpoint = "http://127.0.0.1:1"
 access_key = "nobody"
 secret_key = "nothing"
 buckets = ["elsewhere"]
+concurrency = 1
 [retention]
 default = "14d"
 minimum = "1h"
@@ -175,7 +178,8 @@ impl Bench {
             let name = StoreName::parse(name).expect("a name");
             let config = &self.config.stores[&name];
             let (buckets, address) = (config.buckets.clone(), config.address());
-            (name, NamedStore { objects: self.objects.clone(), batch_size: config.batch_size, buckets, address })
+            let flow = Flow::new(config.ceiling);
+            (name, NamedStore { objects: self.objects.clone(), batch_size: config.batch_size, buckets, address, flow })
         });
         let (map, purge) = (Arc::new(self.config.map.clone()), self.config.purge.clone());
         Purger::new(store, map, Stores::new(stores), purge, self.metrics.clone()).expect("fine settings")

@@ -21,10 +21,10 @@ async fn due(samples: u32) -> (Bench, uuid::Uuid, TombstoneId) {
     (bench, dataset, id)
 }
 
-/// A worker takes it up and dies at the delete after `passes` more.
+/// A worker takes it up and dies at the delete after `passes` more, before it is done.
 async fn dies(bench: &Bench, id: TombstoneId, passes: usize) {
     bench.make_due(id).await;
-    let gate = bench.objects.stop_a_delete(passes, At::After);
+    let gate = bench.objects.stop_a_delete(passes, At::Before);
     let worker = bench.purger();
     let working = tokio::spawn(async move { worker.run_slice(id, &budget()).await });
     gate.reached().await;
@@ -76,7 +76,7 @@ async fn a_purge_that_gets_further_between_its_workers_deaths_is_never_stuck() {
     let (bench, _, id) = due(95).await;
     let mut died = 0;
     while bench.tombstone(id).await.progress.objects_gone() < 80 {
-        // the batch in hand is sent again and counted, and the one after it is not
+        // one batch goes and is counted, and the one after it does not
         dies(&bench, id, 1).await;
         died += 1;
         assert!(died < 20, "it gets no further");

@@ -138,20 +138,24 @@ async fn a_crash_at_any_batch_before_or_after_its_delete_loses_no_count() {
 
 #[tokio::test]
 async fn crashes_in_a_row_at_the_same_batch_count_its_objects_once() {
-    let (bench, _, id) = due(25).await;
-    for _ in 0..2 {
-        let gate = bench.objects.stop_a_delete(0, At::After);
-        let worker = bench.purger();
-        let dies = tokio::spawn(async move { worker.run_slice(id, &budget()).await });
-        gate.reached().await;
-        dies.abort();
-        let _ = dies.await;
-        bench.run(RUN_OUT).await;
+    for at in [At::Before, At::After] {
+        let (bench, _, id) = due(25).await;
+        for _ in 0..2 {
+            let gate = bench.objects.stop_a_delete(0, at);
+            let worker = bench.purger();
+            let dies = tokio::spawn(async move { worker.run_slice(id, &budget()).await });
+            gate.reached().await;
+            dies.abort();
+            let _ = dies.await;
+            bench.run(RUN_OUT).await;
+        }
+        if at == At::Before {
+            assert!(matches!(bench.slice(id).await, SliceEnd::Failed(_)), "two without a batch between: it waits");
+            bench.make_due(id).await;
+        }
+        assert_eq!(bench.slice(id).await, SliceEnd::Purged, "{at:?}");
+        is_counted(&bench, id, 25).await;
     }
-    assert!(matches!(bench.slice(id).await, SliceEnd::Failed(_)), "two without a batch between: it waits");
-    bench.make_due(id).await;
-    assert_eq!(bench.slice(id).await, SliceEnd::Purged);
-    is_counted(&bench, id, 25).await;
 }
 
 #[tokio::test]

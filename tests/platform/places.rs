@@ -6,6 +6,7 @@ use reprieve::domain::ids::TombstoneId;
 use reprieve::domain::location::StoreName;
 use reprieve::domain::state::State;
 use reprieve::objects::Versioning;
+use reprieve::objects::flow::Flow;
 use reprieve::objects::memory::MemoryStore;
 use reprieve::objects::stores::{NamedStore, Stores};
 use reprieve::purge::{Purger, SliceEnd};
@@ -62,7 +63,7 @@ fn purger(bench: &Bench, named: NamedStore) -> Purger {
 fn as_it_was(bench: &Bench) -> NamedStore {
     let config = &bench.config.stores[&StoreName::parse("main").expect("a name")];
     let (buckets, address) = (config.buckets.clone(), config.address());
-    NamedStore { objects: bench.objects.clone(), batch_size: 1000, buckets, address }
+    NamedStore { objects: bench.objects.clone(), batch_size: 1000, buckets, address, flow: Flow::new(config.ceiling) }
 }
 
 /// A purge that has not touched anything, and says why; when its store is as it was again, it goes on.

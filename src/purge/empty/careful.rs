@@ -1,0 +1,109 @@
+//! One batch at a time, for stores that do not list their keys in their order.
+//!
+//! Invariant: a batch is written down, key by key, before it is sent. Whoever resumes sends it again (deleting twice is
+//! deleting once) and counts it then, so every object is counted exactly once, whenever a worker died: no order of keys
+//! is needed to know which of them were sent.
+
+use super::{
+    End, Go,
+    settle::{Order, Place, Settled, Tried},
+};
+use crate::{
+    domain::{outcome::KeyOutcome, progress::Progress},
+    failpoint,
+    purge::{
+        Budget, PurgeError, Purger,
+        checkpoint::{Entry, Staying},
+        claim::Claimed,
+    },
+};
+
+impl Purger {
+    /// Goes on with a location, or begins with it.
+    pub(super) async fn empty_carefully(
+        &self,
+        place: &Place,
+        claimed: &mut Claimed,
+        budget: &Budget,
+    ) -> Result<End, PurgeError> {
+        let in_hand = std::mem::take(&mut claimed.checkpoint.in_hand);
+        if !in_hand.is_empty() {
+            // sent by whoever worked on this before; nobody has counted it
+            if let Some(end) = self.delete_in_hand(place, claimed, in_hand, budget).await? {
+                return Ok(end);
+            }
+        }
+        loop {
+            let page = place.list(claimed.checkpoint.after.as_ref()).await?;
+            failpoint::at("empty.listed");
+            for chunk in page.entries.chunks(place.store.batch_size) {
+                let batch = chunk.iter().map(Entry::from).collect();
+                if let Some(end) = self.delete_in_hand(place, claimed, batch, budget).await? {
+                    return Ok(end);
+                }
+            }
+            match page.next {
+                Some(next) => claimed.checkpoint.after = Some(next),
+                None => return Ok(End::Listed),
+            }
+        }
+    }
+
+    /// Writes the batch down, deletes it, counts it. `Some`: the slice has to end here.
+    async fn delete_in_hand(
+        &self,
+        place: &Place,
+        claimed: &mut Claimed,
+        batch: Vec<Entry>,
+        budget: &Budget,
+    ) -> Result<Option<End>, PurgeError> {
+        claimed.checkpoint.in_hand = batch;
+        if budget.is_spent(claimed.has_worked) {
+            let _ = self.write_checkpoint(claimed).await?;
+            return Ok(Some(End::OutOfTime));
+        }
+        // a crash from here on leaves a batch that is written down and not counted: it will be sent again
+        if let Go::Paused = self.write_checkpoint(claimed).await? {
+            return Ok(Some(End::Paused));
+        }
+        failpoint::at("empty.written");
+        let mut tried = Tried::default();
+        let objects: Vec<_> = claimed.checkpoint.in_hand.iter().map(Entry::object).collect();
+        place.is_open()?;
+        let pass = place.gate.enter(objects.len()).await;
+        let answer = place.delete(&objects).await;
+        pass.heard(&answer);
+        tried.take(answer);
+        let order = Order::From(claimed.checkpoint.after.as_ref());
+        let Settled { outcomes, lost_answer, away } = self.settle(place, &claimed.lease, tried, order, budget).await?;
+        failpoint::at("empty.answered");
+        claimed.has_worked = true;
+        let mut batch = std::mem::take(&mut claimed.checkpoint.in_hand);
+        if away.is_some() {
+            // what has gone is counted; the others are all that is sent when the store may be asked again, or one that
+            // grants a number at a time would grant the same ones for ever
+            let is_gone = |entry: &Entry| outcomes.get(&entry.object()).is_some_and(KeyOutcome::is_gone);
+            (batch, claimed.checkpoint.in_hand) = batch.into_iter().partition(is_gone);
+        }
+        let mut counted = Progress::default();
+        for entry in &batch {
+            let object = entry.object();
+            // each object of a listing is named once in it; one named twice counts once
+            let outcome = outcomes.get(&object).unwrap_or(&KeyOutcome::Unknown);
+            counted.count(outcome, entry.size);
+            claimed.progress.count(outcome, entry.size);
+            if let Some(why) = Staying::of(outcome, lost_answer.as_ref()) {
+                claimed.checkpoint.leave(&object, why);
+            }
+        }
+        self.metrics.count_objects(&place.location.store, &counted);
+        if let Some(error) = away {
+            let _ = self.write_checkpoint(claimed).await?;
+            return Err(error.into());
+        }
+        claimed.checkpoint.after = batch.last().map(Entry::cursor);
+        // counted here alone: a crash before the next batch is written down sends this one again
+        failpoint::at("empty.counted");
+        Ok(None)
+    }
+}

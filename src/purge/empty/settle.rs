@@ -1,0 +1,325 @@
+//! What a first try has not settled: tried again alone, and in the end looked for in a listing.
+//!
+//! Invariant: `Unknown` becomes absent by a fresh listing and nothing else. Nothing is sent on the strength of a lease
+//! that may have run out. A store that asks for less or does not answer says nothing about the keys: that is no failure
+//! of theirs, however often.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use super::range::just_before;
+use crate::{
+    domain::{
+        location::Location,
+        outcome::{BatchOutcome, FailureClass, KeyFailure, KeyOutcome, ObjectRef, RetryAfter},
+    },
+    objects::{Cursor, ObjectsError, Permit, flow::Gate, stores::NamedStore},
+    purge::{Budget, PurgeError, Purger},
+    store::tombstones::purging::{self, Fenced, Lease},
+};
+
+/// The longest wait for a key within a delivery; a store that asks for more is left to a later one.
+pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(5);
+
+/// Requests that the last try of a batch without an answer is spread over, so that what has an answer gets it. The
+/// next pass does the same with what is left, until one key stands alone.
+const LAST_REQUESTS: usize = 8;
+
+/// Where a purge is at work, and by what right.
+#[derive(Debug, Clone)]
+pub(super) struct Place {
+    pub(super) store: NamedStore,
+    pub(super) location: Location,
+    pub(super) gate: Arc<Gate>,
+    pub(super) permit: Permit,
+}
+
+/// Tries so far of some objects: what is settled, and what another try may change.
+#[derive(Debug, Default)]
+pub(super) struct Tried {
+    settled: HashMap<ObjectRef, KeyOutcome>,
+    pub(super) passing: BTreeMap<ObjectRef, KeyOutcome>,
+    lost_answer: Option<KeyFailure>,
+    retry_after: Option<RetryAfter>,
+    /// Whether any request did anything.
+    anything_done: bool,
+}
+
+/// What became of every object.
+pub(super) struct Settled {
+    pub(super) outcomes: HashMap<ObjectRef, KeyOutcome>,
+    /// Why the last try was not answered, for the objects that are unknown.
+    pub(super) lost_answer: Option<KeyFailure>,
+    /// The store wants to be left alone before the others are settled.
+    pub(super) away: Option<ObjectsError>,
+}
+
+/// In which order a store lists, which decides how to look for a few objects among many.
+pub(super) enum Order<'a> {
+    /// By key.
+    Sorted,
+    /// Some other; these were listed one after the other from here on.
+    From(Option<&'a Cursor>),
+}
+
+impl Place {
+    pub(super) fn new(store: &NamedStore, location: &Location, lease: &Lease) -> Self {
+        let lease = lease.clone();
+        Self {
+            gate: store.flow.gate(&location.bucket),
+            store: store.clone(),
+            location: location.clone(),
+            permit: Permit::new(move || lease.is_certain()),
+        }
+    }
+
+    /// An error when the store has asked to be left alone for longer than anybody waits here.
+    pub(super) fn is_open(&self) -> Result<(), ObjectsError> {
+        let Some(wait) = self.gate.closed_for().filter(|wait| *wait > LONGEST_WAIT) else { return Ok(()) };
+        Err(ObjectsError {
+            operation: "DeleteObjects",
+            bucket: self.location.bucket.clone(),
+            prefix: self.location.prefix.as_str().to_owned(),
+            code: "SlowDown".into(),
+            message: "another request was told to wait".into(),
+            class: FailureClass::Throttled,
+            retry_after: Some(RetryAfter::seconds(wait.as_secs())),
+        })
+    }
+
+    /// Sends one request, now that the gate has let it through.
+    pub(super) async fn delete(&self, objects: &[ObjectRef]) -> BatchOutcome {
+        let bucket = &self.location.bucket;
+        let answer = self.store.objects.delete_while(&self.permit, bucket, objects).await;
+        if let Some(why) = answer.lost_answer() {
+            tracing::warn!(s3.bucket = bucket, code = why.code, message = why.message, "answer lost");
+        }
+        answer
+    }
+
+    /// One request, or several when one that named the same objects was not answered: a key that the store stumbles over
+    /// takes the others of its request along.
+    async fn delete_again(&self, objects: &[ObjectRef], unanswered: Option<&KeyFailure>) -> BatchOutcome {
+        let requests = match unanswered {
+            // it asked for less, not for more
+            Some(why) if why.class != FailureClass::Throttled => LAST_REQUESTS,
+            _ => 1,
+        };
+        let mut whole = BatchOutcome::uniform(&[], &KeyOutcome::Unknown);
+        for part in objects.chunks(objects.len().div_ceil(requests).max(1)) {
+            let pass = self.gate.enter(part.len()).await;
+            let answer = self.delete(part).await;
+            pass.heard(&answer);
+            whole = whole.merge(answer);
+        }
+        whole
+    }
+
+    /// Which of `asked` a fresh listing still shows.
+    async fn still_there(
+        &self,
+        order: &Order<'_>,
+        asked: &BTreeMap<ObjectRef, KeyOutcome>,
+    ) -> Result<BTreeSet<ObjectRef>, PurgeError> {
+        match order {
+            Order::Sorted => self.still_there_by_key(asked).await,
+            Order::From(after) => self.still_there_from(*after, asked).await,
+        }
+    }
+
+    /// Lists from right before the first of them, and from one page to the next of them that it does not reach.
+    async fn still_there_by_key(
+        &self,
+        asked: &BTreeMap<ObjectRef, KeyOutcome>,
+    ) -> Result<BTreeSet<ObjectRef>, PurgeError> {
+        let mut present = BTreeSet::new();
+        let mut after = asked.keys().next().and_then(|first| at(&first.key));
+        loop {
+            let page = self.list(after.as_ref()).await?;
+            let shown = page.entries.iter().map(|entry| &entry.object).filter(|object| asked.contains_key(object));
+            present.extend(shown.cloned());
+            let Some(next) = page.next else { return Ok(present) };
+            // the versions of its last key may go on
+            let is_further = |object: &&ObjectRef| (&object.key, object.version.is_some()) > (&next.key, false);
+            let Some(further) = asked.keys().find(is_further) else { return Ok(present) };
+            after = if further.key > next.key { at(&further.key) } else { Some(next) };
+        }
+    }
+
+    /// They were listed one after the other, so it ends with the first page that shows other objects and none of them;
+    /// an empty page with more to follow says nothing. Should one hide further on, the verification finds it.
+    async fn still_there_from(
+        &self,
+        after: Option<&Cursor>,
+        asked: &BTreeMap<ObjectRef, KeyOutcome>,
+    ) -> Result<BTreeSet<ObjectRef>, PurgeError> {
+        let mut present = BTreeSet::new();
+        let mut after = after.cloned();
+        loop {
+            let page = self.list(after.as_ref()).await?;
+            let known = present.len();
+            let shows_nothing = page.entries.is_empty();
+            let shown = page.entries.iter().map(|entry| &entry.object).filter(|object| asked.contains_key(object));
+            present.extend(shown.cloned());
+            after = match page.next {
+                Some(next) if (shows_nothing || present.len() > known) && present.len() < asked.len() => Some(next),
+                _ => return Ok(present),
+            };
+        }
+    }
+
+    pub(super) async fn list(&self, after: Option<&Cursor>) -> Result<crate::objects::Page, ObjectsError> {
+        self.store.objects.list(&self.location.bucket, self.location.prefix.as_str(), after).await
+    }
+
+    /// The error of a store that says nothing about the keys themselves: it names a time to come back, it asks for less,
+    /// or it did not answer.
+    fn away(&self, tried: &Tried) -> Option<ObjectsError> {
+        let Tried { passing, lost_answer, retry_after, .. } = tried;
+        let reasons = passing.values().map(|outcome| match outcome {
+            KeyOutcome::Failed(why) => (why.class == FailureClass::Throttled, Some(why)),
+            _ => (lost_answer.as_ref().is_some_and(|why| why.class != FailureClass::Permanent), lost_answer.as_ref()),
+        });
+        let is_away = retry_after.is_some() || reasons.clone().all(|(is_away, _)| is_away);
+        let why = reasons.max_by_key(|(is_away, _)| *is_away)?.1.filter(|_| is_away)?;
+        let only = passing.keys().next().filter(|_| passing.len() == 1);
+        Some(ObjectsError {
+            operation: "DeleteObjects",
+            bucket: self.location.bucket.clone(),
+            prefix: only.map_or_else(|| self.location.prefix.as_str().to_owned(), |object| object.key.clone()),
+            code: why.code.clone(),
+            message: why.message.clone(),
+            // never for good: a later delivery asks again
+            class: FailureClass::Transient,
+            retry_after: *retry_after,
+        })
+    }
+}
+
+/// A cursor that shows this key and what follows.
+fn at(key: &str) -> Option<Cursor> {
+    just_before(key).map(|key| Cursor { key, version: None })
+}
+
+impl Tried {
+    /// What an answer says. Later tries take the place of earlier ones.
+    pub(super) fn take(&mut self, answer: BatchOutcome) {
+        self.retry_after = answer.retry_after();
+        self.lost_answer = answer.lost_answer().cloned();
+        self.passing.clear();
+        self.sort(answer);
+    }
+
+    /// Hears why the answer to the first try of some objects was lost, and when to come back.
+    pub(super) fn hear(&mut self, answer: &BatchOutcome) {
+        self.retry_after = self.retry_after.max(answer.retry_after());
+        self.lost_answer = answer.lost_answer().cloned().or(self.lost_answer.take());
+        self.anything_done |= answer.iter().any(|(_, outcome)| !is_passing(outcome));
+    }
+
+    /// Keeps an object that the first try has not settled.
+    pub(super) fn keep(&mut self, object: ObjectRef, outcome: KeyOutcome) {
+        self.passing.insert(object, outcome);
+    }
+
+    fn sort(&mut self, answer: BatchOutcome) {
+        for (object, outcome) in answer.into_outcomes() {
+            if is_passing(&outcome) {
+                self.passing.insert(object, outcome);
+            } else {
+                self.anything_done = true;
+                self.settled.insert(object, outcome);
+            }
+        }
+    }
+}
+
+/// Whether another try may change it.
+pub(super) fn is_passing(outcome: &KeyOutcome) -> bool {
+    match outcome {
+        KeyOutcome::Deleted | KeyOutcome::AlreadyAbsent => false,
+        KeyOutcome::Failed(why) => why.class != FailureClass::Permanent,
+        KeyOutcome::Unknown => true,
+    }
+}
+
+impl Purger {
+    /// Tries what is passing again until every object is settled: gone, absent, or failed for good in this pass; or until
+    /// the store wants to be left alone. An error when it is away: nothing was done then.
+    pub(super) async fn settle(
+        &self,
+        place: &Place,
+        lease: &Lease,
+        mut tried: Tried,
+        order: Order<'_>,
+        budget: &Budget,
+    ) -> Result<Settled, PurgeError> {
+        let away = |tried: Tried, error| Settled {
+            outcomes: tried.settled,
+            lost_answer: tried.lost_answer,
+            away: Some(error),
+        };
+        let store = &place.location.store;
+        for attempt in 1.. {
+            if tried.passing.is_empty() {
+                break;
+            }
+            let asked = tried.retry_after.map(RetryAfter::wait).unwrap_or_default();
+            let wait = self.key_backoff.delay_for(attempt).max(asked);
+            if wait > LONGEST_WAIT
+                && let Some(error) = place.away(&tried)
+            {
+                return Ok(away(tried, error));
+            }
+            if attempt >= self.config.key_attempts {
+                break;
+            }
+            self.metrics.key_retries(store, tried.passing.len());
+            tokio::select! {
+                () = tokio::time::sleep(wait.min(LONGEST_WAIT)) => {}
+                () = budget.stop.cancelled() => break,
+            }
+            if let Err(error) = place.is_open() {
+                return Ok(away(tried, error));
+            }
+            self.still_ours(lease).await?;
+            let is_last = attempt + 1 == self.config.key_attempts;
+            let unanswered = tried.lost_answer.take().filter(|_| is_last);
+            let pending: Vec<ObjectRef> = tried.passing.keys().cloned().collect();
+            tried.take(place.delete_again(&pending, unanswered.as_ref()).await);
+        }
+        if tried.passing.is_empty() {
+            return Ok(Settled { outcomes: tried.settled, lost_answer: None, away: None });
+        }
+        let present = place.still_there(&order, &tried.passing).await?;
+        if !tried.anything_done
+            && present.len() == tried.passing.len()
+            && let Some(error) = place.away(&tried)
+        {
+            return Err(error.into());
+        }
+        let Tried { mut settled, passing, lost_answer, .. } = tried;
+        for (object, outcome) in passing {
+            let outcome = if present.contains(&object) { outcome } else { KeyOutcome::AlreadyAbsent };
+            settled.insert(object, outcome);
+        }
+        Ok(Settled { outcomes: settled, lost_answer, away: None })
+    }
+
+    /// Asks the database where the lease is no longer certain: this process may have been stopped, or cut off, for so
+    /// long that another has finished the purge, and that the platform has put new objects at the same keys.
+    pub(super) async fn still_ours(&self, lease: &Lease) -> Result<(), PurgeError> {
+        if lease.is_certain() {
+            return Ok(());
+        }
+        tracing::warn!(tombstone.id = %lease.id, fence = lease.fence.0, "lease no longer certain, asking for it");
+        let mut conn = self.store.conn().await?;
+        match purging::renew(&mut conn, lease).await? {
+            Fenced::Ours { .. } => Ok(()),
+            Fenced::Lost => Err(PurgeError::LeaseLost),
+        }
+    }
+}

@@ -57,11 +57,11 @@ pub async fn of(
                 found.push(blocker("same row", &same, "is in the trash, and is the same row"));
             }
         }
-        for id in platform::cascaded_to(&mut *conn, kind, &resource.id, other).await? {
-            let child = ResourceRef { kind: other.kind.clone(), id };
-            if child != *resource && !along.contains(&child) {
-                found.push(blocker("cascade", &child, "a foreign key would delete its row along with this one"));
-            }
+    }
+    let kinds: Vec<&ResourceKind> = map.kinds().collect();
+    for child in platform::cascaded_to(&mut *conn, kind, &resource.id, &kinds).await? {
+        if child != *resource && !along.contains(&child) {
+            found.push(blocker("cascade", &child, "a foreign key would delete its row along with this one"));
         }
     }
     for children in &kind.children {

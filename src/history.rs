@@ -10,15 +10,14 @@ use crate::{
     queue::message,
     store::{
         StoreError,
-        audit::{self, Happened, NewEntry},
-        outbox,
+        audit::{self, Event, Happened, NewEntry, PurgeTask},
     },
 };
 
 /// Records it.
 ///
 /// # Errors
-/// A statement failed.
+/// The statement failed.
 pub async fn record(
     conn: &mut PgConnection,
     event: Happened,
@@ -26,9 +25,33 @@ pub async fn record(
     by: &Provenance,
     details: Value,
 ) -> Result<(), StoreError> {
-    let message = message::event(event.as_str(), tombstone, by.actor.as_str(), &details);
-    let routing_key = format!("{}.{}", tombstone.resource.kind, event.as_str());
-    outbox::event(&mut *conn, &routing_key, &message, tombstone.id).await?;
+    write(conn, event, Of { tombstone, by, details }, PurgeTask::Stays).await
+}
+
+/// Records it, and takes the tombstone's purge task out of the outbox.
+///
+/// # Errors
+/// The statement failed.
+pub async fn record_without_task(
+    conn: &mut PgConnection,
+    event: Happened,
+    tombstone: &Tombstone,
+    by: &Provenance,
+    details: Value,
+) -> Result<(), StoreError> {
+    write(conn, event, Of { tombstone, by, details }, PurgeTask::Goes).await
+}
+
+struct Of<'a> {
+    tombstone: &'a Tombstone,
+    by: &'a Provenance,
+    details: Value,
+}
+
+async fn write(conn: &mut PgConnection, event: Happened, of: Of<'_>, task: PurgeTask) -> Result<(), StoreError> {
+    let Of { tombstone, by, details } = of;
+    let payload = &message::event(event.as_str(), tombstone, by.actor.as_str(), &details);
+    let routing_key = &format!("{}.{}", tombstone.resource.kind, event.as_str());
     let entry = NewEntry { event, tombstone: Some(tombstone.id), resource: Some(&tombstone.resource), by, details };
-    audit::write(conn, entry).await
+    audit::write_and_tell(conn, entry, Event { routing_key, payload }, task).await
 }

@@ -193,6 +193,14 @@ async fn check_kind(conn: &mut PgConnection, kind: &ResourceKind, findings: &mut
             }
         }
     }
+    let losing: Vec<String> = mapped.into_iter().chain([kind.table.to_string()]).collect();
+    for key in inspect::unindexed_behind_cascades(conn, &losing).await? {
+        let text = format!(
+            "{} points at {}, whose rows go in a cascade, and has no index: the cascade becomes slow by orders of magnitude",
+            key.column, key.onto
+        );
+        findings.add(Level::Warning, &about, text);
+    }
     Ok(())
 }
 

@@ -26,7 +26,7 @@ use crate::{
         audit::Happened,
         commit, holds, outbox, pauses,
         platform::{self, Locking},
-        tombstones::{self, purging, purging::Lease},
+        tombstones::{self, Candidate, purging, purging::Lease},
     },
 };
 
@@ -66,6 +66,15 @@ pub(super) enum Claim {
     Ended(SliceEnd),
 }
 
+/// How the references of a kind are asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum References {
+    /// All in one statement, which says whether there is a user at all.
+    AtOnce,
+    /// One after the other, so that the one that fails has a name.
+    EachAlone,
+}
+
 /// What is known of a lease that ran out with its owner still on it. A worker that comes back to its own had lost the
 /// database, and has not died.
 const DIED: &str = "its worker died or fell silent";
@@ -74,17 +83,27 @@ impl Purger {
     /// Claims a tombstone, or says why not. A crash before the commit changes nothing; after it, the lease runs out
     /// and another worker takes over.
     pub(super) async fn claim(&self, id: TombstoneId) -> Result<Claim, super::PurgeError> {
+        match self.claim_asking(id, References::AtOnce).await {
+            // which of them it was, only they themselves can say
+            Err(super::PurgeError::Store(StoreError::Platform { .. })) => {
+                self.claim_asking(id, References::EachAlone).await
+            }
+            claim => claim,
+        }
+    }
+
+    async fn claim_asking(&self, id: TombstoneId, references: References) -> Result<Claim, super::PurgeError> {
         let mut tx = self.store.begin().await?;
         failpoint::at("claim.begun");
-        let Some(tombstone) = tombstones::lock(&mut tx, id).await? else {
+        let Some(candidate) = tombstones::lock_candidate(&mut tx, id).await? else {
             return Ok(Claim::Nothing("there is no such tombstone"));
         };
         failpoint::at("claim.locked");
-        match tombstone.state {
+        match candidate.tombstone.state {
             State::Restored | State::Purged => Ok(Claim::Nothing("it is closed")),
             State::Stuck => Ok(Claim::Nothing("it is stuck and waits for a retry")),
-            State::Purging => self.resume(tx, tombstone).await,
-            State::Trashed | State::Blocked => self.begin(tx, tombstone).await,
+            State::Purging => self.resume(tx, candidate.tombstone).await,
+            State::Trashed | State::Blocked => self.begin(tx, candidate, references).await,
         }
     }
 
@@ -114,25 +133,22 @@ impl Purger {
         Ok(Claim::Ours(Box::new(Claimed::new(lease, tombstone))))
     }
 
-    async fn begin(&self, mut tx: Tx, mut tombstone: Tombstone) -> Result<Claim, super::PurgeError> {
-        let waits = tombstones::waits(&mut tx, tombstone.id).await?;
+    async fn begin(
+        &self,
+        mut tx: Tx,
+        candidate: Candidate,
+        references: References,
+    ) -> Result<Claim, super::PurgeError> {
+        let Candidate { mut tombstone, waits, due_in } = candidate;
         let wait = self.recheck.delay_for(waits.saturating_add(1));
-        let remaining = tombstones::until_due(&mut tx, tombstone.id).await?;
-        if !remaining.is_zero() {
+        if !due_in.is_zero() {
             // early, or a duplicate: it changes nothing, not even how long the waits have grown
-            return self.later(tx, &tombstone, remaining, "it is not time yet".into()).await;
+            return self.later(tx, &tombstone, due_in, "it is not time yet".into()).await;
         }
         tombstones::lock_ancestors(&mut tx, &tombstone).await?;
-        if let Some(hold) = holds::concerning(&mut tx, tombstone.id).await? {
-            let why = hold.reason.map(|reason| format!(": {reason}")).unwrap_or_default();
-            let own =
-                hold.kind == tombstone.resource.kind.as_str() && hold.resource_id == tombstone.resource.id.as_str();
-            let along = if own { String::new() } else { format!(" with {} {}", hold.kind, hold.resource_id) };
-            let what = format!("held{along} by {}{why}", hold.actor);
+        let kept = tombstones::is_kept(&mut tx, &tombstone).await?;
+        if kept && let Some(what) = keeper_of(&mut tx, &tombstone).await? {
             return self.defer(tx, &tombstone, wait, what).await;
-        }
-        if let Some(pause) = pauses::concerning(&mut tx, &tombstone).await? {
-            return self.defer(tx, &tombstone, wait, paused_by(&pause)).await;
         }
         let Ok(kind) = self.map.kind(tombstone.resource.kind.as_str()) else {
             let reason = format!("the resource map no longer has the kind {}", tombstone.resource.kind);
@@ -142,11 +158,14 @@ impl Purger {
         if let Some(error) = tombstone.locations.iter().find_map(|at| self.stores.at(at).err()) {
             return self.defer(tx, &tombstone, wait, error.to_string()).await;
         }
-        let looked = self.look(&mut tx, kind, &tombstone).await;
+        let looked = self.look(&mut tx, kind, &tombstone, references).await;
         failpoint::at("claim.looked");
-        let (row_found, blockers) = match looked {
+        let (row_found, mut blockers) = match looked {
             Ok(looked) => looked,
             Err(UnknownPlace::Store(error @ StoreError::Unavailable(_))) => return Err(error.into()),
+            Err(UnknownPlace::Store(error @ StoreError::Platform { .. })) if references == References::AtOnce => {
+                return Err(error.into());
+            }
             Err(error) => {
                 // the failed query has spoiled its transaction
                 drop(tx);
@@ -154,14 +173,16 @@ impl Purger {
                 return self.defer(tx, &tombstone, wait, error.to_string()).await;
             }
         };
+        if kept {
+            blockers.extend(open_children(&mut tx, &tombstone).await?);
+        }
         if !blockers.is_empty() {
             return self.block(tx, tombstone, blockers, wait).await;
         }
         let begun = purging::begin(&mut tx, tombstone.id, &self.owner, self.config.lease, row_found).await?;
         let Some(lease) = begun else { return Ok(Claim::Nothing("it was closed meanwhile")) };
         let details = json!({ "row_found": row_found, "locations": tombstone.locations });
-        history::record(&mut tx, Happened::PurgeBegun, &tombstone, &self.provenance(), details).await?;
-        outbox::remove_purge(&mut tx, tombstone.id).await?;
+        history::record_without_task(&mut tx, Happened::PurgeBegun, &tombstone, &self.provenance(), details).await?;
         failpoint::at("claim.uncommitted");
         commit(tx).await?;
         failpoint::at("claim.committed");
@@ -177,10 +198,18 @@ impl Purger {
         tx: &mut Tx,
         kind: &ResourceKind,
         tombstone: &Tombstone,
+        references: References,
     ) -> Result<(bool, Vec<Blocker>), UnknownPlace> {
         let resource = &tombstone.resource;
         let row = platform::find(&mut *tx, kind, &resource.id, Locking::ForUpdate).await?;
-        let mut blockers = platform::blockers(&mut *tx, kind, &resource.id).await?;
+        let may_be_used = match references {
+            References::AtOnce => platform::is_used(&mut *tx, kind, &resource.id).await?,
+            References::EachAlone => true,
+        };
+        let mut blockers = match may_be_used {
+            true => platform::blockers(&mut *tx, kind, &resource.id).await?,
+            false => Vec::new(),
+        };
         let circumstance = |reference: &str, label: &str| Blocker {
             resource: resource.to_string(),
             reference: reference.into(),
@@ -210,16 +239,6 @@ impl Purger {
         }
         let leaving = Leaving { kind, resource, locations: &tombstone.locations };
         blockers.extend(bystanders::of(&mut *tx, &self.map, leaving, &BTreeSet::new()).await?);
-        for child in tombstones::children_of(&mut *tx, tombstone.id).await? {
-            if child.state.is_open() {
-                blockers.push(Blocker {
-                    resource: resource.to_string(),
-                    reference: "child in the trash".into(),
-                    id: child.id.to_string(),
-                    label: format!("{} ({})", child.resource, child.state),
-                });
-            }
-        }
         Ok((row.is_some(), blockers))
     }
 
@@ -268,6 +287,30 @@ impl Purger {
         failpoint::at("defer.committed");
         Ok(Claim::Deferred(reason))
     }
+}
+
+/// The hold or the pause that keeps a tombstone from being purged, in words.
+async fn keeper_of(tx: &mut Tx, tombstone: &Tombstone) -> Result<Option<String>, StoreError> {
+    if let Some(hold) = holds::concerning(&mut *tx, tombstone.id).await? {
+        let why = hold.reason.map(|reason| format!(": {reason}")).unwrap_or_default();
+        let own = hold.kind == tombstone.resource.kind.as_str() && hold.resource_id == tombstone.resource.id.as_str();
+        let along = if own { String::new() } else { format!(" with {} {}", hold.kind, hold.resource_id) };
+        return Ok(Some(format!("held{along} by {}{why}", hold.actor)));
+    }
+    Ok(pauses::concerning(&mut *tx, tombstone).await?.as_ref().map(paused_by))
+}
+
+/// What a cascade of it brought into the trash goes first.
+async fn open_children(tx: &mut Tx, tombstone: &Tombstone) -> Result<Vec<Blocker>, StoreError> {
+    let children = tombstones::children_of(&mut *tx, tombstone.id).await?;
+    let open = children.into_iter().filter(|child| child.state.is_open());
+    let blocker = |child: Tombstone| Blocker {
+        resource: tombstone.resource.to_string(),
+        reference: "child in the trash".into(),
+        id: child.id.to_string(),
+        label: format!("{} ({})", child.resource, child.state),
+    };
+    Ok(open.map(blocker).collect())
 }
 
 fn paused_by(pause: &pauses::Pause) -> String {

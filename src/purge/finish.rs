@@ -1,4 +1,4 @@
-//! The end: the resource's own row, the tombstone, the receipt, in one transaction.
+//! The end: the resource's own row, the tombstone, the receipt, in the transaction that has deleted the last child rows.
 //!
 //! Invariant: a receipt exists exactly when the row is gone and the tombstone closed. The row is deleted last of all.
 
@@ -29,26 +29,19 @@ pub(super) struct Finished {
 
 impl Purger {
     pub(super) async fn finish(&self, gone: RowsGone) -> Result<Finished, PurgeError> {
-        let RowsGone { mut claimed } = gone;
+        let RowsGone { mut claimed, mut tx, locked, uncounted } = gone;
         let kind = self.kind_of(&claimed)?;
-        let mut tx = self.store.begin().await?;
-        // the tombstone first and the platform's row second, as everybody locks them; and no more than a lock, for a
-        // guard that meets a change in progress waits for it, while the row's end may wait for what the guard holds
-        if purging::lock(&mut tx, &claimed.lease).await? == Fenced::Lost {
+        let row = platform::delete_row(&mut tx, kind, &claimed.tombstone.resource.id).await?;
+        let rows = uncounted + row;
+        if purging::finish(&mut tx, &claimed.lease, &claimed.progress, rows).await? == Fenced::Lost {
             return Err(PurgeError::LeaseLost);
         }
-        self.no_newcomer(&mut tx, kind, &claimed.tombstone).await?;
-        let rows = platform::delete_row(&mut tx, kind, &claimed.tombstone.resource.id).await?;
-        let Some((began, ended)) = purging::finish(&mut tx, &claimed.lease, rows).await? else {
-            return Err(PurgeError::LeaseLost);
-        };
         claimed.progress.rows_deleted += rows;
         let mut tombstone = claimed.tombstone;
         tombstone.progress = claimed.progress;
-        let seconds = (ended - began).as_seconds_f64();
-        let receipt = receipt(&tombstone, rows, seconds);
-        history::record(&mut tx, Happened::Purged, &tombstone, &self.provenance(), receipt).await?;
-        outbox::remove_purge(&mut tx, tombstone.id).await?;
+        let seconds = (locked.ends - locked.began).as_seconds_f64();
+        let receipt = receipt(&tombstone, row, seconds);
+        history::record_without_task(&mut tx, Happened::Purged, &tombstone, &self.provenance(), receipt).await?;
         if let Some(parent) = tombstone.parent {
             // it may have waited for this child
             if tombstones::wake(&mut tx, parent).await? {

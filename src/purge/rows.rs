@@ -1,7 +1,8 @@
 //! Deletes the child rows, a few thousand a transaction.
 //!
 //! Invariant: rows go after the objects that they alone list, which is why this takes [`Verified`]. Each chunk is
-//! deleted and counted in one fenced transaction, which also asks for pauses.
+//! deleted and counted in one fenced transaction, which also asks for pauses. The last chunk, for most resources the
+//! only one, goes in the transaction that ends the purge.
 
 use super::{Budget, PurgeError, Purger, claim::Claimed, verify::Verified};
 use crate::{
@@ -10,14 +11,19 @@ use crate::{
     store::{
         StoreError, Tx, commit,
         platform::{self, Locking},
-        tombstones::purging::{self, Fenced},
+        tombstones::purging::{self, Fenced, Locked},
     },
 };
 
-/// No child row is left.
+/// No child row is left, once the transaction is committed that deletes the last of them.
 #[derive(Debug)]
 pub(super) struct RowsGone {
     pub(super) claimed: Box<Claimed>,
+    /// Holds the tombstone's lock.
+    pub(super) tx: Tx,
+    pub(super) locked: Locked,
+    /// Rows that it has deleted and nobody has counted.
+    pub(super) uncounted: u64,
 }
 
 /// Where deleting rows ended.
@@ -25,46 +31,78 @@ pub(super) struct RowsGone {
 #[must_use]
 pub(super) enum Rows {
     /// Done; to be finished.
-    Gone(RowsGone),
+    Gone(Box<RowsGone>),
     /// The slice is over; the next one verifies again and goes on.
     OutOfTime(Box<Claimed>),
     /// Somebody paused it.
     Paused(Box<Claimed>),
 }
 
+/// What one transaction has deleted.
+enum Chunk {
+    /// The last rows that there were.
+    Last(u64),
+    /// As many as fit, or all but what somebody was just changing.
+    Some(u64),
+}
+
 impl Purger {
     pub(super) async fn delete_rows(&self, verified: Verified, budget: &Budget) -> Result<Rows, PurgeError> {
         let Verified { mut claimed } = verified;
         let kind = self.kind_of(&claimed)?;
-        for rows in &kind.rows {
-            loop {
-                if budget.is_spent(claimed.has_worked) {
-                    return Ok(Rows::OutOfTime(claimed));
-                }
-                let mut tx = self.store.begin().await?;
-                self.no_newcomer(&mut tx, kind, &claimed.tombstone).await?;
-                let resource = &claimed.tombstone.resource;
-                let chunk = self.config.row_chunk;
-                let deleted = platform::delete_child_rows(&mut tx, kind, rows, &resource.id, chunk).await?;
-                if deleted == 0 {
-                    break;
-                }
-                let Fenced::Ours { paused } = purging::count_rows(&mut tx, &claimed.lease, deleted).await? else {
-                    return Err(PurgeError::LeaseLost);
-                };
-                failpoint::at("rows.uncommitted");
-                commit(tx).await?;
-                failpoint::at("rows.committed");
-                claimed.progress.rows_deleted += deleted;
-                claimed.has_worked = true;
-                if paused {
-                    return Ok(Rows::Paused(claimed));
-                }
+        loop {
+            if budget.is_spent(claimed.has_worked) {
+                return Ok(Rows::OutOfTime(claimed));
             }
-            failpoint::at("rows.table_done");
+            let mut tx = self.store.begin().await?;
+            self.no_newcomer(&mut tx, kind, &claimed.tombstone).await?;
+            let deleted = match self.delete_chunk(&mut tx, kind, &claimed.tombstone).await? {
+                Chunk::Some(deleted) => deleted,
+                Chunk::Last(uncounted) => {
+                    // the tombstone first and the platform's row second, as everybody locks them; and no more than a
+                    // lock, for a guard that meets a change in progress waits for it, while the row's end may wait for
+                    // what the guard holds
+                    let locked = purging::lock(&mut tx, &claimed.lease).await?.ok_or(PurgeError::LeaseLost)?;
+                    if locked.paused {
+                        return Ok(Rows::Paused(claimed));
+                    }
+                    failpoint::at("rows.done");
+                    return Ok(Rows::Gone(Box::new(RowsGone { claimed, tx, locked, uncounted })));
+                }
+            };
+            let Fenced::Ours { paused } = purging::count_rows(&mut tx, &claimed.lease, deleted).await? else {
+                return Err(PurgeError::LeaseLost);
+            };
+            failpoint::at("rows.uncommitted");
+            commit(tx).await?;
+            failpoint::at("rows.committed");
+            claimed.progress.rows_deleted += deleted;
+            claimed.has_worked = true;
+            if paused {
+                return Ok(Rows::Paused(claimed));
+            }
         }
-        failpoint::at("rows.done");
-        Ok(Rows::Gone(RowsGone { claimed }))
+    }
+
+    /// Deletes up to a chunk of rows, table after table, as the map has them: children first.
+    async fn delete_chunk(&self, tx: &mut Tx, kind: &ResourceKind, tombstone: &Tombstone) -> Result<Chunk, StoreError> {
+        let (id, chunk) = (&tombstone.resource.id, u64::from(self.config.row_chunk));
+        let mut deleted = 0;
+        let mut tables: Vec<_> = kind.rows.iter().collect();
+        loop {
+            tables = platform::tables_with_rows(&mut *tx, kind, id, tables).await?;
+            if tables.is_empty() {
+                return Ok(Chunk::Last(deleted));
+            }
+            for rows in &tables {
+                let gone = platform::delete_child_rows(&mut *tx, kind, rows, id, chunk - deleted).await?;
+                deleted += gone;
+                if gone == 0 || deleted >= chunk {
+                    return Ok(Chunk::Some(deleted));
+                }
+                failpoint::at("rows.table_done");
+            }
+        }
     }
 
     /// A row that was gone at the point of no return and is there now is another's, who took the id again: nothing of

@@ -20,7 +20,7 @@ use super::{
     verify::Verification,
 };
 use crate::{
-    domain::{ids::TombstoneId, tombstone::Tombstone},
+    domain::{ids::TombstoneId, state::State, tombstone::Tombstone},
     failpoint, history,
     queue::message::PurgeTask,
     store::{
@@ -162,7 +162,7 @@ impl Purger {
             }
         };
         match self.delete_rows(verified, budget).await? {
-            Rows::Gone(gone) => Ok(Outcome::Finished(Box::new(self.finish(gone).await?))),
+            Rows::Gone(gone) => Ok(Outcome::Finished(Box::new(self.finish(*gone).await?))),
             Rows::OutOfTime(mut claimed) => {
                 // whoever goes on has to list again before it deletes another row
                 self.begin_anew(&mut claimed).await?;
@@ -177,6 +177,10 @@ impl Purger {
 
     /// Where the purge goes on.
     async fn recall(&self, claimed: &Claimed) -> Result<Checkpoint, StoreError> {
+        if claimed.tombstone.state != State::Purging {
+            // it has just begun
+            return Ok(Checkpoint::default());
+        }
         let stored = purging::load_checkpoint(&mut *self.store.conn().await?, claimed.lease.id).await?;
         Ok(stored.map(serde_json::from_value).transpose().map(Option::unwrap_or_default).unwrap_or_else(|error| {
             // of another version; it only says where to go on, and a pass from the beginning ends at the same place
@@ -275,8 +279,7 @@ impl Purger {
             return Ok(SliceEnd::LeaseLost);
         }
         let details = json!({ "reason": reason, "attempts": tombstone.attempts + 1 });
-        history::record(&mut tx, Happened::Stuck, tombstone, &self.provenance(), details).await?;
-        outbox::remove_purge(&mut tx, tombstone.id).await?;
+        history::record_without_task(&mut tx, Happened::Stuck, tombstone, &self.provenance(), details).await?;
         failpoint::at("give_up.uncommitted");
         commit(tx).await?;
         failpoint::at("give_up.committed");

@@ -81,6 +81,24 @@ pub struct NewEntry<'a> {
     pub details: Value,
 }
 
+/// The life-cycle event beside an entry.
+#[derive(Debug)]
+pub struct Event<'a> {
+    /// Of the events exchange.
+    pub routing_key: &'a str,
+    /// The message.
+    pub payload: &'a Value,
+}
+
+/// What becomes of the purge task that a tombstone may have in the outbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PurgeTask {
+    /// It stays as it is.
+    Stays,
+    /// It goes: it has been taken up, or nothing is left to do.
+    Goes,
+}
+
 /// An entry as it is kept.
 #[derive(Debug, Serialize, sqlx::FromRow)]
 pub struct Entry {
@@ -119,6 +137,42 @@ pub async fn write(conn: &mut PgConnection, entry: NewEntry<'_>) -> Result<(), S
     .bind(&entry.by.origin)
     .bind(entry.by.reason.as_deref())
     .bind(Json(entry.details))
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// As [`write`], together with the event that tells the same, in one statement; `task` says what becomes of the
+/// tombstone's purge task.
+///
+/// # Errors
+/// The statement failed.
+pub async fn write_and_tell(
+    conn: &mut PgConnection,
+    entry: NewEntry<'_>,
+    event: Event<'_>,
+    task: PurgeTask,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "with event as (
+             insert into reprieve.outbox (id, topic, destination, payload, tombstone_id)
+             values ($9, 'event', $10, $11, $2)),
+         task as (delete from reprieve.outbox where $12 and tombstone_id = $2 and topic = 'purge')
+         insert into reprieve.audit (event, tombstone_id, kind, resource_id, actor, origin, reason, details)
+         values ($1, $2, $3, $4, $5, $6, $7, $8)",
+    )
+    .bind(entry.event.as_str())
+    .bind(entry.tombstone.map(|id| id.0))
+    .bind(entry.resource.map(|resource| resource.kind.as_str()))
+    .bind(entry.resource.map(|resource| resource.id.as_str()))
+    .bind(entry.by.actor.as_str())
+    .bind(&entry.by.origin)
+    .bind(entry.by.reason.as_deref())
+    .bind(Json(entry.details))
+    .bind(Uuid::now_v7())
+    .bind(event.routing_key)
+    .bind(Json(event.payload))
+    .bind(task == PurgeTask::Goes)
     .execute(conn)
     .await?;
     Ok(())

@@ -14,6 +14,17 @@ use crate::domain::{
     map::{ObjectsAt, ResourceKind, SoftDelete},
 };
 
+/// Whether the index `i` finds the rows whose column `a` has a given value: it begins with the column, is whole, and leaves
+/// out no row but those without a value.
+macro_rules! finds_rows {
+    () => {
+        "i.indkey[0] = a.attnum and i.indisvalid
+         and (i.indpred is null or pg_get_expr(i.indpred, i.indrelid) = format('(%I IS NOT NULL)', a.attname))
+         and (select x.relam from pg_catalog.pg_class x where x.oid = i.indexrelid)
+             in (select m.oid from pg_catalog.pg_am m where m.amname in ('btree', 'hash'))"
+    };
+}
+
 /// A foreign key onto a table that loses rows when a resource is purged.
 #[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
 pub struct ForeignKey {
@@ -23,7 +34,7 @@ pub struct ForeignKey {
     pub column: String,
     /// `a` no action, `r` restrict, `c` cascade, `n` set null, `d` set default (`pg_constraint.confdeltype`).
     pub action: String,
-    /// Whether an index begins with that column; without one every deleted row scans the table.
+    /// Whether an index finds rows by that column; without one every deleted row scans the table.
     pub indexed: bool,
     /// Whether the table is one of those that the caller named.
     pub mapped: bool,
@@ -112,17 +123,19 @@ pub async fn foreign_keys_onto(
     table: &str,
     mapped: &[String],
 ) -> Result<Vec<ForeignKey>, StoreError> {
-    Ok(sqlx::query_as(
+    Ok(sqlx::query_as(concat!(
         "select n.nspname || '.' || r.relname as table, a.attname::text as column, c.confdeltype::text as action,
-                exists (select from pg_catalog.pg_index i where i.indrelid = c.conrelid and i.indkey[0] = c.conkey[1]) as indexed,
+                exists (select from pg_catalog.pg_index i where i.indrelid = c.conrelid and ",
+        finds_rows!(),
+        ") as indexed,
                 exists (select from unnest($2::text[]) as m where to_regclass(m) = c.conrelid) as mapped
          from pg_catalog.pg_constraint c
          join pg_catalog.pg_class r on r.oid = c.conrelid
          join pg_catalog.pg_namespace n on n.oid = r.relnamespace
          join pg_catalog.pg_attribute a on a.attrelid = c.conrelid and a.attnum = c.conkey[1]
          where c.contype = 'f' and c.confrelid = to_regclass($1) and c.conparentid = 0
-         order by 1, 2",
-    )
+         order by 1, 2"
+    ))
     .bind(table)
     .bind(mapped)
     .fetch_all(conn)
@@ -146,16 +159,61 @@ pub async fn id_is_unique(conn: &mut PgConnection, kind: &ResourceKind) -> Resul
     .await?)
 }
 
-/// Whether an index of `table` (quoted) begins with `column`.
+/// A foreign key without an index, behind a cascade: the column, and the table that it points at.
+#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
+pub struct Unindexed {
+    /// As `schema.table.column`.
+    pub column: String,
+    /// As `schema.table`.
+    pub onto: String,
+}
+
+/// The foreign keys without an index onto tables whose rows are deleted by cascades alone, however long, that begin at
+/// `tables` (quoted).
+///
+/// # Errors
+/// The statement failed.
+pub async fn unindexed_behind_cascades(
+    conn: &mut PgConnection,
+    tables: &[String],
+) -> Result<Vec<Unindexed>, StoreError> {
+    Ok(sqlx::query_as(concat!(
+        "with recursive named as (select to_regclass(t)::oid as oid from unnest($1::text[]) as t),
+         losing as (
+             select oid from named
+             union
+             select c.conrelid from pg_catalog.pg_constraint c join losing l on c.confrelid = l.oid
+             where c.contype = 'f' and c.confdeltype = 'c' and c.conparentid = 0)
+         select n.nspname || '.' || r.relname || '.' || a.attname as column, ns.nspname || '.' || rs.relname as onto
+         from losing l
+         join pg_catalog.pg_constraint c on c.confrelid = l.oid
+         join pg_catalog.pg_class r on r.oid = c.conrelid
+         join pg_catalog.pg_namespace n on n.oid = r.relnamespace
+         join pg_catalog.pg_attribute a on a.attrelid = c.conrelid and a.attnum = c.conkey[1]
+         join pg_catalog.pg_class rs on rs.oid = c.confrelid
+         join pg_catalog.pg_namespace ns on ns.oid = rs.relnamespace
+         where c.contype = 'f' and c.conparentid = 0 and l.oid not in (select oid from named where oid is not null)
+           and not exists (select from pg_catalog.pg_index i where i.indrelid = c.conrelid and ",
+        finds_rows!(),
+        ") order by 1"
+    ))
+    .bind(tables)
+    .fetch_all(conn)
+    .await?)
+}
+
+/// Whether an index of `table` (quoted) finds rows by `column`.
 ///
 /// # Errors
 /// The statement failed.
 pub async fn is_indexed(conn: &mut PgConnection, table: &str, column: &str) -> Result<bool, StoreError> {
-    Ok(sqlx::query_scalar(
+    Ok(sqlx::query_scalar(concat!(
         "select exists (select from pg_catalog.pg_index i
-             join pg_catalog.pg_attribute a on a.attrelid = i.indrelid and a.attnum = i.indkey[0]
-             where i.indrelid = to_regclass($1) and a.attname = $2)",
-    )
+             join pg_catalog.pg_attribute a on a.attrelid = i.indrelid
+             where i.indrelid = to_regclass($1) and a.attname = $2 and ",
+        finds_rows!(),
+        ")"
+    ))
     .bind(table)
     .bind(column)
     .fetch_one(conn)

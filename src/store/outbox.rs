@@ -79,18 +79,6 @@ pub async fn schedule_purge(
     Ok(())
 }
 
-/// Takes the purge task of a tombstone away, for one that is closed.
-///
-/// # Errors
-/// The statement failed.
-pub async fn remove_purge(conn: &mut PgConnection, tombstone: TombstoneId) -> Result<(), StoreError> {
-    sqlx::query("delete from reprieve.outbox where tombstone_id = $1 and topic = 'purge'")
-        .bind(tombstone.0)
-        .execute(conn)
-        .await?;
-    Ok(())
-}
-
 /// Lets the waiting tasks of these tombstones leave now. One that has none gets its task from the sweeper.
 ///
 /// # Errors
@@ -100,28 +88,6 @@ pub async fn hurry(conn: &mut PgConnection, tombstones: &[TombstoneId]) -> Resul
         .bind(tombstones.iter().map(|id| id.0).collect::<Vec<_>>())
         .execute(conn)
         .await?;
-    Ok(())
-}
-
-/// Writes a life-cycle event.
-///
-/// # Errors
-/// The statement failed.
-pub async fn event(
-    conn: &mut PgConnection,
-    routing_key: &str,
-    payload: &Value,
-    tombstone: TombstoneId,
-) -> Result<(), StoreError> {
-    sqlx::query(
-        "insert into reprieve.outbox (id, topic, destination, payload, tombstone_id) values ($1, 'event', $2, $3, $4)",
-    )
-    .bind(Uuid::now_v7())
-    .bind(routing_key)
-    .bind(Json(payload))
-    .bind(tombstone.0)
-    .execute(conn)
-    .await?;
     Ok(())
 }
 

@@ -164,6 +164,21 @@ pub async fn blockers(
     Ok(blockers)
 }
 
+/// Whether anybody uses a resource, by any reference of its kind: one statement, and [`blockers`] says who.
+///
+/// # Errors
+/// One of the reference queries failed: then nobody knows.
+pub async fn is_used(conn: &mut PgConnection, kind: &ResourceKind, id: &ResourceId) -> Result<bool, StoreError> {
+    if kind.references.is_empty() {
+        return Ok(false);
+    }
+    let each = kind.references.iter().map(|reference| format!("exists ({})", reference_sql(reference)));
+    let sql = format!("select {}", each.collect::<Vec<_>>().join(" or "));
+    let used = bind_id(query(sql), kind.id_type, id)?.fetch_one(conn).await;
+    let what = || format!("the reference queries of kind {}", kind.kind);
+    Ok(used.map_err(|error| StoreError::of_platform(error, what))?.try_get(0)?)
+}
+
 /// The statement that runs a reference query: at least two columns, id and label.
 pub(super) fn reference_sql(reference: &Reference) -> String {
     let inner = reference.query.as_str();
@@ -184,8 +199,8 @@ pub async fn child_ids(
     texts(conn, kind, id, &children.query, what).await
 }
 
-/// The resources of another kind whose rows a foreign key with `on delete cascade` would delete along with this one's;
-/// at most [`MOST_BLOCKERS`].
+/// The resources of any kind whose rows a foreign key with `on delete cascade` would delete along with this one's; at most
+/// [`MOST_BLOCKERS`] of each kind.
 ///
 /// # Errors
 /// A statement failed.
@@ -193,28 +208,30 @@ pub async fn cascaded_to(
     conn: &mut PgConnection,
     kind: &ResourceKind,
     id: &ResourceId,
-    other: &ResourceKind,
-) -> Result<Vec<ResourceId>, StoreError> {
-    let columns: Vec<String> = sqlx::query_scalar(
-        "select quote_ident(a.attname) from pg_catalog.pg_constraint c
+    kinds: &[&ResourceKind],
+) -> Result<Vec<ResourceRef>, StoreError> {
+    let columns: Vec<(i64, String)> = sqlx::query_as(
+        "select o.at, quote_ident(a.attname) from unnest($2::text[]) with ordinality as o(name, at)
+         join pg_catalog.pg_constraint c on c.conrelid = to_regclass(o.name)
          join pg_catalog.pg_attribute a on a.attrelid = c.conrelid and a.attnum = c.conkey[1]
          where c.contype = 'f' and c.confdeltype = 'c' and cardinality(c.conkey) = 1
-           and c.confrelid = to_regclass($1) and c.conrelid = to_regclass($2)",
+           and c.confrelid = to_regclass($1) order by o.at",
     )
     .bind(kind.table.to_string())
-    .bind(other.table.to_string())
+    .bind(kinds.iter().map(|other| other.table.to_string()).collect::<Vec<_>>())
     .fetch_all(&mut *conn)
     .await?;
-    let filter =
-        other.filter.as_ref().map_or_else(String::new, |filter| format!(" and (({}\n) is true)", filter.as_str()));
     let mut found = Vec::new();
-    for column in columns {
+    for (at, column) in columns {
+        let Some(other) = usize::try_from(at).ok().and_then(|at| kinds.get(at.checked_sub(1)?)) else { continue };
+        let filter =
+            other.filter.as_ref().map_or_else(String::new, |filter| format!(" and (({}\n) is true)", filter.as_str()));
         let (table, key) = (&other.table, &other.id);
         let sql = format!("select {key}::text from {table} where {column} = $1{filter} limit {MOST_BLOCKERS}");
         let rows = bind_id(query(sql), kind.id_type, id)?.fetch_all(&mut *conn).await;
         let what = || format!("looking for rows of {table} that go with one of {}", kind.table);
         for row in rows.map_err(|error| StoreError::of_platform(error, what))? {
-            found.push(ResourceId::from_stored(row.try_get(0)?));
+            found.push(ResourceRef { kind: other.kind.clone(), id: ResourceId::from_stored(row.try_get(0)?) });
         }
     }
     Ok(found)
@@ -255,8 +272,30 @@ pub(super) fn text_sql(sql: &Sql) -> String {
     format!("select q.value::text from (\n{}\n) as q(value)", sql.as_str())
 }
 
+/// Which of a kind's `tables` have child rows of a resource, in their order.
+///
+/// # Errors
+/// A table or column is not as the map says.
+pub async fn tables_with_rows<'k>(
+    conn: &mut PgConnection,
+    kind: &ResourceKind,
+    id: &ResourceId,
+    tables: Vec<&'k ChildRows>,
+) -> Result<Vec<&'k ChildRows>, StoreError> {
+    if tables.is_empty() {
+        return Ok(tables);
+    }
+    let each = tables.iter().map(|rows| format!("exists (select from {} where {} = $1)", rows.table, rows.column));
+    let sql = format!("select array[{}]", each.collect::<Vec<_>>().join(", "));
+    let found = bind_id(query(sql), kind.id_type, id)?.fetch_one(conn).await;
+    let what = || format!("looking for child rows of kind {}", kind.kind);
+    let found: Vec<bool> = found.map_err(|error| StoreError::of_platform(error, what))?.try_get(0)?;
+    Ok(tables.into_iter().zip(found).filter_map(|(rows, has_some)| has_some.then_some(rows)).collect())
+}
+
 /// Deletes up to `limit` child rows and says how many went. By `ctid`, the fastest way at scale; the column is
-/// compared again, since a `ctid` is unique within one partition alone.
+/// compared again, since a `ctid` is unique within one partition alone. A row that somebody is just changing is passed
+/// over, so fewer than `limit` does not mean that none is left.
 ///
 /// # Errors
 /// The platform's table refused it.
@@ -265,14 +304,15 @@ pub async fn delete_child_rows(
     kind: &ResourceKind,
     rows: &ChildRows,
     id: &ResourceId,
-    limit: u32,
+    limit: u64,
 ) -> Result<u64, StoreError> {
     let (table, column) = (&rows.table, &rows.column);
     let sql = format!(
         "delete from {table} where {column} = $1
-         and ctid = any (array(select ctid from {table} where {column} = $1 limit {limit}))"
+         and ctid = any (array(select ctid from {table} where {column} = $1 limit $2))"
     );
-    let done = bind_id(query(sql), kind.id_type, id)?.execute(conn).await;
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let done = bind_id(query(sql), kind.id_type, id)?.bind(limit).execute(conn).await;
     let what = || format!("deleting child rows from {table} of kind {}", kind.kind);
     Ok(done.map_err(|error| StoreError::of_platform(error, what))?.rows_affected())
 }
@@ -292,10 +332,10 @@ pub async fn delete_row(conn: &mut PgConnection, kind: &ResourceKind, id: &Resou
     }
 }
 
-/// Not kept prepared: the platform changes its tables while we run. Such a statement must return plain types alone,
-/// since looking up another type would take its unnamed place: hence the casts to text.
+/// Kept prepared, although the platform changes its tables while we run: PostgreSQL then plans such a statement anew,
+/// and refuses it only where its result would have other types. Hence the casts to text.
 fn query<'q>(sql: String) -> Query<'q, Postgres, PgArguments> {
-    sqlx::query(AssertSqlSafe(sql)).persistent(false)
+    sqlx::query(AssertSqlSafe(sql))
 }
 
 /// Binds an id with its own type, so that `$1` compares with the platform's columns without a cast.

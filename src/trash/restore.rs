@@ -17,7 +17,7 @@ use crate::{
     failpoint, history,
     store::{
         audit::Happened,
-        commit, outbox,
+        commit,
         platform::{self, Locking},
         tombstones,
     },
@@ -132,9 +132,8 @@ impl TrashBin {
             return Err(TrashError::PastReturn { tombstone: Box::new(now) });
         };
         platform::mark(&mut *conn, kind, &restored.resource.id, false).await?;
-        outbox::remove_purge(&mut *conn, restored.id).await?;
         let details = json!({ "parent": restored.parent });
-        history::record(conn, Happened::Restored, &restored, by, details).await?;
+        history::record_without_task(conn, Happened::Restored, &restored, by, details).await?;
         Ok(restored)
     }
 }

@@ -49,6 +49,38 @@ async fn the_real_map_fits_the_real_schema() {
 }
 
 #[tokio::test]
+async fn columns_that_a_purge_would_scan_a_table_for_are_named_however_far_away() {
+    let world = World::new(Settings::default()).await;
+    let schema = "
+        set search_path to heimdall;
+        create table labels (id int primary key, sample_at timestamptz, sample_id uuid,
+            foreign key (sample_at, sample_id) references synthetic_iq_samples (timestamp, id) on delete cascade);
+        create table reports (id int primary key, dataset_id uuid references synthetic_datasets on delete cascade);
+        create index reports_of_few on reports (dataset_id) where id < 100;
+        create table pages (id int primary key, report int references reports on delete cascade);
+        create index pages_of_reports on pages (report) where report is not null;
+        create table notes (id int primary key, page int references pages)";
+    sqlx::raw_sql(schema).execute(&world.pool).await.expect("new tables");
+    let text = world.cli(&["check", "--json"]).await.with(0).stdout;
+    let findings: Vec<Value> = serde_json::from_str(&text).expect("one document");
+    let named = |column: &str| {
+        let about = findings.iter().filter_map(|finding| finding["finding"].as_str());
+        about.filter(|text| text.contains(column) && text.contains("has no index")).count()
+    };
+    for (column, times) in [
+        ("measurement_features", 1),
+        ("heimdall.labels.sample_at", 1),
+        ("heimdall.reports.dataset_id", 1),
+        ("heimdall.pages.report", 0),
+        ("heimdall.notes.page", 1),
+        ("synthetic_iq_samples\".dataset_id", 0),
+        ("synthetic_iq_samples.dataset_id", 0),
+    ] {
+        assert_eq!(named(column), times, "{column}: {findings:#?}");
+    }
+}
+
+#[tokio::test]
 async fn every_problem_of_a_map_that_does_not_fit_is_named_at_once() {
     let world = World::new(Settings::default()).await;
     let map = world

@@ -92,7 +92,8 @@ async fn a_purge_that_gets_further_between_its_workers_deaths_is_never_stuck() {
 
 #[tokio::test]
 async fn a_chunk_of_rows_forgets_deaths_too() {
-    let (bench, _, id) = due(15).await;
+    let (mut bench, _, id) = due(15).await;
+    bench.config.purge.row_chunk = 15;
     dies(&bench, id, 0).await;
     bench
         .run(

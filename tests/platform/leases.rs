@@ -91,11 +91,11 @@ async fn no_write_that_carries_an_old_fence_touches_a_row() {
     let nothing = serde_json::json!({});
     assert_eq!(purging::checkpoint(&mut conn, &old, &progress, &nothing).await.expect("runs"), Fenced::Lost);
     assert_eq!(purging::renew(&mut conn, &old).await.expect("runs"), Fenced::Lost);
-    assert_eq!(purging::lock(&mut conn, &old).await.expect("runs"), Fenced::Lost);
+    assert!(purging::lock(&mut conn, &old).await.expect("runs").is_none());
     assert_eq!(purging::count_rows(&mut conn, &old, 5).await.expect("runs"), Fenced::Lost);
     assert_eq!(purging::pass_on(&mut conn, &old, Duration::ZERO, PassOn::Continues).await.expect("runs"), Fenced::Lost);
     assert_eq!(purging::give_up(&mut conn, &old, "tired").await.expect("runs"), Fenced::Lost);
-    assert!(purging::finish(&mut conn, &old, 1).await.expect("runs").is_none());
+    assert_eq!(purging::finish(&mut conn, &old, &progress, 1).await.expect("runs"), Fenced::Lost);
     let after: String = bench.value("select t::text from reprieve.tombstones t").await;
     assert_eq!(before, after);
 }
@@ -128,13 +128,14 @@ async fn the_statement_of_the_end_refuses_while_one_object_is_not_gone() {
         Progress { objects_listed: 2, objects_deleted: 1, objects_unknown: 1, ..Progress::default() },
     ] {
         let _ours = purging::checkpoint(&mut conn, &lease, &left, &nothing).await.expect("runs");
-        assert_eq!(purging::finish(&mut conn, &lease, 1).await.expect("runs"), None, "{left:?}");
+        assert_eq!(purging::finish(&mut conn, &lease, &left, 1).await.expect("runs"), Fenced::Lost, "{left:?}");
         assert_eq!(bench.state(id).await, State::Purging);
     }
     let gone = Progress { objects_listed: 2, objects_deleted: 2, ..Progress::default() };
-    let _ours = purging::checkpoint(&mut conn, &lease, &gone, &nothing).await.expect("runs");
-    assert!(purging::finish(&mut conn, &lease, 1).await.expect("runs").is_some());
-    assert_eq!(bench.state(id).await, State::Purged);
+    let ours = Fenced::Ours { paused: false };
+    assert_eq!(purging::finish(&mut conn, &lease, &gone, 1).await.expect("runs"), ours);
+    let end = bench.tombstone(id).await;
+    assert_eq!((end.state, end.progress), (State::Purged, Progress { rows_deleted: 1, ..gone }));
 }
 
 #[tokio::test]
@@ -150,7 +151,8 @@ async fn a_late_heartbeat_revives_no_lease_that_was_given_back() {
     assert_eq!(purging::renew(&mut conn, &lease).await.expect("runs"), Fenced::Lost);
     assert_eq!(bench.tombstone(id).await.lease_until, None, "the next worker need not wait for it");
     let lease = purging::take_over(&mut conn, id, "next", duration).await.expect("runs").expect("free");
-    assert!(purging::finish(&mut conn, &lease, 1).await.expect("runs").is_some());
+    let ended = purging::finish(&mut conn, &lease, &Progress::default(), 1).await.expect("runs");
+    assert_eq!(ended, Fenced::Ours { paused: false });
     assert_eq!(purging::renew(&mut conn, &lease).await.expect("runs"), Fenced::Ours { paused: false });
     assert_eq!(bench.tombstone(id).await.lease_until, None);
 }

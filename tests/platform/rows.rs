@@ -27,6 +27,25 @@ async fn child_rows_go_in_chunks_and_are_counted() {
 }
 
 #[tokio::test]
+async fn a_row_that_is_changed_at_the_moment_of_its_end_is_not_left_behind() {
+    let bench = Bench::heimdall().await;
+    let dataset = Dataset { features: 2, ..Dataset::iq_raw("set a") }.insert(&bench.pool).await;
+    let id = bench.trash_due("dataset", dataset).await;
+    let mut changing = bench.pool.begin().await.expect("begins");
+    sqlx::query("update heimdall.measurement_features set overall_confidence = 0.1")
+        .execute(&mut *changing)
+        .await
+        .expect("changes");
+    let worker = bench.purger();
+    let working = tokio::spawn(async move { worker.run_slice(id, &crate::bench::budget()).await });
+    bench.until_waiting("the delete waits", 1).await;
+    changing.commit().await.expect("commits");
+    assert_eq!(working.await.expect("no panic").expect("the database is there"), SliceEnd::Purged);
+    assert_eq!(bench.count("heimdall.measurement_features").await, 0, "no foreign key would take them along");
+    assert_eq!(bench.tombstone(id).await.progress.rows_deleted, 2 + 1);
+}
+
+#[tokio::test]
 async fn rows_that_the_map_does_not_know_and_that_must_not_go_fail_it_with_their_tables_name() {
     let schema = "create table heimdall.exports (id int primary key, dataset uuid references heimdall.synthetic_datasets on delete restrict)";
     let bench = Bench::with(HEIMDALL, schema, |_| ()).await;

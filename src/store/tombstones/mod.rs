@@ -102,6 +102,71 @@ pub async fn lock(conn: &mut PgConnection, id: TombstoneId) -> Result<Option<Tom
     fetch(conn, "where id = $1 for update", |query| query.bind(id.0)).await
 }
 
+/// A tombstone that a task names, as it is under its lock.
+#[derive(Debug)]
+pub struct Candidate {
+    /// The tombstone.
+    pub tombstone: Tombstone,
+    /// How often it was looked at in vain since it last got further; spaces the next look.
+    pub waits: u32,
+    /// How long until it is to be looked at: its restore window's end or its next check, by the database's clock; zero
+    /// when that has come.
+    pub due_in: Duration,
+}
+
+/// As [`lock`], with what a claim has to know besides.
+///
+/// # Errors
+/// The statement failed, or the lock was not to be had in time.
+pub async fn lock_candidate(conn: &mut PgConnection, id: TombstoneId) -> Result<Option<Candidate>, StoreError> {
+    #[derive(sqlx::FromRow)]
+    struct Found {
+        #[sqlx(flatten)]
+        row: Row,
+        waits: i32,
+        due_in: f64,
+    }
+    let sql = format!(
+        "select {COLUMNS}, waits,
+                greatest(extract(epoch from greatest(purge_after, next_attempt_at) - now()), 0)::float8 as due_in
+         from reprieve.tombstones where id = $1 for update"
+    );
+    let found: Option<Found> = sqlx::query_as(AssertSqlSafe(sql)).bind(id.0).fetch_optional(conn).await?;
+    found
+        .map(|Found { row, waits, due_in }| {
+            Ok(Candidate {
+                tombstone: row.try_into()?,
+                waits: u32::try_from(waits).unwrap_or(0),
+                due_in: Duration::from_secs_f64(due_in),
+            })
+        })
+        .transpose()
+}
+
+/// Whether anything of ours stands in the way of a purge: a hold, a pause, a child that is still in the trash. One
+/// question for what is seldom the case; who asks goes on to ask what it is.
+///
+/// # Errors
+/// The statement failed.
+pub async fn is_kept(conn: &mut PgConnection, tombstone: &Tombstone) -> Result<bool, StoreError> {
+    Ok(sqlx::query_scalar(
+        "with recursive up as (
+             select parent, kind, resource_id from reprieve.tombstones where id = $1
+             union all
+             select t.parent, t.kind, t.resource_id from reprieve.tombstones t join up on t.id = up.parent)
+         select exists (select from reprieve.holds h join up on h.kind = up.kind and h.resource_id = up.resource_id)
+             or exists (select from reprieve.pauses
+                        where scope = 'all' or (scope = 'kind' and name = $2) or (scope = 'store' and name = any($3)))
+             or exists (select from reprieve.tombstones
+                        where parent = $1 and state in ('trashed', 'blocked', 'purging', 'stuck'))",
+    )
+    .bind(tombstone.id.0)
+    .bind(tombstone.resource.kind.as_str())
+    .bind(tombstone.locations.iter().map(|at| at.store.as_str().to_owned()).collect::<Vec<_>>())
+    .fetch_one(conn)
+    .await?)
+}
+
 /// The open tombstone of a resource, if it has one.
 ///
 /// # Errors
@@ -297,22 +362,6 @@ pub async fn set_back(
     .execute(conn)
     .await?;
     Ok(done.rows_affected() == 1)
-}
-
-/// How long until it is to be looked at: its restore window's end or its next check, by the database's clock; zero
-/// when that has come.
-///
-/// # Errors
-/// The statement failed.
-pub async fn until_due(conn: &mut PgConnection, id: TombstoneId) -> Result<Duration, StoreError> {
-    let seconds: Option<f64> = sqlx::query_scalar(
-        "select greatest(extract(epoch from greatest(purge_after, next_attempt_at) - now()), 0)::float8
-         from reprieve.tombstones where id = $1",
-    )
-    .bind(id.0)
-    .fetch_optional(conn)
-    .await?;
-    Ok(Duration::from_secs_f64(seconds.unwrap_or(0.0)))
 }
 
 /// How long its lease and its back-off still run; never zero, for it was not free a moment ago.

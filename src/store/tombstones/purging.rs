@@ -195,19 +195,32 @@ pub async fn renew(conn: &mut PgConnection, lease: &Lease) -> Result<Fenced, Sto
     Ok(extended(lease, asked, (done.rows_affected() == 1).then_some(false)))
 }
 
-/// Locks the tombstone until the transaction ends, and changes nothing.
+/// A tombstone under its lock, still ours.
+#[derive(Debug, Clone, Copy, sqlx::FromRow)]
+pub struct Locked {
+    /// Somebody has paused this purge meanwhile.
+    pub paused: bool,
+    /// When it began.
+    pub began: OffsetDateTime,
+    /// When the transaction began, and, by our books, the purge ends.
+    pub ends: OffsetDateTime,
+}
+
+/// Locks the tombstone until the transaction ends, and changes nothing. `None`: the lease is lost.
 ///
 /// # Errors
 /// The statement failed, or the lock was not to be had in time.
-pub async fn lock(conn: &mut PgConnection, lease: &Lease) -> Result<Fenced, StoreError> {
-    let found: Option<i32> = sqlx::query_scalar(
-        "select 1 from reprieve.tombstones where id = $1 and fence = $2 and state = 'purging' for update",
-    )
+pub async fn lock(conn: &mut PgConnection, lease: &Lease) -> Result<Option<Locked>, StoreError> {
+    Ok(sqlx::query_as(concat!(
+        "select ",
+        is_paused!(),
+        " as paused, purging_at as began, now() as ends
+         from reprieve.tombstones t where id = $1 and fence = $2 and state = 'purging' for update"
+    ))
     .bind(lease.id.0)
     .bind(lease.fence.0)
     .fetch_optional(conn)
-    .await?;
-    Ok(ours(u64::from(found.is_some())))
+    .await?)
 }
 
 /// Counts deleted rows; runs in the transaction that deletes them.
@@ -315,27 +328,37 @@ pub async fn retry(conn: &mut PgConnection, id: TombstoneId) -> Result<bool, Sto
     Ok(done.rows_affected() == 1)
 }
 
-/// `purging` → `purged`, in the transaction that deletes the resource's row. Gives back when the purge began.
+/// `purging` → `purged`, in the transaction that deletes the resource's row and the last `rows` in all, with what became
+/// of its objects.
 ///
 /// # Errors
-/// The statement failed. The table refuses counters that leave objects behind.
+/// The statement failed. The table refuses counters that do not add up.
 pub async fn finish(
     conn: &mut PgConnection,
     lease: &Lease,
+    progress: &Progress,
     rows: u64,
-) -> Result<Option<(OffsetDateTime, OffsetDateTime)>, StoreError> {
-    Ok(sqlx::query_as(
+) -> Result<Fenced, StoreError> {
+    let n = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+    let done = sqlx::query(
         "update reprieve.tombstones
          set state = 'purged', closed_at = now(), lease_owner = null, lease_until = null, checkpoint = null,
-             last_error = null, rows_deleted = rows_deleted + $3
-         where id = $1 and fence = $2 and state = 'purging' and objects_failed = 0 and objects_unknown = 0
-         returning purging_at, closed_at",
+             last_error = null, objects_listed = $3, objects_deleted = $4, objects_absent = $5, objects_failed = $6,
+             objects_unknown = $7, bytes_freed = $8, rows_deleted = rows_deleted + $9
+         where id = $1 and fence = $2 and state = 'purging' and $6 = 0 and $7 = 0",
     )
     .bind(lease.id.0)
     .bind(lease.fence.0)
-    .bind(i64::try_from(rows).unwrap_or(i64::MAX))
-    .fetch_optional(conn)
-    .await?)
+    .bind(n(progress.objects_listed))
+    .bind(n(progress.objects_deleted))
+    .bind(n(progress.objects_absent))
+    .bind(n(progress.objects_failed))
+    .bind(n(progress.objects_unknown))
+    .bind(n(progress.bytes_freed))
+    .bind(n(rows))
+    .execute(conn)
+    .await?;
+    Ok(ours(done.rows_affected()))
 }
 
 /// What a statement that was sent at `asked`, and extends the lease where it is still ours, has found.

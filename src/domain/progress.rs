@@ -22,6 +22,8 @@ pub struct Progress {
     pub objects_failed: u64,
     /// Objects asked for and not yet accounted for.
     pub objects_unknown: u64,
+    /// Unfinished multipart uploads aborted. No listing of objects shows them, so they are in none of the figures above.
+    pub uploads_aborted: u64,
     /// Bytes of the objects deleted or found gone.
     pub bytes_freed: u64,
     /// Child rows and resource rows deleted.

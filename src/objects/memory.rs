@@ -2,12 +2,15 @@
 //!
 //! Invariant: passes the same contract as the real stores. Not for production: nothing survives the process.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 
-use super::{BucketFacts, Cursor, MAX_BATCH, ObjectEntry, ObjectStore, ObjectsError, Page, Versioning};
+use super::{
+    BucketFacts, Cursor, MAX_BATCH, ObjectEntry, ObjectStore, ObjectsError, PERMIT_OVER, Page, Permit,
+    UnfinishedUpload, UploadPage, Versioning, not_attempted,
+};
 use crate::domain::outcome::{BatchOutcome, FailureClass, KeyFailure, KeyOutcome, ObjectRef, distinct};
 
 /// Buckets in memory.
@@ -22,7 +25,9 @@ struct Bucket {
     versioning: Versioning,
     /// Of each key its versions, newest first; exactly one, without an id, where none are kept.
     keys: BTreeMap<String, Vec<Version>>,
-    /// The source of version ids.
+    /// Uploads that nobody has finished, by key and id.
+    uploads: BTreeSet<(String, String)>,
+    /// The source of the ids of versions and uploads.
     written: u64,
 }
 
@@ -58,19 +63,40 @@ impl MemoryStore {
 
     /// Makes an empty bucket, in place of one of this name.
     pub fn make_bucket(&self, name: &str, versioning: Versioning) {
-        let bucket = Bucket { versioning, keys: BTreeMap::new(), written: 0 };
-        self.lock().insert(name.to_owned(), bucket);
+        self.lock().insert(name.to_owned(), Bucket::new(versioning));
     }
 
     /// Writes an object; a new version of it where the bucket keeps versions. The bucket is made when it is missing.
     pub fn put(&self, bucket: &str, key: &str, size: u64) {
         let mut buckets = self.lock();
-        let bucket = buckets.entry(bucket.to_owned()).or_insert_with(|| Bucket {
-            versioning: Versioning::Off,
-            keys: BTreeMap::new(),
-            written: 0,
-        });
+        let bucket = buckets.entry(bucket.to_owned()).or_insert_with(|| Bucket::new(Versioning::Off));
         bucket.write(key, size);
+    }
+
+    /// Begins an upload in a bucket that is there; gives back its id.
+    pub fn begin_upload(&self, bucket: &str, key: &str) -> Option<String> {
+        let mut buckets = self.lock();
+        let bucket = buckets.get_mut(bucket)?;
+        bucket.written += 1;
+        let id = format!("u{:012}", bucket.written);
+        bucket.uploads.insert((key.to_owned(), id.clone()));
+        Some(id)
+    }
+
+    /// Makes objects of all uploads below `prefix`, as their writers would.
+    pub fn complete_uploads(&self, bucket: &str, prefix: &str, size: u64) {
+        let mut buckets = self.lock();
+        let Some(bucket) = buckets.get_mut(bucket) else { return };
+        let done: Vec<_> = bucket.uploads.iter().filter(|(key, _)| key.starts_with(prefix)).cloned().collect();
+        for upload in done {
+            bucket.write(&upload.0, size);
+            bucket.uploads.remove(&upload);
+        }
+    }
+
+    /// How many uploads nobody has finished in the bucket.
+    pub fn uploads(&self, bucket: &str) -> usize {
+        self.lock().get(bucket).map_or(0, |bucket| bucket.uploads.len())
     }
 
     /// How many objects the bucket holds, versions and delete markers counted one by one.
@@ -85,6 +111,10 @@ impl MemoryStore {
 }
 
 impl Bucket {
+    fn new(versioning: Versioning) -> Self {
+        Self { versioning, keys: BTreeMap::new(), uploads: BTreeSet::new(), written: 0 }
+    }
+
     fn write(&mut self, key: &str, size: u64) {
         self.written += 1;
         let versions = self.keys.entry(key.to_owned()).or_default();
@@ -171,6 +201,44 @@ impl ObjectStore for MemoryStore {
         let asked = distinct(objects);
         let outcomes: Vec<_> = asked.iter().map(|object| (object.clone(), found.delete(object))).collect();
         BatchOutcome::reconcile(&asked, [], outcomes)
+    }
+
+    async fn list_uploads(
+        &self,
+        bucket: &str,
+        prefix: &str,
+        after: Option<&Cursor>,
+    ) -> Result<UploadPage, ObjectsError> {
+        let buckets = self.lock();
+        let found = buckets.get(bucket).ok_or_else(|| no_such_bucket("ListUploads", bucket))?;
+        let seen = |(key, id): &(String, String)| match after {
+            Some(Cursor { key: last, version: Some(last_id) }) => (key, id) <= (last, last_id),
+            Some(Cursor { key: last, version: None }) => key <= last,
+            None => false,
+        };
+        let below = found.uploads.iter().filter(|upload| upload.0.starts_with(prefix) && !seen(upload));
+        let entry = |(key, id): &(String, String)| UnfinishedUpload { key: key.clone(), id: id.clone() };
+        let mut uploads: Vec<_> = below.take(self.page + 1).map(entry).collect();
+        let more = uploads.len() > self.page;
+        uploads.truncate(self.page);
+        let last = uploads.last().filter(|_| more);
+        let next = last.map(|last| Cursor { key: last.key.clone(), version: Some(last.id.clone()) });
+        Ok(UploadPage { uploads, next })
+    }
+
+    async fn abort_upload(&self, permit: &Permit, bucket: &str, upload: &UnfinishedUpload) -> KeyOutcome {
+        if !permit.holds() {
+            return not_attempted(PERMIT_OVER);
+        }
+        let mut buckets = self.lock();
+        let Some(found) = buckets.get_mut(bucket) else {
+            let ObjectsError { code, message, class, .. } = no_such_bucket("AbortUpload", bucket);
+            return KeyOutcome::Failed(KeyFailure { code, message, class });
+        };
+        match found.uploads.remove(&(upload.key.clone(), upload.id.clone())) {
+            true => KeyOutcome::Deleted,
+            false => KeyOutcome::AlreadyAbsent,
+        }
     }
 
     async fn facts(&self, bucket: &str) -> Result<BucketFacts, ObjectsError> {

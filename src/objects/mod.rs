@@ -1,4 +1,4 @@
-//! Object storage as Reprieve sees it: list below a prefix, delete by name, look at a bucket.
+//! Object storage as Reprieve sees it: list below a prefix, delete by name, abort unfinished uploads, look at a bucket.
 //!
 //! Invariant: nothing here deletes by prefix or by pattern. A delete names its objects one by one and answers with one
 //! outcome for each. What a prefix holds is known from a listing alone.
@@ -45,6 +45,25 @@ pub struct Page {
     /// and show the versions of a key together. May be empty although more follow.
     pub entries: Vec<ObjectEntry>,
     /// Where to go on; `None` when the store says that this was the last page.
+    pub next: Option<Cursor>,
+}
+
+/// A multipart upload that was begun and neither completed nor aborted. Its parts are stored, and no listing of objects
+/// shows them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnfinishedUpload {
+    /// The key of the object that it would become.
+    pub key: String,
+    /// Its id; a key can have several uploads.
+    pub id: String,
+}
+
+/// A page of unfinished uploads.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct UploadPage {
+    /// In the store's order. May be empty although more follow.
+    pub uploads: Vec<UnfinishedUpload>,
+    /// Where to go on: a key, and an upload's id in place of a version. `None` when this was the last page.
     pub next: Option<Cursor>,
 }
 
@@ -150,6 +169,19 @@ pub trait ObjectStore: Send + Sync + std::fmt::Debug {
         }
     }
 
+    /// One page of the uploads below `prefix` that are neither completed nor aborted, after `after`. A store that does not
+    /// offer the operation has none.
+    async fn list_uploads(
+        &self,
+        bucket: &str,
+        prefix: &str,
+        after: Option<&Cursor>,
+    ) -> Result<UploadPage, ObjectsError>;
+
+    /// Aborts an upload, which frees its parts. Sends nothing once `permit` has ended. One that has ended meanwhile, either
+    /// way, is absent: it may be an object by now.
+    async fn abort_upload(&self, permit: &Permit, bucket: &str, upload: &UnfinishedUpload) -> KeyOutcome;
+
     /// Looks at the bucket: fails when it does not exist or may not be read.
     async fn facts(&self, bucket: &str) -> Result<BucketFacts, ObjectsError>;
 }
@@ -166,6 +198,19 @@ impl<S: ObjectStore + ?Sized> ObjectStore for Arc<S> {
 
     async fn delete_while(&self, permit: &Permit, bucket: &str, objects: &[ObjectRef]) -> BatchOutcome {
         (**self).delete_while(permit, bucket, objects).await
+    }
+
+    async fn list_uploads(
+        &self,
+        bucket: &str,
+        prefix: &str,
+        after: Option<&Cursor>,
+    ) -> Result<UploadPage, ObjectsError> {
+        (**self).list_uploads(bucket, prefix, after).await
+    }
+
+    async fn abort_upload(&self, permit: &Permit, bucket: &str, upload: &UnfinishedUpload) -> KeyOutcome {
+        (**self).abort_upload(permit, bucket, upload).await
     }
 
     async fn facts(&self, bucket: &str) -> Result<BucketFacts, ObjectsError> {

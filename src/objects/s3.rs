@@ -12,6 +12,7 @@ mod list;
 mod permitted;
 mod retry_after;
 mod settings;
+mod uploads;
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -29,8 +30,8 @@ use tokio::time::Instant;
 pub use settings::{S3Credentials, S3Settings, VersionsPolicy};
 
 use super::error::{Verdict, judge_sdk};
-use super::{BucketFacts, Cursor, ObjectStore, ObjectsError, Page, Permit, Versioning};
-use crate::domain::outcome::{BatchOutcome, FailureClass, ObjectRef};
+use super::{BucketFacts, Cursor, ObjectStore, ObjectsError, Page, Permit, UnfinishedUpload, UploadPage, Versioning};
+use crate::domain::outcome::{BatchOutcome, FailureClass, KeyOutcome, ObjectRef};
 
 /// How long a bucket's versioning is taken to be as it was. Turning it on takes S3 itself up to 15 minutes to
 /// propagate (S3 User Guide, Enabling versioning), so a minute adds nothing that a caller could notice.
@@ -221,6 +222,19 @@ impl ObjectStore for S3Store {
 
     async fn delete_while(&self, permit: &Permit, bucket: &str, objects: &[ObjectRef]) -> BatchOutcome {
         self.delete_all(permit, bucket, objects).await
+    }
+
+    async fn list_uploads(
+        &self,
+        bucket: &str,
+        prefix: &str,
+        after: Option<&Cursor>,
+    ) -> Result<UploadPage, ObjectsError> {
+        self.unfinished_uploads(Scope { operation: "ListMultipartUploads", bucket, subject: prefix }, after).await
+    }
+
+    async fn abort_upload(&self, permit: &Permit, bucket: &str, upload: &UnfinishedUpload) -> KeyOutcome {
+        self.abort(permit, bucket, upload).await
     }
 
     async fn facts(&self, bucket: &str) -> Result<BucketFacts, ObjectsError> {

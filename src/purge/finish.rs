@@ -74,6 +74,7 @@ fn receipt(tombstone: &Tombstone, row_deleted: u64, seconds: f64) -> Value {
             "failed": progress.objects_failed,
             "unknown": progress.objects_unknown,
         },
+        "uploads_aborted": progress.uploads_aborted,
         "bytes_freed": progress.bytes_freed,
         "rows_deleted": progress.rows_deleted,
         "row_found": tombstone.row_found,

@@ -1,7 +1,7 @@
 //! From a task to nothing left: claim, empty, verify, rows, finish.
 //!
 //! ```text
-//! task ─▶ Claimed ─empty─▶ Emptied ─verify─▶ Verified ─rows─▶ RowsGone ─finish─▶ Finished ─▶ ack
+//! task ─▶ Claimed ─empty─▶ Emptied ─uploads─▶ NoUploads ─verify─▶ Verified ─rows─▶ RowsGone ─finish─▶ Finished ─▶ ack
 //!            └── out of time, paused, failed: checkpoint, the rest is a new task ──┘
 //! ```
 //! Invariant: each stage takes the type that the stage before it returns, so rows cannot be deleted before a fresh
@@ -15,6 +15,7 @@ mod empty;
 mod finish;
 mod rows;
 mod slice;
+mod uploads;
 mod verify;
 pub mod worker;
 

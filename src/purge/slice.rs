@@ -17,6 +17,7 @@ use super::{
     claim::{Claim, Claimed},
     empty::Emptying,
     rows::Rows,
+    uploads::Aborting,
     verify::Verification,
 };
 use crate::{
@@ -151,7 +152,12 @@ impl Purger {
                 return Ok(Outcome::Leftovers { lease: claimed.lease, reason, then });
             }
         };
-        let verified = match self.verify(emptied).await? {
+        let no_uploads = match self.abort_uploads(emptied, budget).await? {
+            Aborting::Done(no_uploads) => no_uploads,
+            Aborting::OutOfTime(claimed) => return Ok(Outcome::OutOfTime(claimed.lease)),
+            Aborting::Paused(claimed) => return Ok(Outcome::Paused(claimed.lease)),
+        };
+        let verified = match self.verify(no_uploads).await? {
             Verification::Verified(verified) => verified,
             Verification::Refilled(mut claimed, found) => {
                 self.begin_anew(&mut claimed).await?;

@@ -28,3 +28,4 @@ mod rows;
 mod tables;
 mod trashing;
 mod unanswered;
+mod uploads;

@@ -15,12 +15,12 @@ use crate::objects::{Cursor, MAX_BATCH, ObjectEntry, ObjectsError, Page};
 
 /// How many empty pages that promise more are followed within one call. Stores send them when they skip over many
 /// entries that do not show (delete markers, expired uploads).
-const EMPTY_PAGES: usize = 100;
+pub(super) const EMPTY_PAGES: usize = 100;
 
 /// The version id of objects that were written without versioning (S3 User Guide, null version ID).
 const NULL_VERSION: &str = "null";
 
-const PAGE: i32 = MAX_BATCH as i32;
+pub(super) const PAGE: i32 = MAX_BATCH as i32;
 
 impl S3Store {
     /// Current objects, by ListObjectsV2.
@@ -85,7 +85,7 @@ impl S3Store {
 impl Scope<'_> {
     /// Whether more follows. An empty page ends a purge, so it has to say that it is the last; an answer with nothing
     /// in it at all does not.
-    fn truncated(&self, sent: Option<bool>, entries: &[ObjectEntry]) -> Result<bool, ObjectsError> {
+    pub(super) fn truncated<T>(&self, sent: Option<bool>, entries: &[T]) -> Result<bool, ObjectsError> {
         match sent {
             Some(truncated) => Ok(truncated),
             // A full page without the field may well have a successor; the next page tells.
@@ -102,17 +102,17 @@ impl Scope<'_> {
         Ok(page)
     }
 
-    fn broken(&self, message: &str) -> ObjectsError {
+    pub(super) fn broken(&self, message: &str) -> ObjectsError {
         self.error("BrokenListing", message, FailureClass::Permanent)
     }
 
-    fn endless(&self) -> ObjectsError {
+    pub(super) fn endless(&self) -> ObjectsError {
         let message = format!("{EMPTY_PAGES} empty pages in a row promised more");
         self.error("EmptyPages", &message, FailureClass::Transient)
     }
 
     /// The key as the store holds it, checked to lie below the prefix.
-    fn key(&self, sent: Option<&str>, encoded: bool) -> Result<String, ObjectsError> {
+    pub(super) fn key(&self, sent: Option<&str>, encoded: bool) -> Result<String, ObjectsError> {
         let sent = sent.ok_or_else(|| self.broken("an entry without a key"))?;
         let key = decode(sent, encoded).ok_or_else(|| self.broken("a key that is not UTF-8"))?;
         if key.starts_with(self.subject) {
@@ -123,7 +123,7 @@ impl Scope<'_> {
 }
 
 /// Undoes `encoding-type=url`, where the answer says that it was applied. There `+` is a space.
-fn decode(sent: &str, encoded: bool) -> Option<String> {
+pub(super) fn decode(sent: &str, encoded: bool) -> Option<String> {
     if !encoded {
         return Some(sent.to_owned());
     }
@@ -220,9 +220,9 @@ mod tests {
     fn only_a_page_that_says_so_is_the_last() {
         let object = ObjectRef { key: "a/1".into(), version: None };
         let entries = [ObjectEntry { object, size: 1 }];
-        assert!(SCOPE.truncated(None, &[]).is_err());
+        assert!(SCOPE.truncated::<ObjectEntry>(None, &[]).is_err());
         assert_eq!(SCOPE.truncated(None, &entries).ok(), Some(true));
-        assert_eq!(SCOPE.truncated(Some(false), &[]).ok(), Some(false));
+        assert_eq!(SCOPE.truncated::<ObjectEntry>(Some(false), &[]).ok(), Some(false));
     }
 
     #[test]

@@ -231,6 +231,29 @@ pub async fn count_rows(conn: &mut PgConnection, lease: &Lease, rows: u64) -> Re
     Ok(extended(lease, asked, paused))
 }
 
+/// Counts aborted uploads, extends the lease and asks for pauses. Uploads that have gone forget the deaths before, as
+/// objects do.
+///
+/// # Errors
+/// The statement failed.
+pub async fn count_uploads(conn: &mut PgConnection, lease: &Lease, aborted: u64) -> Result<Fenced, StoreError> {
+    let asked = Moment::now();
+    let paused: Option<bool> = sqlx::query_scalar(concat!(
+        "update reprieve.tombstones t
+         set uploads_aborted = uploads_aborted + $3, deaths = case when $3 > 0 then 0 else t.deaths end,
+             lease_until = clock_timestamp() + $4 * interval '1 second'
+         where id = $1 and fence = $2 and state = 'purging' returning ",
+        is_paused!()
+    ))
+    .bind(lease.id.0)
+    .bind(lease.fence.0)
+    .bind(i64::try_from(aborted).unwrap_or(i64::MAX))
+    .bind(lease.duration.as_secs_f64())
+    .fetch_optional(conn)
+    .await?;
+    Ok(extended(lease, asked, paused))
+}
+
 /// Why a purge is passed on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PassOn<'a> {

@@ -182,6 +182,23 @@ async fn a_store_without_versions_and_locks_is_listed_plainly() {
 }
 
 #[tokio::test]
+async fn a_store_that_has_no_listing_of_uploads_has_no_uploads_and_one_that_denies_it_is_an_error() {
+    let (subject, bucket, _) = filled(1).await;
+    subject.begin_uploads(&bucket, &["a/big".to_owned()]).await;
+    let store = subject.store_with(once).await;
+    for (code, status) in [("NotImplemented", 501), ("MethodNotAllowed", 405)] {
+        let missing = Fault::Refuse(Refusal::error(code, status));
+        subject.server().faults().rule(Operation::ListMultipartUploads, Times::Next(1), missing);
+        assert_eq!(store.list_uploads(&bucket, "a/", None).await.expect("none").uploads, [], "{code}");
+    }
+    let denied = Fault::Refuse(Refusal::access_denied());
+    subject.server().faults().rule(Operation::ListMultipartUploads, Times::Next(1), denied);
+    let error = store.list_uploads(&bucket, "a/", None).await.expect_err("we cannot tell");
+    assert_eq!((error.operation, error.class), ("ListMultipartUploads", FailureClass::Permanent));
+    assert_eq!(store.list_uploads(&bucket, "a/", None).await.expect("again").uploads.len(), 1);
+}
+
+#[tokio::test]
 async fn whether_versions_are_kept_is_asked_once_a_bucket() {
     let (subject, bucket, _) = filled(1).await;
     for _ in 0..5 {

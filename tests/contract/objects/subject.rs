@@ -154,6 +154,29 @@ impl Subject {
         request.send().await.expect("set versioning");
     }
 
+    /// Begins a multipart upload for each key, and sends nothing of it.
+    pub(crate) async fn begin_uploads(&self, bucket: &str, keys: &[String]) {
+        match &self.filler {
+            Filler::Memory(store) => {
+                keys.iter().for_each(|key| drop(store.begin_upload(bucket, key).expect("the bucket is there")));
+            }
+            Filler::S3 { client, .. } => {
+                let begun = stream::iter(keys.to_vec()).map(|key| {
+                    let begin = client.create_multipart_upload().bucket(bucket).key(&key);
+                    async move {
+                        match begin.send().await {
+                            // an answer that repeats a key which XML cannot carry cannot be read, and says enough
+                            Err(error) if error.raw_response().is_some_and(|raw| raw.status().is_success()) => None,
+                            begun => begun.err().map(|error| (key, error)),
+                        }
+                    }
+                });
+                let failed: Vec<_> = begun.buffer_unordered(WRITERS).filter_map(async |one| one).collect().await;
+                assert!(failed.is_empty(), "create: {failed:?}");
+            }
+        }
+    }
+
     /// Writes an object of one byte under each key.
     pub(crate) async fn put_all(&self, bucket: &str, keys: &[String]) {
         match &self.filler {

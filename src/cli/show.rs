@@ -81,12 +81,14 @@ fn text(shown: &Shown) -> String {
         facts.push((
             "progress",
             format!(
-                "{} listed = {} deleted + {} absent + {} failed + {} unknown; {} aborted; {} freed; {} deleted",
+                "{} listed = {} deleted + {} absent + {} failed + {} unknown; of those gone {} and {}; {} aborted; {} freed; {} deleted",
                 progress.objects_listed,
                 progress.objects_deleted,
                 progress.objects_absent,
                 progress.objects_failed,
                 progress.objects_unknown,
+                counted(progress.versions_gone, "older version"),
+                counted(progress.markers_gone, "delete marker"),
                 counted(progress.uploads_aborted, "upload"),
                 bytes(progress.bytes_freed),
                 counted(progress.rows_deleted, "row")

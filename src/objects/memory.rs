@@ -11,7 +11,7 @@ use super::{
     BucketFacts, Cursor, MAX_BATCH, ObjectEntry, ObjectStore, ObjectsError, PERMIT_OVER, Page, Permit,
     UnfinishedUpload, UploadPage, Versioning, not_attempted,
 };
-use crate::domain::outcome::{BatchOutcome, FailureClass, KeyFailure, KeyOutcome, ObjectRef, distinct};
+use crate::domain::outcome::{BatchOutcome, EntryKind, FailureClass, KeyFailure, KeyOutcome, ObjectRef, distinct};
 
 /// Buckets in memory.
 #[derive(Debug)]
@@ -35,6 +35,7 @@ struct Bucket {
 struct Version {
     id: Option<String>,
     size: u64,
+    is_marker: bool,
 }
 
 impl Default for MemoryStore {
@@ -70,7 +71,7 @@ impl MemoryStore {
     pub fn put(&self, bucket: &str, key: &str, size: u64) {
         let mut buckets = self.lock();
         let bucket = buckets.entry(bucket.to_owned()).or_insert_with(|| Bucket::new(Versioning::Off));
-        bucket.write(key, size);
+        bucket.write(key, size, false);
     }
 
     /// Begins an upload in a bucket that is there; gives back its id.
@@ -89,7 +90,7 @@ impl MemoryStore {
         let Some(bucket) = buckets.get_mut(bucket) else { return };
         let done: Vec<_> = bucket.uploads.iter().filter(|(key, _)| key.starts_with(prefix)).cloned().collect();
         for upload in done {
-            bucket.write(&upload.0, size);
+            bucket.write(&upload.0, size, false);
             bucket.uploads.remove(&upload);
         }
     }
@@ -115,13 +116,13 @@ impl Bucket {
         Self { versioning, keys: BTreeMap::new(), uploads: BTreeSet::new(), written: 0 }
     }
 
-    fn write(&mut self, key: &str, size: u64) {
+    fn write(&mut self, key: &str, size: u64, is_marker: bool) {
         self.written += 1;
         let versions = self.keys.entry(key.to_owned()).or_default();
         match self.versioning {
-            Versioning::Off => *versions = vec![Version { id: None, size }],
+            Versioning::Off => *versions = vec![Version { id: None, size, is_marker }],
             Versioning::Kept => {
-                versions.insert(0, Version { id: Some(format!("v{:012}", self.written)), size });
+                versions.insert(0, Version { id: Some(format!("v{:012}", self.written)), size, is_marker });
             }
         }
     }
@@ -131,8 +132,7 @@ impl Bucket {
             (Versioning::Off, None | Some("null")) => {
                 self.keys.remove(&object.key);
             }
-            // A delete marker: what this bucket lists as a version of no size.
-            (Versioning::Kept, None) => self.write(&object.key, 0),
+            (Versioning::Kept, None) => self.write(&object.key, 0, true),
             (_, Some(id)) => {
                 let Some(versions) = self.keys.get_mut(&object.key) else { return KeyOutcome::AlreadyAbsent };
                 let before = versions.len();
@@ -152,15 +152,21 @@ impl Bucket {
     /// Everything below `prefix` after `after`, in order. A cursor without a version lies after all of its key.
     fn below<'a>(&'a self, prefix: &'a str, after: Option<&'a Cursor>) -> impl Iterator<Item = ObjectEntry> + 'a {
         let keys = self.keys.range(prefix.to_owned()..).take_while(move |(key, _)| key.starts_with(prefix));
-        let entries = keys.flat_map(|(key, versions)| versions.iter().map(move |version| (key, version)));
-        let entries = entries.filter(move |(key, version)| {
+        let entries =
+            keys.flat_map(|(key, versions)| versions.iter().enumerate().map(move |(age, version)| (key, age, version)));
+        let entries = entries.filter(move |(key, _, version)| {
             let Some(after) = after else { return true };
             // Ids grow with time, so this holds when the cursor's own version has been deleted meanwhile.
             **key > after.key || (**key == after.key && after.version.is_some() && version.id < after.version)
         });
-        entries.map(|(key, version)| ObjectEntry {
+        entries.map(|(key, age, version)| ObjectEntry {
             object: ObjectRef { key: key.clone(), version: version.id.clone() },
             size: version.size,
+            kind: match (version.is_marker, age) {
+                (true, _) => EntryKind::Marker,
+                (false, 0) => EntryKind::Current,
+                (false, _) => EntryKind::Older,
+            },
         })
     }
 }

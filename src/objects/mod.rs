@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use crate::domain::outcome::{BatchOutcome, FailureClass, KeyFailure, KeyOutcome, ObjectRef, RetryAfter};
+use crate::domain::outcome::{BatchOutcome, EntryKind, FailureClass, KeyFailure, KeyOutcome, ObjectRef, RetryAfter};
 
 /// The most keys that one DeleteObjects request may name (S3 API reference, DeleteObjects).
 pub const MAX_BATCH: usize = 1000;
@@ -25,6 +25,8 @@ pub struct ObjectEntry {
     pub object: ObjectRef,
     /// Bytes; 0 for a delete marker.
     pub size: u64,
+    /// What it is.
+    pub kind: EntryKind,
 }
 
 /// Where a listing goes on: the last entry that has been seen, which may have been deleted since. Holds in another

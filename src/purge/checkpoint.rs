@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    domain::outcome::{FailureClass, KeyFailure, ObjectRef},
+    domain::outcome::{EntryKind, FailureClass, KeyFailure, ObjectRef},
     objects::{Cursor, ObjectEntry},
 };
 
@@ -35,6 +35,8 @@ pub(super) struct Entry {
     version: Option<String>,
     #[serde(rename = "s")]
     pub(super) size: u64,
+    #[serde(rename = "t", default, skip_serializing_if = "EntryKind::is_current")]
+    pub(super) kind: EntryKind,
 }
 
 /// Objects that could not be deleted, for one reason.
@@ -111,7 +113,12 @@ impl Checkpoint {
 
 impl From<&ObjectEntry> for Entry {
     fn from(entry: &ObjectEntry) -> Self {
-        Self { key: entry.object.key.clone(), version: entry.object.version.clone(), size: entry.size }
+        Self {
+            key: entry.object.key.clone(),
+            version: entry.object.version.clone(),
+            size: entry.size,
+            kind: entry.kind,
+        }
     }
 }
 

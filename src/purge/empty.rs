@@ -150,8 +150,8 @@ impl Purger {
             let object = entry.object();
             // each object of a listing is named once in it; one named twice counts once
             let outcome = outcomes.get(&object).unwrap_or(&KeyOutcome::Unknown);
-            counted.count(outcome, entry.size);
-            claimed.progress.count(outcome, entry.size);
+            counted.count(outcome, entry.size, entry.kind);
+            claimed.progress.count(outcome, entry.size, entry.kind);
             let why = match (outcome, &lost_answer) {
                 (KeyOutcome::Deleted | KeyOutcome::AlreadyAbsent, _) => continue,
                 (KeyOutcome::Failed(why), _) => Staying::Failed(why),

@@ -73,6 +73,8 @@ fn receipt(tombstone: &Tombstone, row_deleted: u64, seconds: f64) -> Value {
             "absent": progress.objects_absent,
             "failed": progress.objects_failed,
             "unknown": progress.objects_unknown,
+            "older_versions": progress.versions_gone,
+            "delete_markers": progress.markers_gone,
         },
         "uploads_aborted": progress.uploads_aborted,
         "bytes_freed": progress.bytes_freed,

@@ -8,7 +8,7 @@ mod wire;
 
 use std::collections::BTreeSet;
 
-use reprieve::domain::outcome::{BatchOutcome, FailureClass, KeyOutcome, ObjectRef};
+use reprieve::domain::outcome::{BatchOutcome, EntryKind, FailureClass, KeyOutcome, ObjectRef};
 use reprieve::objects::{Cursor, MAX_BATCH, ObjectEntry, ObjectStore, Permit, UnfinishedUpload, Versioning};
 
 use subject::Subject;
@@ -223,6 +223,9 @@ async fn every_version_and_marker_is_listed_and_can_be_deleted(subject: &Subject
     assert_eq!(listed.len(), 3 * 3 + 2, "{listed:?}");
     assert!(listed.iter().all(|entry| entry.object.version.is_some()));
     assert_eq!(listed.iter().filter(|entry| entry.size == 0).count(), 2, "markers have no size");
+    let of = |kind| listed.iter().filter(|entry| entry.kind == kind).count();
+    let kinds = [EntryKind::Current, EntryKind::Older, EntryKind::Marker].map(of);
+    assert_eq!(kinds, [1, 8, 2], "two are hidden behind markers");
 
     let asked: Vec<_> = listed.into_iter().map(|entry| entry.object).collect();
     let outcome = delete(subject, &bucket, &asked).await;
@@ -241,6 +244,7 @@ async fn a_cursor_goes_on_among_the_versions_of_one_key(subject: &Subject) {
     let listed = everything(subject, &bucket, "v/").await;
     let distinct: BTreeSet<_> = listed.iter().map(|entry| &entry.object).collect();
     assert_eq!((listed.len(), distinct.len()), (1050, 1050));
+    assert_eq!(listed.iter().filter(|entry| entry.kind == EntryKind::Current).count(), 901, "one of each key");
 }
 
 async fn facts_tell_whether_versions_are_kept(subject: &Subject) {

@@ -25,7 +25,7 @@ use crate::domain::{
 /// Every column of a [`Row`].
 const COLUMNS: &str = "id, kind, resource_id, name, state, actor, origin, reason, trashed_at, purge_after, parent, \
      locations, blockers, attempts, next_attempt_at, last_error, fence, lease_owner, lease_until, objects_listed, \
-     objects_deleted, objects_absent, objects_failed, objects_unknown, uploads_aborted, bytes_freed, rows_deleted, \
+     objects_deleted, objects_absent, versions_gone, markers_gone, objects_failed, objects_unknown, uploads_aborted, bytes_freed, rows_deleted, \
      row_found, purging_at, closed_at";
 
 /// What a trash writes.

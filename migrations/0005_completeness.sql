@@ -9,4 +9,7 @@ alter table reprieve.tombstones
     add column retry_at timestamptz check (retry_at is null or state = 'stuck'),
     add constraint kinds_are_parts check (versions_gone + markers_gone <= objects_deleted + objects_absent);
 
-create index tombstones_thawing on reprieve.tombstones (retry_at) where state = 'stuck' and retry_at is not null;
+-- what waits for such a date comes due as well
+drop index reprieve.tombstones_due;
+create index tombstones_due on reprieve.tombstones (next_attempt_at)
+    where state in ('trashed', 'blocked', 'purging') or retry_at is not null;

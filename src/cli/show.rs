@@ -71,6 +71,10 @@ fn text(shown: &Shown) -> String {
         ("reason", tombstone.reason.clone().unwrap_or_default()),
         ("purge after", format!("{} ({})", at(tombstone.purge_after), distance(tombstone.purge_after))),
         ("last error", tombstone.last_error.clone().unwrap_or_default()),
+        (
+            "tries again",
+            tombstone.retry_at.map(|when| format!("{} ({})", at(when), distance(when))).unwrap_or_default(),
+        ),
     ];
     if let Some(hold) = &shown.hold {
         facts.push(("held", format!("by {}: {}", hold.actor, hold.reason.as_deref().unwrap_or("no reason given"))));

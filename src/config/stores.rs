@@ -26,6 +26,8 @@ pub struct StoreConfig {
     pub batch_size: usize,
     /// Whether old versions and delete markers go too.
     pub all_versions: bool,
+    /// Whether deletes bypass object locks in governance mode.
+    pub governance_bypass: bool,
     /// To connect.
     pub connect_timeout: Duration,
     /// For one request, without its retries.
@@ -115,6 +117,7 @@ fn read_store(section: Reader<'_>) -> StoreConfig {
             other => Err(format!("{other:?} is neither \"all\" nor \"current\"")),
         })
         .unwrap_or(true);
+    let governance_bypass = section.flag("governance_bypass", false);
     let connect_timeout = section.duration("connect_timeout", seconds(5), Duration::from_millis(100)..=seconds(300));
     // SeaweedFS was measured to take 4.4 s for 1000 keys with 16 requests in flight
     let attempt_timeout = section.duration("attempt_timeout", seconds(60), Duration::from_millis(100)..=seconds(900));
@@ -132,6 +135,7 @@ fn read_store(section: Reader<'_>) -> StoreConfig {
         buckets,
         batch_size,
         all_versions,
+        governance_bypass,
         connect_timeout,
         attempt_timeout,
         operation_timeout,

@@ -232,6 +232,8 @@ pub(crate) fn meaning(code: &str) -> Option<Meaning> {
         | "NotFound"
         | "ObjectLocked"
         | "ObjectLockConfigurationNotFoundError"
+        | "NoSuchObjectLockConfiguration"
+        | "NoSuchObjectLegalHold"
         | "PermanentRedirect"
         | "TemporaryRedirect"
         | "XMinioStorageFull" => FailureClass::Permanent,

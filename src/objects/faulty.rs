@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 
-use super::{BucketFacts, Cursor, ObjectStore, ObjectsError, Page, Permit, UnfinishedUpload, UploadPage};
+use super::{BucketFacts, Cursor, ObjectLock, ObjectStore, ObjectsError, Page, Permit, UnfinishedUpload, UploadPage};
 use crate::domain::outcome::{BatchOutcome, FailureClass, KeyFailure, KeyOutcome, ObjectRef, RetryAfter};
 
 /// How often a fault happens.
@@ -215,6 +215,10 @@ impl<S: ObjectStore> ObjectStore for FaultyStore<S> {
             Some(fault) => KeyOutcome::Failed(fault),
             None => self.inner.abort_upload(permit, bucket, upload).await,
         }
+    }
+
+    async fn lock_of(&self, bucket: &str, object: &ObjectRef) -> Result<ObjectLock, ObjectsError> {
+        self.inner.lock_of(bucket, object).await
     }
 
     async fn facts(&self, bucket: &str) -> Result<BucketFacts, ObjectsError> {

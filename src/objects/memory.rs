@@ -6,9 +6,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
+use time::OffsetDateTime;
 
 use super::{
-    BucketFacts, Cursor, MAX_BATCH, ObjectEntry, ObjectStore, ObjectsError, PERMIT_OVER, Page, Permit,
+    BucketFacts, Cursor, MAX_BATCH, ObjectEntry, ObjectLock, ObjectStore, ObjectsError, PERMIT_OVER, Page, Permit,
     UnfinishedUpload, UploadPage, Versioning, not_attempted,
 };
 use crate::domain::outcome::{BatchOutcome, EntryKind, FailureClass, KeyFailure, KeyOutcome, ObjectRef, distinct};
@@ -27,6 +28,8 @@ struct Bucket {
     keys: BTreeMap<String, Vec<Version>>,
     /// Uploads that nobody has finished, by key and id.
     uploads: BTreeSet<(String, String)>,
+    /// By key, of every version of it.
+    locks: HashMap<String, ObjectLock>,
     /// The source of the ids of versions and uploads.
     written: u64,
 }
@@ -95,6 +98,13 @@ impl MemoryStore {
         }
     }
 
+    /// Locks every version of a key, or with the default lock frees them.
+    pub fn lock_key(&self, bucket: &str, key: &str, lock: ObjectLock) {
+        if let Some(bucket) = self.lock().get_mut(bucket) {
+            bucket.locks.insert(key.to_owned(), lock);
+        }
+    }
+
     /// How many uploads nobody has finished in the bucket.
     pub fn uploads(&self, bucket: &str) -> usize {
         self.lock().get(bucket).map_or(0, |bucket| bucket.uploads.len())
@@ -113,7 +123,7 @@ impl MemoryStore {
 
 impl Bucket {
     fn new(versioning: Versioning) -> Self {
-        Self { versioning, keys: BTreeMap::new(), uploads: BTreeSet::new(), written: 0 }
+        Self { versioning, keys: BTreeMap::new(), uploads: BTreeSet::new(), locks: HashMap::new(), written: 0 }
     }
 
     fn write(&mut self, key: &str, size: u64, is_marker: bool) {
@@ -127,7 +137,17 @@ impl Bucket {
         }
     }
 
+    fn lock_of(&self, key: &str) -> ObjectLock {
+        self.locks.get(key).copied().unwrap_or_default()
+    }
+
     fn delete(&mut self, object: &ObjectRef) -> KeyOutcome {
+        let ObjectLock { retention, legal_hold } = self.lock_of(&object.key);
+        let is_kept = legal_hold || retention.is_some_and(|retention| retention.until > OffsetDateTime::now_utc());
+        if is_kept && (self.versioning == Versioning::Off || object.version.is_some()) {
+            let (code, message) = ("AccessDenied".to_owned(), "object protected by object lock".to_owned());
+            return KeyOutcome::Failed(KeyFailure { code, message, class: FailureClass::Permanent });
+        }
         match (self.versioning, object.version.as_deref()) {
             (Versioning::Off, None | Some("null")) => {
                 self.keys.remove(&object.key);
@@ -245,6 +265,12 @@ impl ObjectStore for MemoryStore {
             true => KeyOutcome::Deleted,
             false => KeyOutcome::AlreadyAbsent,
         }
+    }
+
+    async fn lock_of(&self, bucket: &str, object: &ObjectRef) -> Result<ObjectLock, ObjectsError> {
+        let buckets = self.lock();
+        let found = buckets.get(bucket).ok_or_else(|| no_such_bucket("LockOf", bucket))?;
+        Ok(found.lock_of(&object.key))
     }
 
     async fn facts(&self, bucket: &str) -> Result<BucketFacts, ObjectsError> {

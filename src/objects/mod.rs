@@ -12,6 +12,7 @@ pub mod stores;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use time::OffsetDateTime;
 
 use crate::domain::outcome::{BatchOutcome, EntryKind, FailureClass, KeyFailure, KeyOutcome, ObjectRef, RetryAfter};
 
@@ -76,6 +77,33 @@ pub enum Versioning {
     Off,
     /// Enabled, or suspended with versions left over: every version and delete marker has to go.
     Kept,
+}
+
+/// How strictly a version is kept until a date.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LockMode {
+    /// Who has the right may bypass it, and says so in the request.
+    Governance,
+    /// Nobody may.
+    Compliance,
+}
+
+/// Until when a version is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Retention {
+    /// How strictly.
+    pub mode: LockMode,
+    /// The first moment at which it may be deleted.
+    pub until: OffsetDateTime,
+}
+
+/// What keeps a version from being deleted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ObjectLock {
+    /// Its retention; the date may have passed.
+    pub retention: Option<Retention>,
+    /// Whether it is kept until somebody lifts the hold.
+    pub legal_hold: bool,
 }
 
 /// What `reprieve check` shows of a bucket.
@@ -184,6 +212,9 @@ pub trait ObjectStore: Send + Sync + std::fmt::Debug {
     /// way, is absent: it may be an object by now.
     async fn abort_upload(&self, permit: &Permit, bucket: &str, upload: &UnfinishedUpload) -> KeyOutcome;
 
+    /// What keeps the object from being deleted, as far as the store tells. Where it has no locks, nothing does.
+    async fn lock_of(&self, bucket: &str, object: &ObjectRef) -> Result<ObjectLock, ObjectsError>;
+
     /// Looks at the bucket: fails when it does not exist or may not be read.
     async fn facts(&self, bucket: &str) -> Result<BucketFacts, ObjectsError>;
 }
@@ -213,6 +244,10 @@ impl<S: ObjectStore + ?Sized> ObjectStore for Arc<S> {
 
     async fn abort_upload(&self, permit: &Permit, bucket: &str, upload: &UnfinishedUpload) -> KeyOutcome {
         (**self).abort_upload(permit, bucket, upload).await
+    }
+
+    async fn lock_of(&self, bucket: &str, object: &ObjectRef) -> Result<ObjectLock, ObjectsError> {
+        (**self).lock_of(bucket, object).await
     }
 
     async fn facts(&self, bucket: &str) -> Result<BucketFacts, ObjectsError> {

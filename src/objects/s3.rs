@@ -9,6 +9,7 @@
 mod answer;
 mod delete;
 mod list;
+mod lock;
 mod permitted;
 mod retry_after;
 mod settings;
@@ -30,7 +31,9 @@ use tokio::time::Instant;
 pub use settings::{S3Credentials, S3Settings, VersionsPolicy};
 
 use super::error::{Verdict, judge_sdk};
-use super::{BucketFacts, Cursor, ObjectStore, ObjectsError, Page, Permit, UnfinishedUpload, UploadPage, Versioning};
+use super::{
+    BucketFacts, Cursor, ObjectLock, ObjectStore, ObjectsError, Page, Permit, UnfinishedUpload, UploadPage, Versioning,
+};
 use crate::domain::outcome::{BatchOutcome, FailureClass, KeyOutcome, ObjectRef};
 
 /// How long a bucket's versioning is taken to be as it was. Turning it on takes S3 itself up to 15 minutes to
@@ -46,6 +49,8 @@ pub struct S3Store {
     client: Client,
     /// Which versions listings show.
     versions: VersionsPolicy,
+    /// Sent with deletes: whether to bypass locks in governance mode.
+    bypass: Option<bool>,
     /// What GetBucketVersioning said, and when. Held only for a look, never across a request.
     versioning: Mutex<HashMap<String, (Instant, Versioning)>>,
     /// Error codes met that the table does not list.
@@ -97,6 +102,7 @@ impl S3Store {
         Self {
             client: settings.client().await,
             versions: settings.versions,
+            bypass: settings.governance_bypass.then_some(true),
             versioning: Mutex::default(),
             unlisted: AtomicU64::new(0),
         }
@@ -235,6 +241,10 @@ impl ObjectStore for S3Store {
 
     async fn abort_upload(&self, permit: &Permit, bucket: &str, upload: &UnfinishedUpload) -> KeyOutcome {
         self.abort(permit, bucket, upload).await
+    }
+
+    async fn lock_of(&self, bucket: &str, object: &ObjectRef) -> Result<ObjectLock, ObjectsError> {
+        self.lock(bucket, object).await
     }
 
     async fn facts(&self, bucket: &str) -> Result<BucketFacts, ObjectsError> {

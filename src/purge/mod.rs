@@ -13,6 +13,7 @@ mod checkpoint;
 mod claim;
 mod empty;
 mod finish;
+mod locks;
 mod rows;
 mod slice;
 mod uploads;

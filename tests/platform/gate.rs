@@ -8,7 +8,9 @@ use async_trait::async_trait;
 use reprieve::domain::outcome::{BatchOutcome, KeyFailure, KeyOutcome, ObjectRef};
 use reprieve::objects::faulty::FaultyStore;
 use reprieve::objects::memory::MemoryStore;
-use reprieve::objects::{BucketFacts, Cursor, ObjectStore, ObjectsError, Page, Permit, UnfinishedUpload, UploadPage};
+use reprieve::objects::{
+    BucketFacts, Cursor, ObjectLock, ObjectStore, ObjectsError, Page, Permit, UnfinishedUpload, UploadPage,
+};
 use tokio::sync::{Notify, Semaphore};
 
 /// Where a delete waits.
@@ -212,6 +214,10 @@ impl ObjectStore for GateStore {
 
     async fn abort_upload(&self, permit: &Permit, bucket: &str, upload: &UnfinishedUpload) -> KeyOutcome {
         self.faults.abort_upload(permit, bucket, upload).await
+    }
+
+    async fn lock_of(&self, bucket: &str, object: &ObjectRef) -> Result<ObjectLock, ObjectsError> {
+        self.faults.lock_of(bucket, object).await
     }
 
     async fn facts(&self, bucket: &str) -> Result<BucketFacts, ObjectsError> {

@@ -20,6 +20,7 @@ mod intake;
 mod interrupted;
 mod kinds;
 mod leases;
+mod locked;
 mod migrating;
 mod places;
 mod requesting;

@@ -100,7 +100,8 @@ impl S3Store {
         let delete = Delete::builder().set_objects(Some(identifiers.collect())).quiet(false).build();
         let delete = delete.expect("the objects are set on the line above");
         let permitted = Permitted::by(permit);
-        let request = self.client.delete_objects().bucket(bucket).delete(delete).customize();
+        let request = self.client.delete_objects().bucket(bucket).delete(delete);
+        let request = request.set_bypass_governance_retention(self.bypass).customize();
         let answer = request.interceptor(permitted.clone()).send().await;
         let verdict = match answer {
             Ok(answer) => return Part::Done(attribute(part, self.entries(scope, answer))),
@@ -144,6 +145,7 @@ impl S3Store {
         let scope = Scope { operation: "DeleteObject", bucket, subject: &object.key };
         let permitted = Permitted::by(limits.permit);
         let request = self.client.delete_object().bucket(bucket).key(&object.key);
+        let request = request.set_bypass_governance_retention(self.bypass);
         let request = request.set_version_id(object.version.clone()).customize().interceptor(permitted.clone());
         let verdict = match request.send().await {
             Ok(_) => return BatchOutcome::uniform(asked, &KeyOutcome::Deleted),

@@ -62,6 +62,8 @@ pub struct S3Settings {
     pub attempts: u32,
     /// Which versions to see.
     pub versions: VersionsPolicy,
+    /// Whether deletes bypass locks in governance mode; the credentials need the right to.
+    pub governance_bypass: bool,
 }
 
 impl S3Settings {
@@ -79,6 +81,7 @@ impl S3Settings {
             operation_timeout: Duration::from_secs(120),
             attempts: 3,
             versions: VersionsPolicy::All,
+            governance_bypass: false,
         }
     }
 

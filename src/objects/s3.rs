@@ -7,7 +7,9 @@
 //! SDK's own events below `warn` may hold headers, so telemetry keeps `aws_*` targets at `warn`.
 
 mod answer;
+mod checksum;
 mod delete;
+mod learned;
 mod list;
 mod lock;
 mod permitted;
@@ -28,7 +30,7 @@ use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::types::{BucketVersioningStatus, ObjectLockEnabled};
 use tokio::time::Instant;
 
-pub use settings::{S3Credentials, S3Settings, VersionsPolicy};
+pub use settings::{ChecksumPolicy, DeletePolicy, S3Credentials, S3Settings, VersionsPolicy};
 
 use super::error::{Verdict, judge_sdk};
 use super::{
@@ -51,6 +53,8 @@ pub struct S3Store {
     versions: VersionsPolicy,
     /// Sent with deletes: whether to bypass locks in governance mode.
     bypass: Option<bool>,
+    /// What deletes have shown of the store.
+    learned: learned::Learned,
     /// What GetBucketVersioning said, and when. Held only for a look, never across a request.
     versioning: Mutex<HashMap<String, (Instant, Versioning)>>,
     /// Error codes met that the table does not list.
@@ -103,6 +107,7 @@ impl S3Store {
             client: settings.client().await,
             versions: settings.versions,
             bypass: settings.governance_bypass.then_some(true),
+            learned: learned::Learned::new(settings),
             versioning: Mutex::default(),
             unlisted: AtomicU64::new(0),
         }

@@ -50,7 +50,6 @@ macro_rules! object_store {
         an_upload_that_has_ended_is_absent
         nothing_is_aborted_without_a_permit
         what_is_locked_is_denied_and_the_store_says_until_when
-        keys_that_xml_cannot_carry_are_aborted_too
     })* };
 }
 
@@ -67,6 +66,9 @@ object_store! { in_memory: memory without_faults: faulty embedded: embedded on_s
 s3_store! { s3_embedded: embedded s3_on_seaweedfs: seaweedfs }
 
 contract! { s3_on_moto, moto: a_suspended_bucket_is_emptied_of_its_old_versions }
+contract! { odd_in_memory, memory: keys_that_xml_cannot_carry_are_aborted_too }
+contract! { odd_embedded, embedded: keys_that_xml_cannot_carry_are_aborted_too }
+contract! { odd_on_seaweedfs, seaweedfs: keys_that_xml_cannot_carry_are_aborted_too }
 contract! { locks_embedded, embedded: governance_can_be_bypassed_by_who_says_so }
 contract! { locks_on_seaweedfs, seaweedfs: governance_can_be_bypassed_by_who_says_so }
 
@@ -151,7 +153,7 @@ async fn odd_keys_come_back_as_they_went_in_and_can_be_deleted(subject: &Subject
         "o/@:$,!*()",
     ];
     let mut odd: Vec<String> = odd.map(str::to_owned).into();
-    if subject.keeps_keys_as_paths() || subject.is_moto() {
+    if subject.keeps_keys_as_paths() {
         odd.retain(|key| !key.contains('\\')); // a separator to it
     }
     odd.sort();
@@ -350,9 +352,8 @@ async fn keys_that_xml_cannot_carry_are_aborted_too(subject: &Subject) {
     let bucket = subject.bucket(Versioning::Off).await;
     let mut odd: Vec<String> = ["x/plain+%20", "x/bell\u{7}", "x/tab\t", "x/line\nfeed"].map(str::to_owned).into();
     if subject.keeps_keys_as_paths() {
-        odd.retain(|key| !key.contains('\u{7}')); // SeaweedFS shows another key in its place, encoded or not, and moto what is no XML
+        odd.retain(|key| !key.contains('\u{7}')); // SeaweedFS shows another key in its place, encoded or not
     }
-    odd.retain(|key| subject.takes(key));
     subject.begin_uploads(&bucket, &odd).await;
     let uploads = all_uploads(subject, &bucket, "x/").await;
     let mut listed: Vec<_> = uploads.iter().map(|upload| upload.key.clone()).collect();
@@ -411,6 +412,9 @@ async fn what_is_locked_is_denied_and_the_store_says_until_when(subject: &Subjec
         let told = subject.store().lock_of(&bucket, &entry.object).await.expect("told");
         let expected = locks.iter().find(|(key, _)| *key == entry.object.key).expect("one of them").1;
         assert_eq!(told, expected, "{entry:?}");
+    }
+    if subject.is_moto() {
+        return; // it says nothing that can be read of an object without a lock
     }
     let plain = subject.bucket(Versioning::Off).await;
     subject.put_all(&plain, &["p/1".to_owned()]).await;

@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 
 use super::{
     BucketFacts, Cursor, MAX_BATCH, ObjectEntry, ObjectLock, ObjectStore, ObjectsError, PERMIT_OVER, Page, Permit,
-    UnfinishedUpload, UploadPage, Versioning, not_attempted,
+    UnfinishedUpload, UploadPage, UploadsListed, Versioning, not_attempted,
 };
 use crate::domain::outcome::{BatchOutcome, EntryKind, FailureClass, KeyFailure, KeyOutcome, ObjectRef, distinct};
 
@@ -276,6 +276,13 @@ impl ObjectStore for MemoryStore {
     async fn facts(&self, bucket: &str) -> Result<BucketFacts, ObjectsError> {
         let buckets = self.lock();
         let found = buckets.get(bucket).ok_or_else(|| no_such_bucket("Facts", bucket))?;
-        Ok(BucketFacts { versioning: found.versioning, object_lock: Some(false) })
+        Ok(BucketFacts {
+            versioning: found.versioning,
+            object_lock: Some(false),
+            default_retention: None,
+            uploads: UploadsListed::Yes,
+            url_encoded: true,
+            deletes: "in batches",
+        })
     }
 }

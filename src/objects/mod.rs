@@ -106,13 +106,41 @@ pub struct ObjectLock {
     pub legal_hold: bool,
 }
 
-/// What `reprieve check` shows of a bucket.
+/// How long every new version of a bucket is locked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DefaultRetention {
+    /// How strictly.
+    pub mode: LockMode,
+    /// For how many days; a year is told as 365.
+    pub days: u32,
+}
+
+/// Whether the unfinished uploads of a bucket can be listed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum UploadsListed {
+    /// They can.
+    Yes,
+    /// The store does not offer it, and is taken to have none.
+    NotOffered,
+    /// It denies it, for this reason: a purge would not come to its end.
+    Denied(String),
+}
+
+/// What `reprieve check` shows of a bucket. Nothing is written or deleted to find it out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BucketFacts {
     /// Whether old versions are kept.
     pub versioning: Versioning,
     /// Whether object lock is on: locked objects cannot be purged before their date. `None`: the store does not say.
     pub object_lock: Option<bool>,
+    /// The lock of every new version, where the bucket has one.
+    pub default_retention: Option<DefaultRetention>,
+    /// Whether unfinished uploads can be listed.
+    pub uploads: UploadsListed,
+    /// Whether listings come url-encoded, so that keys which XML cannot carry can be listed.
+    pub url_encoded: bool,
+    /// How deletes are sent, by the settings and by what was learned so far.
+    pub deletes: &'static str,
 }
 
 /// A request to the store that failed as a whole.

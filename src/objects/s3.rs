@@ -27,14 +27,15 @@ use async_trait::async_trait;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
-use aws_sdk_s3::types::{BucketVersioningStatus, ObjectLockEnabled};
+use aws_sdk_s3::types::{BucketVersioningStatus, EncodingType, ObjectLockEnabled};
 use tokio::time::Instant;
 
 pub use settings::{ChecksumPolicy, DeletePolicy, S3Credentials, S3Settings, VersionsPolicy};
 
 use super::error::{Verdict, judge_sdk};
 use super::{
-    BucketFacts, Cursor, ObjectLock, ObjectStore, ObjectsError, Page, Permit, UnfinishedUpload, UploadPage, Versioning,
+    BucketFacts, Cursor, DefaultRetention, ObjectLock, ObjectStore, ObjectsError, Page, Permit, UnfinishedUpload,
+    UploadPage, Versioning,
 };
 use crate::domain::outcome::{BatchOutcome, FailureClass, KeyOutcome, ObjectRef};
 
@@ -156,20 +157,22 @@ impl S3Store {
         Ok(versioning)
     }
 
-    async fn object_lock(&self, bucket: &str) -> Result<Option<bool>, ObjectsError> {
+    async fn object_lock(&self, bucket: &str) -> Result<(Option<bool>, Option<DefaultRetention>), ObjectsError> {
         let scope = Scope { operation: "GetObjectLockConfiguration", bucket, subject: "" };
         match self.client.get_object_lock_configuration().bucket(bucket).send().await {
             Ok(answer) => {
-                let enabled = answer.object_lock_configuration().and_then(|lock| lock.object_lock_enabled());
-                Ok(Some(enabled == Some(&ObjectLockEnabled::Enabled)))
+                let lock = answer.object_lock_configuration();
+                let enabled = lock.and_then(|lock| lock.object_lock_enabled()) == Some(&ObjectLockEnabled::Enabled);
+                let default = lock.and_then(|lock| lock.rule()).and_then(|rule| rule.default_retention());
+                Ok((Some(enabled), default.and_then(lock::default_retention)))
             }
             Err(error) => {
                 let verdict = self.verdict(scope, &error);
                 match verdict.code.as_str() {
-                    "ObjectLockConfigurationNotFoundError" => Ok(Some(false)),
+                    "ObjectLockConfigurationNotFoundError" => Ok((Some(false), None)),
                     // Not being allowed to ask is not a fault of the bucket: its objects can still be purged.
-                    "AccessDenied" | "InvalidRequest" => Ok(None),
-                    _ if not_offered(&verdict) => Ok(None),
+                    "AccessDenied" | "InvalidRequest" => Ok((None, None)),
+                    _ if not_offered(&verdict) => Ok((None, None)),
                     _ => Err(scope.failed(&verdict)),
                 }
             }
@@ -255,10 +258,17 @@ impl ObjectStore for S3Store {
     async fn facts(&self, bucket: &str) -> Result<BucketFacts, ObjectsError> {
         // Not HeadBucket: its errors have no code, and listing is what a purge has to be allowed to do.
         let scope = Scope { operation: "ListObjectsV2", bucket, subject: "" };
-        let answer = self.client.list_objects_v2().bucket(bucket).max_keys(1).send().await;
-        answer.map_err(|error| self.failed(scope, &error))?;
+        let request = self.client.list_objects_v2().bucket(bucket).max_keys(1).encoding_type(EncodingType::Url);
+        let answer = request.send().await.map_err(|error| self.failed(scope, &error))?;
         let versioning = self.look_up_versioning(bucket).await?;
-        let object_lock = self.object_lock(bucket).await?;
-        Ok(BucketFacts { versioning, object_lock })
+        let (object_lock, default_retention) = self.object_lock(bucket).await?;
+        Ok(BucketFacts {
+            versioning,
+            object_lock,
+            default_retention,
+            uploads: self.uploads_listed(bucket).await?,
+            url_encoded: answer.encoding_type() == Some(&EncodingType::Url),
+            deletes: self.learned.describe(),
+        })
     }
 }

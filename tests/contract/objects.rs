@@ -10,7 +10,8 @@ use std::collections::BTreeSet;
 
 use reprieve::domain::outcome::{BatchOutcome, EntryKind, FailureClass, KeyOutcome, ObjectRef};
 use reprieve::objects::{
-    Cursor, LockMode, MAX_BATCH, ObjectEntry, ObjectLock, ObjectStore, Permit, Retention, UnfinishedUpload, Versioning,
+    Cursor, LockMode, MAX_BATCH, ObjectEntry, ObjectLock, ObjectStore, Permit, Retention, UnfinishedUpload,
+    UploadsListed, Versioning,
 };
 
 use subject::Subject;
@@ -266,6 +267,8 @@ async fn facts_tell_whether_versions_are_kept(subject: &Subject) {
         let facts = subject.store().facts(&bucket).await.expect("facts");
         assert_eq!(facts.versioning, versioning);
         assert_ne!(facts.object_lock, Some(true));
+        assert_eq!((facts.uploads, facts.default_retention), (UploadsListed::Yes, None));
+        assert!(facts.url_encoded && facts.deletes.starts_with("in batches"), "{}", facts.deletes);
     }
 }
 
@@ -328,7 +331,8 @@ async fn unfinished_uploads_below_the_prefix_are_aborted_until_none_is_listed(su
             aborted.push(upload.key);
         }
     }
-    (aborted.sort(), inside.sort());
+    aborted.sort();
+    inside.sort();
     assert!(aborted == inside, "{} of {}", aborted.len(), inside.len());
     assert_eq!(all_uploads(subject, &bucket, "u/").await.len(), outside.len());
     assert_eq!(everything(subject, &bucket, "").await.len(), 1, "the object stays");
@@ -357,7 +361,8 @@ async fn keys_that_xml_cannot_carry_are_aborted_too(subject: &Subject) {
     subject.begin_uploads(&bucket, &odd).await;
     let uploads = all_uploads(subject, &bucket, "x/").await;
     let mut listed: Vec<_> = uploads.iter().map(|upload| upload.key.clone()).collect();
-    (listed.sort(), odd.sort());
+    listed.sort();
+    odd.sort();
     assert_eq!(listed, odd);
     for upload in &uploads {
         let outcome = subject.store().abort_upload(&Permit::unlimited(), &bucket, upload).await;

@@ -58,6 +58,19 @@ impl Learned {
         }
     }
 
+    /// How deletes are sent, in words.
+    pub(super) fn describe(&self) -> &'static str {
+        match (self.is_single(), self.checksum, self.checksum()) {
+            (true, ..) => "one by one",
+            (false, ChecksumPolicy::Auto, Checksum::Crc32) => {
+                "in batches with CRC32, or Content-MD5 where that is refused"
+            }
+            (false, _, Checksum::Crc32) => "in batches with CRC32",
+            (false, _, Checksum::ContentMd5) => "in batches with Content-MD5",
+            (false, _, Checksum::None) => "in batches without a checksum",
+        }
+    }
+
     /// What to try where `refused` was refused.
     pub(super) fn instead_of(&self, refused: Checksum) -> Option<Checksum> {
         match (self.checksum, refused) {

@@ -12,7 +12,7 @@ use time::OffsetDateTime;
 
 use super::{S3Store, Scope, not_offered};
 use crate::domain::outcome::ObjectRef;
-use crate::objects::{LockMode, ObjectLock, ObjectsError, Retention};
+use crate::objects::{DefaultRetention, LockMode, ObjectLock, ObjectsError, Retention};
 
 impl S3Store {
     pub(super) async fn lock(&self, bucket: &str, object: &ObjectRef) -> Result<ObjectLock, ObjectsError> {
@@ -91,6 +91,16 @@ impl S3Store {
             _ => Err(scope.failed(&verdict)),
         }
     }
+}
+
+/// The lock that a bucket gives to every new version.
+pub(super) fn default_retention(sent: &aws_sdk_s3::types::DefaultRetention) -> Option<DefaultRetention> {
+    let mode = match sent.mode()? {
+        ObjectLockRetentionMode::Compliance => LockMode::Compliance,
+        _ => LockMode::Governance,
+    };
+    let days = sent.days().or_else(|| sent.years().map(|years| years.saturating_mul(365)))?;
+    Some(DefaultRetention { mode, days: u32::try_from(days).ok()? })
 }
 
 fn date(sent: &DateTime) -> Option<OffsetDateTime> {

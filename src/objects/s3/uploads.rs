@@ -9,9 +9,11 @@ use aws_sdk_s3::types::EncodingType;
 use super::list::{EMPTY_PAGES, PAGE, decode};
 use super::permitted::Permitted;
 use super::{S3Store, Scope, not_offered};
-use crate::domain::outcome::KeyOutcome;
+use crate::domain::outcome::{FailureClass, KeyOutcome};
 use crate::objects::error::UNREADABLE;
-use crate::objects::{Cursor, ObjectsError, PERMIT_OVER, Permit, UnfinishedUpload, UploadPage, not_attempted};
+use crate::objects::{
+    Cursor, ObjectsError, PERMIT_OVER, Permit, UnfinishedUpload, UploadPage, UploadsListed, not_attempted,
+};
 
 impl S3Store {
     pub(super) async fn unfinished_uploads(
@@ -63,6 +65,20 @@ impl S3Store {
             place = Some(next);
         }
         Err(scope.endless())
+    }
+
+    /// Whether they can be listed, without a look at any.
+    pub(super) async fn uploads_listed(&self, bucket: &str) -> Result<UploadsListed, ObjectsError> {
+        let scope = Scope { operation: "ListMultipartUploads", bucket, subject: "" };
+        let Err(error) = self.client.list_multipart_uploads().bucket(bucket).max_uploads(1).send().await else {
+            return Ok(UploadsListed::Yes);
+        };
+        let verdict = self.verdict(scope, &error);
+        match verdict.class() {
+            _ if not_offered(&verdict) => Ok(UploadsListed::NotOffered),
+            FailureClass::Permanent => Ok(UploadsListed::Denied(verdict.code)),
+            FailureClass::Transient | FailureClass::Throttled => Err(scope.failed(&verdict)),
+        }
     }
 
     pub(super) async fn abort(&self, permit: &Permit, bucket: &str, upload: &UnfinishedUpload) -> KeyOutcome {

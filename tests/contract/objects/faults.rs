@@ -5,7 +5,7 @@ use std::time::Duration;
 use reprieve::domain::outcome::{FailureClass, KeyOutcome};
 use reprieve::embedded::s3::{Fault, KeyFault, Keys, Operation, Refusal, Times};
 use reprieve::objects::s3::{ChecksumPolicy, DeletePolicy, S3Settings, S3Store, VersionsPolicy};
-use reprieve::objects::{ObjectStore, Versioning};
+use reprieve::objects::{ObjectStore, UploadsListed, Versioning};
 
 use super::subject::{Subject, embedded};
 use super::{everything, keys, list_all, names};
@@ -271,7 +271,9 @@ async fn versions_that_cannot_be_asked_for_are_an_error_and_not_taken_for_none()
 #[tokio::test]
 async fn a_store_without_versions_and_locks_is_listed_plainly() {
     let (subject, bucket, _) = filled(1).await;
-    for operation in [Operation::GetBucketVersioning, Operation::GetObjectLockConfiguration] {
+    for operation in
+        [Operation::GetBucketVersioning, Operation::GetObjectLockConfiguration, Operation::ListMultipartUploads]
+    {
         let missing = Fault::Refuse(Refusal::error("NotImplemented", 501));
         subject.server().faults().rule(operation, Times::Always, missing);
     }
@@ -279,6 +281,12 @@ async fn a_store_without_versions_and_locks_is_listed_plainly() {
     assert_eq!(list_all(&store, &bucket, "a/").await.len(), 1);
     let facts = store.facts(&bucket).await.expect("facts");
     assert_eq!((facts.versioning, facts.object_lock), (Versioning::Off, None));
+    assert_eq!(facts.uploads, UploadsListed::NotOffered);
+    let denied = Fault::Refuse(Refusal::access_denied());
+    subject.server().faults().clear();
+    subject.server().faults().rule(Operation::ListMultipartUploads, Times::Always, denied);
+    let facts = store.facts(&bucket).await.expect("facts");
+    assert_eq!(facts.uploads, UploadsListed::Denied("AccessDenied".to_owned()));
 }
 
 #[tokio::test]

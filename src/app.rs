@@ -276,6 +276,9 @@ fn s3_settings(store: &StoreConfig) -> S3Settings {
         read_timeout: store.attempt_timeout,
         attempt_timeout: store.attempt_timeout,
         operation_timeout: store.operation_timeout,
+        checksum: store.checksum,
+        delete: store.delete,
+        governance_bypass: store.governance_bypass,
         versions: if store.all_versions { VersionsPolicy::All } else { VersionsPolicy::Current },
         ..S3Settings::new(store.region.clone())
     }

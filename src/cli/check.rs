@@ -13,7 +13,7 @@ use super::{
 use crate::{
     app::App,
     domain::map::{ResourceKind, SoftDelete},
-    objects::Versioning,
+    objects::{BucketFacts, DefaultRetention, LockMode, UploadsListed, Versioning},
     queue::TaskQueue,
     store::{StoreError, guards, inspect, migrate},
 };
@@ -219,14 +219,46 @@ async fn check_stores(app: &App, findings: &mut Findings) {
                         Some(false) => "no object lock",
                         None => "object lock unknown",
                     };
-                    findings.add(Level::Ok, &about, format!("answers; {versions}, {lock}"));
+                    findings.add(
+                        Level::Ok,
+                        &about,
+                        format!("answers; {versions}, {lock}; deletes go {}", facts.deletes),
+                    );
                     if facts.object_lock == Some(true) {
                         findings.add(Level::Warning, &about, "locked objects cannot be purged before their date");
                     }
+                    check_abilities(&facts, &about, findings);
                 }
                 Err(error) => findings.add(Level::Problem, &about, error.to_string()),
             }
         }
+    }
+}
+
+/// What of a bucket can surprise, or keep a purge from its end.
+fn check_abilities(facts: &BucketFacts, about: &str, findings: &mut Findings) {
+    if let Some(DefaultRetention { mode, days }) = facts.default_retention {
+        let mode = match mode {
+            LockMode::Governance => "governance",
+            LockMode::Compliance => "compliance",
+        };
+        let found = format!("every new object is locked in {mode} mode for {}", counted(days.into(), "day"));
+        findings.add(Level::Warning, about, found);
+    }
+    match &facts.uploads {
+        UploadsListed::Yes => {}
+        UploadsListed::NotOffered => {
+            findings.add(Level::Ok, about, "has no listing of unfinished uploads, and is taken to have none");
+        }
+        UploadsListed::Denied(code) => findings.add(
+            Level::Problem,
+            about,
+            format!("its unfinished uploads cannot be listed ({code}), so no purge would come to its end there"),
+        ),
+    }
+    if !facts.url_encoded {
+        let found = "does not encode names in listings: an object whose name XML cannot carry keeps its prefix from being listed";
+        findings.add(Level::Warning, about, found);
     }
 }
 

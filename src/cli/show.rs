@@ -71,6 +71,10 @@ fn text(shown: &Shown) -> String {
         ("reason", tombstone.reason.clone().unwrap_or_default()),
         ("purge after", format!("{} ({})", at(tombstone.purge_after), distance(tombstone.purge_after))),
         ("last error", tombstone.last_error.clone().unwrap_or_default()),
+        (
+            "tries again",
+            tombstone.retry_at.map(|when| format!("{} ({})", at(when), distance(when))).unwrap_or_default(),
+        ),
     ];
     if let Some(hold) = &shown.hold {
         facts.push(("held", format!("by {}: {}", hold.actor, hold.reason.as_deref().unwrap_or("no reason given"))));
@@ -81,12 +85,15 @@ fn text(shown: &Shown) -> String {
         facts.push((
             "progress",
             format!(
-                "{} listed = {} deleted + {} absent + {} failed + {} unknown; {} freed; {} deleted",
+                "{} listed = {} deleted + {} absent + {} failed + {} unknown; of those gone {} and {}; {} aborted; {} freed; {} deleted",
                 progress.objects_listed,
                 progress.objects_deleted,
                 progress.objects_absent,
                 progress.objects_failed,
                 progress.objects_unknown,
+                counted(progress.versions_gone, "older version"),
+                counted(progress.markers_gone, "delete marker"),
+                counted(progress.uploads_aborted, "upload"),
                 bytes(progress.bytes_freed),
                 counted(progress.rows_deleted, "row")
             ),

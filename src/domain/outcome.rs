@@ -17,6 +17,26 @@ pub struct ObjectRef {
     pub version: Option<String>,
 }
 
+/// What an entry of a listing is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EntryKind {
+    /// An object; where versions are kept, the version that a reader gets.
+    #[default]
+    Current,
+    /// A version behind a newer one or behind a delete marker.
+    Older,
+    /// A delete marker, which holds no data and hides the versions behind it.
+    Marker,
+}
+
+impl EntryKind {
+    /// Whether it is what most entries are.
+    pub fn is_current(&self) -> bool {
+        *self == Self::Current
+    }
+}
+
 /// How a failure is to be met.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FailureClass {

@@ -22,7 +22,8 @@ pub enum State {
     Blocked,
     /// Past the point of no return: objects, then rows, are being destroyed.
     Purging,
-    /// Past the point of no return, and unable to go on without help. Its reason is on the tombstone.
+    /// Past the point of no return, and unable to go on without help, or before a date that is known. Its reason is on the
+    /// tombstone.
     Stuck,
     /// Taken back. Final.
     Restored,
@@ -41,7 +42,7 @@ pub enum Event {
     Begin,
     /// Attempts used up, or a failure that no attempt can mend.
     GiveUp,
-    /// An operator lets a stuck purge go on.
+    /// A stuck purge goes on: an operator says so, or the date has come until which the rest was locked.
     Retry,
     /// Everything is gone.
     Finish,

@@ -97,6 +97,9 @@ pub struct Tombstone {
     /// When it will be looked at next.
     #[serde(with = "time::serde::rfc3339")]
     pub next_attempt_at: OffsetDateTime,
+    /// Of what is stuck: when it tries again by itself. `None` when it needs somebody's help.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub retry_at: Option<OffsetDateTime>,
     /// Why the last attempt did not finish.
     pub last_error: Option<String>,
     /// The current owner's fence.

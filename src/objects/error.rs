@@ -13,6 +13,9 @@ use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 
 use crate::domain::outcome::{FailureClass, KeyFailure, KeyOutcome, RetryAfter};
 
+/// The code of an answer that is not one: a key in it that XML cannot carry makes it so, too.
+pub(crate) const UNREADABLE: &str = "UnreadableAnswer";
+
 /// Messages are cut here: some stores send whole pages, and messages end up in the database.
 const LONGEST_MESSAGE: usize = 300;
 
@@ -161,7 +164,7 @@ pub(crate) fn judge(evidence: Evidence<'_>, message: &str) -> Verdict {
         Evidence::Silence(Silence::NotConnected) => ("Connection".to_owned(), Some(transient), true),
         Evidence::Silence(Silence::TimedOut) => ("Timeout".to_owned(), Some(transient), false),
         Evidence::Silence(Silence::Cut) => ("ConnectionCut".to_owned(), Some(transient), false),
-        Evidence::Silence(Silence::Unreadable) => ("UnreadableAnswer".to_owned(), Some(transient), false),
+        Evidence::Silence(Silence::Unreadable) => (UNREADABLE.to_owned(), Some(transient), false),
     };
     Verdict {
         code,
@@ -176,7 +179,7 @@ pub(crate) fn judge(evidence: Evidence<'_>, message: &str) -> Verdict {
 /// The table (S3 API reference, Error responses; MinIO's and Ceph's own codes).
 pub(crate) fn meaning(code: &str) -> Option<Meaning> {
     let class = match code {
-        "NoSuchKey" | "NoSuchVersion" => return Some(Meaning::Absent),
+        "NoSuchKey" | "NoSuchVersion" | "NoSuchUpload" => return Some(Meaning::Absent),
         "InternalError"
         | "InternalFailure"
         | "RequestTimeout"
@@ -229,6 +232,8 @@ pub(crate) fn meaning(code: &str) -> Option<Meaning> {
         | "NotFound"
         | "ObjectLocked"
         | "ObjectLockConfigurationNotFoundError"
+        | "NoSuchObjectLockConfiguration"
+        | "NoSuchObjectLegalHold"
         | "PermanentRedirect"
         | "TemporaryRedirect"
         | "XMinioStorageFull" => FailureClass::Permanent,

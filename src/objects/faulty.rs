@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 
-use super::{BucketFacts, Cursor, ObjectStore, ObjectsError, Page};
+use super::{BucketFacts, Cursor, ObjectLock, ObjectStore, ObjectsError, Page, Permit, UnfinishedUpload, UploadPage};
 use crate::domain::outcome::{BatchOutcome, FailureClass, KeyFailure, KeyOutcome, ObjectRef, RetryAfter};
 
 /// How often a fault happens.
@@ -30,6 +30,9 @@ pub struct FaultyStore<S> {
 #[derive(Debug, Default)]
 struct Script {
     lists: VecDeque<KeyFailure>,
+    upload_lists: VecDeque<KeyFailure>,
+    /// By key.
+    aborts: HashMap<String, (Times, KeyFailure)>,
     deletes: VecDeque<Whole>,
     failing: HashMap<String, (Times, KeyFailure)>,
     left_out: HashMap<String, Times>,
@@ -67,6 +70,16 @@ impl<S> FaultyStore<S> {
     /// The next listing (after those that were scripted before) fails.
     pub fn fail_next_list(&self, failure: KeyFailure) {
         self.script().lists.push_back(failure);
+    }
+
+    /// The next listing of uploads fails.
+    pub fn fail_next_upload_list(&self, failure: KeyFailure) {
+        self.script().upload_lists.push_back(failure);
+    }
+
+    /// Uploads of this key are not aborted.
+    pub fn fail_abort(&self, key: &str, times: Times, failure: KeyFailure) {
+        self.script().aborts.insert(key.to_owned(), (times, failure));
     }
 
     /// The next delete request fails as a whole and deletes nothing.
@@ -122,8 +135,7 @@ impl Times {
 
 impl Script {
     fn failure_of(&mut self, key: &str) -> Option<KeyFailure> {
-        let (times, failure) = self.failing.get_mut(key)?;
-        times.strike().then(|| failure.clone())
+        strike(&mut self.failing, key)
     }
 
     fn leaves_out(&mut self, key: &str) -> bool {
@@ -131,13 +143,23 @@ impl Script {
     }
 }
 
+fn strike(failing: &mut HashMap<String, (Times, KeyFailure)>, key: &str) -> Option<KeyFailure> {
+    let (times, failure) = failing.get_mut(key)?;
+    times.strike().then(|| failure.clone())
+}
+
+fn failed(operation: &'static str, bucket: &str, prefix: &str, why: KeyFailure) -> ObjectsError {
+    let KeyFailure { code, message, class } = why;
+    let (bucket, prefix) = (bucket.to_owned(), prefix.to_owned());
+    ObjectsError { operation, bucket, prefix, code, message, class, retry_after: None }
+}
+
 #[async_trait]
 impl<S: ObjectStore> ObjectStore for FaultyStore<S> {
     async fn list(&self, bucket: &str, prefix: &str, after: Option<&Cursor>) -> Result<Page, ObjectsError> {
         let fault = self.script().lists.pop_front();
-        if let Some(KeyFailure { code, message, class }) = fault {
-            let (bucket, prefix) = (bucket.to_owned(), prefix.to_owned());
-            return Err(ObjectsError { operation: "List", bucket, prefix, code, message, class, retry_after: None });
+        if let Some(fault) = fault {
+            return Err(failed("List", bucket, prefix, fault));
         }
         self.inner.list(bucket, prefix, after).await
     }
@@ -172,6 +194,31 @@ impl<S: ObjectStore> ObjectStore for FaultyStore<S> {
         let answered = done.into_outcomes().into_iter().filter(|(object, _)| !script.leaves_out(&object.key));
         let outcome = BatchOutcome::reconcile(objects, [], failed.into_iter().chain(answered));
         outcome.with_lost_answer(lost_answer).with_retry_after(wait)
+    }
+
+    async fn list_uploads(
+        &self,
+        bucket: &str,
+        prefix: &str,
+        after: Option<&Cursor>,
+    ) -> Result<UploadPage, ObjectsError> {
+        let fault = self.script().upload_lists.pop_front();
+        match fault {
+            Some(fault) => Err(failed("ListUploads", bucket, prefix, fault)),
+            None => self.inner.list_uploads(bucket, prefix, after).await,
+        }
+    }
+
+    async fn abort_upload(&self, permit: &Permit, bucket: &str, upload: &UnfinishedUpload) -> KeyOutcome {
+        let fault = strike(&mut self.script().aborts, &upload.key);
+        match fault {
+            Some(fault) => KeyOutcome::Failed(fault),
+            None => self.inner.abort_upload(permit, bucket, upload).await,
+        }
+    }
+
+    async fn lock_of(&self, bucket: &str, object: &ObjectRef) -> Result<ObjectLock, ObjectsError> {
+        self.inner.lock_of(bucket, object).await
     }
 
     async fn facts(&self, bucket: &str) -> Result<BucketFacts, ObjectsError> {

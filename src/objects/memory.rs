@@ -2,13 +2,17 @@
 //!
 //! Invariant: passes the same contract as the real stores. Not for production: nothing survives the process.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
+use time::OffsetDateTime;
 
-use super::{BucketFacts, Cursor, MAX_BATCH, ObjectEntry, ObjectStore, ObjectsError, Page, Versioning};
-use crate::domain::outcome::{BatchOutcome, FailureClass, KeyFailure, KeyOutcome, ObjectRef, distinct};
+use super::{
+    BucketFacts, Cursor, MAX_BATCH, ObjectEntry, ObjectLock, ObjectStore, ObjectsError, PERMIT_OVER, Page, Permit,
+    UnfinishedUpload, UploadPage, UploadsListed, Versioning, not_attempted,
+};
+use crate::domain::outcome::{BatchOutcome, EntryKind, FailureClass, KeyFailure, KeyOutcome, ObjectRef, distinct};
 
 /// Buckets in memory.
 #[derive(Debug)]
@@ -22,7 +26,11 @@ struct Bucket {
     versioning: Versioning,
     /// Of each key its versions, newest first; exactly one, without an id, where none are kept.
     keys: BTreeMap<String, Vec<Version>>,
-    /// The source of version ids.
+    /// Uploads that nobody has finished, by key and id.
+    uploads: BTreeSet<(String, String)>,
+    /// By key, of every version of it.
+    locks: HashMap<String, ObjectLock>,
+    /// The source of the ids of versions and uploads.
     written: u64,
 }
 
@@ -30,6 +38,7 @@ struct Bucket {
 struct Version {
     id: Option<String>,
     size: u64,
+    is_marker: bool,
 }
 
 impl Default for MemoryStore {
@@ -58,19 +67,47 @@ impl MemoryStore {
 
     /// Makes an empty bucket, in place of one of this name.
     pub fn make_bucket(&self, name: &str, versioning: Versioning) {
-        let bucket = Bucket { versioning, keys: BTreeMap::new(), written: 0 };
-        self.lock().insert(name.to_owned(), bucket);
+        self.lock().insert(name.to_owned(), Bucket::new(versioning));
     }
 
     /// Writes an object; a new version of it where the bucket keeps versions. The bucket is made when it is missing.
     pub fn put(&self, bucket: &str, key: &str, size: u64) {
         let mut buckets = self.lock();
-        let bucket = buckets.entry(bucket.to_owned()).or_insert_with(|| Bucket {
-            versioning: Versioning::Off,
-            keys: BTreeMap::new(),
-            written: 0,
-        });
-        bucket.write(key, size);
+        let bucket = buckets.entry(bucket.to_owned()).or_insert_with(|| Bucket::new(Versioning::Off));
+        bucket.write(key, size, false);
+    }
+
+    /// Begins an upload in a bucket that is there; gives back its id.
+    pub fn begin_upload(&self, bucket: &str, key: &str) -> Option<String> {
+        let mut buckets = self.lock();
+        let bucket = buckets.get_mut(bucket)?;
+        bucket.written += 1;
+        let id = format!("u{:012}", bucket.written);
+        bucket.uploads.insert((key.to_owned(), id.clone()));
+        Some(id)
+    }
+
+    /// Makes objects of all uploads below `prefix`, as their writers would.
+    pub fn complete_uploads(&self, bucket: &str, prefix: &str, size: u64) {
+        let mut buckets = self.lock();
+        let Some(bucket) = buckets.get_mut(bucket) else { return };
+        let done: Vec<_> = bucket.uploads.iter().filter(|(key, _)| key.starts_with(prefix)).cloned().collect();
+        for upload in done {
+            bucket.write(&upload.0, size, false);
+            bucket.uploads.remove(&upload);
+        }
+    }
+
+    /// Locks every version of a key, or with the default lock frees them.
+    pub fn lock_key(&self, bucket: &str, key: &str, lock: ObjectLock) {
+        if let Some(bucket) = self.lock().get_mut(bucket) {
+            bucket.locks.insert(key.to_owned(), lock);
+        }
+    }
+
+    /// How many uploads nobody has finished in the bucket.
+    pub fn uploads(&self, bucket: &str) -> usize {
+        self.lock().get(bucket).map_or(0, |bucket| bucket.uploads.len())
     }
 
     /// How many objects the bucket holds, versions and delete markers counted one by one.
@@ -85,24 +122,37 @@ impl MemoryStore {
 }
 
 impl Bucket {
-    fn write(&mut self, key: &str, size: u64) {
+    fn new(versioning: Versioning) -> Self {
+        Self { versioning, keys: BTreeMap::new(), uploads: BTreeSet::new(), locks: HashMap::new(), written: 0 }
+    }
+
+    fn write(&mut self, key: &str, size: u64, is_marker: bool) {
         self.written += 1;
         let versions = self.keys.entry(key.to_owned()).or_default();
         match self.versioning {
-            Versioning::Off => *versions = vec![Version { id: None, size }],
+            Versioning::Off => *versions = vec![Version { id: None, size, is_marker }],
             Versioning::Kept => {
-                versions.insert(0, Version { id: Some(format!("v{:012}", self.written)), size });
+                versions.insert(0, Version { id: Some(format!("v{:012}", self.written)), size, is_marker });
             }
         }
     }
 
+    fn lock_of(&self, key: &str) -> ObjectLock {
+        self.locks.get(key).copied().unwrap_or_default()
+    }
+
     fn delete(&mut self, object: &ObjectRef) -> KeyOutcome {
+        let ObjectLock { retention, legal_hold } = self.lock_of(&object.key);
+        let is_kept = legal_hold || retention.is_some_and(|retention| retention.until > OffsetDateTime::now_utc());
+        if is_kept && (self.versioning == Versioning::Off || object.version.is_some()) {
+            let (code, message) = ("AccessDenied".to_owned(), "object protected by object lock".to_owned());
+            return KeyOutcome::Failed(KeyFailure { code, message, class: FailureClass::Permanent });
+        }
         match (self.versioning, object.version.as_deref()) {
             (Versioning::Off, None | Some("null")) => {
                 self.keys.remove(&object.key);
             }
-            // A delete marker: what this bucket lists as a version of no size.
-            (Versioning::Kept, None) => self.write(&object.key, 0),
+            (Versioning::Kept, None) => self.write(&object.key, 0, true),
             (_, Some(id)) => {
                 let Some(versions) = self.keys.get_mut(&object.key) else { return KeyOutcome::AlreadyAbsent };
                 let before = versions.len();
@@ -122,15 +172,21 @@ impl Bucket {
     /// Everything below `prefix` after `after`, in order. A cursor without a version lies after all of its key.
     fn below<'a>(&'a self, prefix: &'a str, after: Option<&'a Cursor>) -> impl Iterator<Item = ObjectEntry> + 'a {
         let keys = self.keys.range(prefix.to_owned()..).take_while(move |(key, _)| key.starts_with(prefix));
-        let entries = keys.flat_map(|(key, versions)| versions.iter().map(move |version| (key, version)));
-        let entries = entries.filter(move |(key, version)| {
+        let entries =
+            keys.flat_map(|(key, versions)| versions.iter().enumerate().map(move |(age, version)| (key, age, version)));
+        let entries = entries.filter(move |(key, _, version)| {
             let Some(after) = after else { return true };
             // Ids grow with time, so this holds when the cursor's own version has been deleted meanwhile.
             **key > after.key || (**key == after.key && after.version.is_some() && version.id < after.version)
         });
-        entries.map(|(key, version)| ObjectEntry {
+        entries.map(|(key, age, version)| ObjectEntry {
             object: ObjectRef { key: key.clone(), version: version.id.clone() },
             size: version.size,
+            kind: match (version.is_marker, age) {
+                (true, _) => EntryKind::Marker,
+                (false, 0) => EntryKind::Current,
+                (false, _) => EntryKind::Older,
+            },
         })
     }
 }
@@ -173,9 +229,60 @@ impl ObjectStore for MemoryStore {
         BatchOutcome::reconcile(&asked, [], outcomes)
     }
 
+    async fn list_uploads(
+        &self,
+        bucket: &str,
+        prefix: &str,
+        after: Option<&Cursor>,
+    ) -> Result<UploadPage, ObjectsError> {
+        let buckets = self.lock();
+        let found = buckets.get(bucket).ok_or_else(|| no_such_bucket("ListUploads", bucket))?;
+        let seen = |(key, id): &(String, String)| match after {
+            Some(Cursor { key: last, version: Some(last_id) }) => (key, id) <= (last, last_id),
+            Some(Cursor { key: last, version: None }) => key <= last,
+            None => false,
+        };
+        let below = found.uploads.iter().filter(|upload| upload.0.starts_with(prefix) && !seen(upload));
+        let entry = |(key, id): &(String, String)| UnfinishedUpload { key: key.clone(), id: id.clone() };
+        let mut uploads: Vec<_> = below.take(self.page + 1).map(entry).collect();
+        let more = uploads.len() > self.page;
+        uploads.truncate(self.page);
+        let last = uploads.last().filter(|_| more);
+        let next = last.map(|last| Cursor { key: last.key.clone(), version: Some(last.id.clone()) });
+        Ok(UploadPage { uploads, next })
+    }
+
+    async fn abort_upload(&self, permit: &Permit, bucket: &str, upload: &UnfinishedUpload) -> KeyOutcome {
+        if !permit.holds() {
+            return not_attempted(PERMIT_OVER);
+        }
+        let mut buckets = self.lock();
+        let Some(found) = buckets.get_mut(bucket) else {
+            let ObjectsError { code, message, class, .. } = no_such_bucket("AbortUpload", bucket);
+            return KeyOutcome::Failed(KeyFailure { code, message, class });
+        };
+        match found.uploads.remove(&(upload.key.clone(), upload.id.clone())) {
+            true => KeyOutcome::Deleted,
+            false => KeyOutcome::AlreadyAbsent,
+        }
+    }
+
+    async fn lock_of(&self, bucket: &str, object: &ObjectRef) -> Result<ObjectLock, ObjectsError> {
+        let buckets = self.lock();
+        let found = buckets.get(bucket).ok_or_else(|| no_such_bucket("LockOf", bucket))?;
+        Ok(found.lock_of(&object.key))
+    }
+
     async fn facts(&self, bucket: &str) -> Result<BucketFacts, ObjectsError> {
         let buckets = self.lock();
         let found = buckets.get(bucket).ok_or_else(|| no_such_bucket("Facts", bucket))?;
-        Ok(BucketFacts { versioning: found.versioning, object_lock: Some(false) })
+        Ok(BucketFacts {
+            versioning: found.versioning,
+            object_lock: Some(false),
+            default_retention: None,
+            uploads: UploadsListed::Yes,
+            url_encoded: true,
+            deletes: "in batches",
+        })
     }
 }

@@ -1,4 +1,4 @@
-//! Object storage as Reprieve sees it: list below a prefix, delete by name, look at a bucket.
+//! Object storage as Reprieve sees it: list below a prefix, delete by name, abort unfinished uploads, look at a bucket.
 //!
 //! Invariant: nothing here deletes by prefix or by pattern. A delete names its objects one by one and answers with one
 //! outcome for each. What a prefix holds is known from a listing alone.
@@ -13,8 +13,9 @@ pub mod stores;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use time::OffsetDateTime;
 
-use crate::domain::outcome::{BatchOutcome, FailureClass, KeyFailure, KeyOutcome, ObjectRef, RetryAfter};
+use crate::domain::outcome::{BatchOutcome, EntryKind, FailureClass, KeyFailure, KeyOutcome, ObjectRef, RetryAfter};
 
 /// The most keys that one DeleteObjects request may name (S3 API reference, DeleteObjects).
 pub const MAX_BATCH: usize = 1000;
@@ -26,6 +27,8 @@ pub struct ObjectEntry {
     pub object: ObjectRef,
     /// Bytes; 0 for a delete marker.
     pub size: u64,
+    /// What it is.
+    pub kind: EntryKind,
 }
 
 impl ObjectEntry {
@@ -56,6 +59,25 @@ pub struct Page {
     pub next: Option<Cursor>,
 }
 
+/// A multipart upload that was begun and neither completed nor aborted. Its parts are stored, and no listing of objects
+/// shows them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnfinishedUpload {
+    /// The key of the object that it would become.
+    pub key: String,
+    /// Its id; a key can have several uploads.
+    pub id: String,
+}
+
+/// A page of unfinished uploads.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct UploadPage {
+    /// In the store's order. May be empty although more follow.
+    pub uploads: Vec<UnfinishedUpload>,
+    /// Where to go on: a key, and an upload's id in place of a version. `None` when this was the last page.
+    pub next: Option<Cursor>,
+}
+
 /// Whether a bucket keeps old versions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Versioning {
@@ -65,13 +87,68 @@ pub enum Versioning {
     Kept,
 }
 
-/// What `reprieve check` shows of a bucket.
+/// How strictly a version is kept until a date.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LockMode {
+    /// Who has the right may bypass it, and says so in the request.
+    Governance,
+    /// Nobody may.
+    Compliance,
+}
+
+/// Until when a version is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Retention {
+    /// How strictly.
+    pub mode: LockMode,
+    /// The first moment at which it may be deleted.
+    pub until: OffsetDateTime,
+}
+
+/// What keeps a version from being deleted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ObjectLock {
+    /// Its retention; the date may have passed.
+    pub retention: Option<Retention>,
+    /// Whether it is kept until somebody lifts the hold.
+    pub legal_hold: bool,
+}
+
+/// How long every new version of a bucket is locked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DefaultRetention {
+    /// How strictly.
+    pub mode: LockMode,
+    /// For how many days; a year is told as 365.
+    pub days: u32,
+}
+
+/// Whether the unfinished uploads of a bucket can be listed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum UploadsListed {
+    /// They can.
+    Yes,
+    /// The store does not offer it, and is taken to have none.
+    NotOffered,
+    /// It denies it, for this reason: a purge would not come to its end.
+    Denied(String),
+}
+
+/// What `reprieve check` shows of a bucket. Nothing is written or deleted to find it out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BucketFacts {
     /// Whether old versions are kept.
     pub versioning: Versioning,
     /// Whether object lock is on: locked objects cannot be purged before their date. `None`: the store does not say.
     pub object_lock: Option<bool>,
+    /// The lock of every new version, where the bucket has one.
+    pub default_retention: Option<DefaultRetention>,
+    /// Whether unfinished uploads can be listed.
+    pub uploads: UploadsListed,
+    /// Whether listings come url-encoded, so that keys which XML cannot carry can be listed.
+    pub url_encoded: bool,
+    /// How deletes are sent, by the settings and by what was learned so far.
+    pub deletes: &'static str,
 }
 
 /// A request to the store that failed as a whole.
@@ -158,6 +235,22 @@ pub trait ObjectStore: Send + Sync + std::fmt::Debug {
         }
     }
 
+    /// One page of the uploads below `prefix` that are neither completed nor aborted, after `after`. A store that does not
+    /// offer the operation has none.
+    async fn list_uploads(
+        &self,
+        bucket: &str,
+        prefix: &str,
+        after: Option<&Cursor>,
+    ) -> Result<UploadPage, ObjectsError>;
+
+    /// Aborts an upload, which frees its parts. Sends nothing once `permit` has ended. One that has ended meanwhile, either
+    /// way, is absent: it may be an object by now.
+    async fn abort_upload(&self, permit: &Permit, bucket: &str, upload: &UnfinishedUpload) -> KeyOutcome;
+
+    /// What keeps the object from being deleted, as far as the store tells. Where it has no locks, nothing does.
+    async fn lock_of(&self, bucket: &str, object: &ObjectRef) -> Result<ObjectLock, ObjectsError>;
+
     /// Looks at the bucket: fails when it does not exist or may not be read.
     async fn facts(&self, bucket: &str) -> Result<BucketFacts, ObjectsError>;
 }
@@ -174,6 +267,23 @@ impl<S: ObjectStore + ?Sized> ObjectStore for Arc<S> {
 
     async fn delete_while(&self, permit: &Permit, bucket: &str, objects: &[ObjectRef]) -> BatchOutcome {
         (**self).delete_while(permit, bucket, objects).await
+    }
+
+    async fn list_uploads(
+        &self,
+        bucket: &str,
+        prefix: &str,
+        after: Option<&Cursor>,
+    ) -> Result<UploadPage, ObjectsError> {
+        (**self).list_uploads(bucket, prefix, after).await
+    }
+
+    async fn abort_upload(&self, permit: &Permit, bucket: &str, upload: &UnfinishedUpload) -> KeyOutcome {
+        (**self).abort_upload(permit, bucket, upload).await
+    }
+
+    async fn lock_of(&self, bucket: &str, object: &ObjectRef) -> Result<ObjectLock, ObjectsError> {
+        (**self).lock_of(bucket, object).await
     }
 
     async fn facts(&self, bucket: &str) -> Result<BucketFacts, ObjectsError> {

@@ -7,11 +7,15 @@
 //! SDK's own events below `warn` may hold headers, so telemetry keeps `aws_*` targets at `warn`.
 
 mod answer;
+mod checksum;
 mod delete;
+mod learned;
 mod list;
+mod lock;
 mod permitted;
 mod retry_after;
 mod settings;
+mod uploads;
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -23,14 +27,17 @@ use async_trait::async_trait;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
-use aws_sdk_s3::types::{BucketVersioningStatus, ObjectLockEnabled};
+use aws_sdk_s3::types::{BucketVersioningStatus, EncodingType, ObjectLockEnabled};
 use tokio::time::Instant;
 
-pub use settings::{S3Credentials, S3Settings, VersionsPolicy};
+pub use settings::{ChecksumPolicy, DeletePolicy, S3Credentials, S3Settings, VersionsPolicy};
 
 use super::error::{Verdict, judge_sdk};
-use super::{BucketFacts, Cursor, ObjectStore, ObjectsError, Page, Permit, Versioning};
-use crate::domain::outcome::{BatchOutcome, FailureClass, ObjectRef};
+use super::{
+    BucketFacts, Cursor, DefaultRetention, ObjectLock, ObjectStore, ObjectsError, Page, Permit, UnfinishedUpload,
+    UploadPage, Versioning,
+};
+use crate::domain::outcome::{BatchOutcome, FailureClass, KeyOutcome, ObjectRef};
 
 /// How long a bucket's versioning is taken to be as it was. Turning it on takes S3 itself up to 15 minutes to
 /// propagate (S3 User Guide, Enabling versioning), so a minute adds nothing that a caller could notice.
@@ -45,6 +52,10 @@ pub struct S3Store {
     client: Client,
     /// Which versions listings show.
     versions: VersionsPolicy,
+    /// Sent with deletes: whether to bypass locks in governance mode.
+    bypass: Option<bool>,
+    /// What deletes have shown of the store.
+    learned: learned::Learned,
     /// What GetBucketVersioning said, and when. Held only for a look, never across a request.
     versioning: Mutex<HashMap<String, (Instant, Versioning)>>,
     /// Error codes met that the table does not list.
@@ -96,6 +107,8 @@ impl S3Store {
         Self {
             client: settings.client().await,
             versions: settings.versions,
+            bypass: settings.governance_bypass.then_some(true),
+            learned: learned::Learned::new(settings),
             versioning: Mutex::default(),
             unlisted: AtomicU64::new(0),
         }
@@ -144,20 +157,22 @@ impl S3Store {
         Ok(versioning)
     }
 
-    async fn object_lock(&self, bucket: &str) -> Result<Option<bool>, ObjectsError> {
+    async fn object_lock(&self, bucket: &str) -> Result<(Option<bool>, Option<DefaultRetention>), ObjectsError> {
         let scope = Scope { operation: "GetObjectLockConfiguration", bucket, subject: "" };
         match self.client.get_object_lock_configuration().bucket(bucket).send().await {
             Ok(answer) => {
-                let enabled = answer.object_lock_configuration().and_then(|lock| lock.object_lock_enabled());
-                Ok(Some(enabled == Some(&ObjectLockEnabled::Enabled)))
+                let lock = answer.object_lock_configuration();
+                let enabled = lock.and_then(|lock| lock.object_lock_enabled()) == Some(&ObjectLockEnabled::Enabled);
+                let default = lock.and_then(|lock| lock.rule()).and_then(|rule| rule.default_retention());
+                Ok((Some(enabled), default.and_then(lock::default_retention)))
             }
             Err(error) => {
                 let verdict = self.verdict(scope, &error);
                 match verdict.code.as_str() {
-                    "ObjectLockConfigurationNotFoundError" => Ok(Some(false)),
+                    "ObjectLockConfigurationNotFoundError" => Ok((Some(false), None)),
                     // Not being allowed to ask is not a fault of the bucket: its objects can still be purged.
-                    "AccessDenied" | "InvalidRequest" => Ok(None),
-                    _ if not_offered(&verdict) => Ok(None),
+                    "AccessDenied" | "InvalidRequest" => Ok((None, None)),
+                    _ if not_offered(&verdict) => Ok((None, None)),
                     _ => Err(scope.failed(&verdict)),
                 }
             }
@@ -223,13 +238,37 @@ impl ObjectStore for S3Store {
         self.delete_all(permit, bucket, objects).await
     }
 
+    async fn list_uploads(
+        &self,
+        bucket: &str,
+        prefix: &str,
+        after: Option<&Cursor>,
+    ) -> Result<UploadPage, ObjectsError> {
+        self.unfinished_uploads(Scope { operation: "ListMultipartUploads", bucket, subject: prefix }, after).await
+    }
+
+    async fn abort_upload(&self, permit: &Permit, bucket: &str, upload: &UnfinishedUpload) -> KeyOutcome {
+        self.abort(permit, bucket, upload).await
+    }
+
+    async fn lock_of(&self, bucket: &str, object: &ObjectRef) -> Result<ObjectLock, ObjectsError> {
+        self.lock(bucket, object).await
+    }
+
     async fn facts(&self, bucket: &str) -> Result<BucketFacts, ObjectsError> {
         // Not HeadBucket: its errors have no code, and listing is what a purge has to be allowed to do.
         let scope = Scope { operation: "ListObjectsV2", bucket, subject: "" };
-        let answer = self.client.list_objects_v2().bucket(bucket).max_keys(1).send().await;
-        answer.map_err(|error| self.failed(scope, &error))?;
+        let request = self.client.list_objects_v2().bucket(bucket).max_keys(1).encoding_type(EncodingType::Url);
+        let answer = request.send().await.map_err(|error| self.failed(scope, &error))?;
         let versioning = self.look_up_versioning(bucket).await?;
-        let object_lock = self.object_lock(bucket).await?;
-        Ok(BucketFacts { versioning, object_lock })
+        let (object_lock, default_retention) = self.object_lock(bucket).await?;
+        Ok(BucketFacts {
+            versioning,
+            object_lock,
+            default_retention,
+            uploads: self.uploads_listed(bucket).await?,
+            url_encoded: answer.encoding_type() == Some(&EncodingType::Url),
+            deletes: self.learned.describe(),
+        })
     }
 }

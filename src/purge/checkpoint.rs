@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::empty::range::Range;
 use crate::{
-    domain::outcome::{FailureClass, KeyFailure, KeyOutcome, ObjectRef},
+    domain::outcome::{EntryKind, FailureClass, KeyFailure, KeyOutcome, ObjectRef},
     objects::{Cursor, ObjectEntry},
 };
 
@@ -48,6 +48,8 @@ pub(super) struct Entry {
     version: Option<String>,
     #[serde(rename = "s")]
     pub(super) size: u64,
+    #[serde(rename = "t", default, skip_serializing_if = "EntryKind::is_current")]
+    pub(super) kind: EntryKind,
 }
 
 /// Objects that could not be deleted, for one reason.
@@ -171,7 +173,12 @@ fn is_false(flag: &bool) -> bool {
 
 impl From<&ObjectEntry> for Entry {
     fn from(entry: &ObjectEntry) -> Self {
-        Self { key: entry.object.key.clone(), version: entry.object.version.clone(), size: entry.size }
+        Self {
+            key: entry.object.key.clone(),
+            version: entry.object.version.clone(),
+            size: entry.size,
+            kind: entry.kind,
+        }
     }
 }
 

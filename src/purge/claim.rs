@@ -101,10 +101,22 @@ impl Purger {
         failpoint::at("claim.locked");
         match candidate.tombstone.state {
             State::Restored | State::Purged => Ok(Claim::Nothing("it is closed")),
-            State::Stuck => Ok(Claim::Nothing("it is stuck and waits for a retry")),
+            State::Stuck => self.thaw(tx, candidate.tombstone).await,
             State::Purging => self.resume(tx, candidate.tombstone).await,
             State::Trashed | State::Blocked => self.begin(tx, candidate, references).await,
         }
+    }
+
+    /// Goes on with what was locked until a date that has come.
+    async fn thaw(&self, mut tx: Tx, mut tombstone: Tombstone) -> Result<Claim, super::PurgeError> {
+        if !purging::thaw(&mut tx, tombstone.id).await? {
+            return Ok(Claim::Nothing("it is stuck and waits for a retry, or for its date"));
+        }
+        let details = json!({ "was": tombstone.last_error });
+        history::record(&mut tx, Happened::Retried, &tombstone, &self.provenance(), details).await?;
+        // attempts count anew, as after a retry by hand
+        (tombstone.state, tombstone.attempts, tombstone.retry_at) = (State::Purging, 0, None);
+        self.resume(tx, tombstone).await
     }
 
     async fn resume(&self, mut tx: Tx, tombstone: Tombstone) -> Result<Claim, super::PurgeError> {

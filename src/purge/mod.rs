@@ -1,7 +1,7 @@
 //! From a task to nothing left: claim, empty, verify, rows, finish.
 //!
 //! ```text
-//! task ─▶ Claimed ─empty─▶ Emptied ─verify─▶ Verified ─rows─▶ RowsGone ─finish─▶ Finished ─▶ ack
+//! task ─▶ Claimed ─empty─▶ Emptied ─uploads─▶ NoUploads ─verify─▶ Verified ─rows─▶ RowsGone ─finish─▶ Finished ─▶ ack
 //!            └── out of time, paused, failed: checkpoint, the rest is a new task ──┘
 //! ```
 //! Invariant: each stage takes the type that the stage before it returns, so rows cannot be deleted before a fresh
@@ -13,8 +13,10 @@ mod checkpoint;
 mod claim;
 mod empty;
 mod finish;
+mod locks;
 mod rows;
 mod slice;
+mod uploads;
 mod verify;
 pub mod worker;
 

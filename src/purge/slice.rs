@@ -9,6 +9,7 @@ use std::{any::Any, panic::AssertUnwindSafe, time::Duration};
 
 use futures_util::FutureExt;
 use serde_json::json;
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tokio::time::timeout;
 
 use super::{
@@ -16,7 +17,9 @@ use super::{
     checkpoint::Checkpoint,
     claim::{Claim, Claimed},
     empty::Emptying,
+    locks::may_be_locked,
     rows::Rows,
+    uploads::Aborting,
     verify::Verification,
 };
 use crate::{
@@ -29,7 +32,7 @@ use crate::{
         commit, outbox, silent,
         tombstones::{
             self,
-            purging::{self, Fenced, Lease, PassOn},
+            purging::{self, Fenced, Lease, PassOn, SetAside, Setback},
         },
     },
 };
@@ -94,8 +97,8 @@ enum Outcome {
 
 /// What to do about objects that are left.
 enum Then {
-    /// Some are left for good.
-    GiveUp,
+    /// Some are left for good, or until a date.
+    GiveUp { until: Option<OffsetDateTime> },
     /// One of a number of attempts.
     TryAgain,
     /// The store is away or asks for less; nothing is known against the objects.
@@ -140,18 +143,30 @@ impl Purger {
             Emptying::OutOfTime(claimed) => return Ok(Outcome::OutOfTime(claimed.lease)),
             Emptying::Paused(claimed) => return Ok(Outcome::Paused(claimed.lease)),
             Emptying::Leftovers(mut claimed) => {
-                let reason = claimed.checkpoint.describe_leftovers();
+                let mut reason = claimed.checkpoint.describe_leftovers();
                 let leftovers = &claimed.checkpoint.leftovers;
-                let then = match () {
-                    () if leftovers.iter().any(|left| left.permanent) => Then::GiveUp,
+                let mut then = match () {
+                    () if leftovers.iter().any(|left| left.permanent) => Then::GiveUp { until: None },
                     () if leftovers.iter().all(|left| left.outage) => Then::WaitForTheStore,
                     () => Then::TryAgain,
                 };
+                if leftovers.iter().any(|left| left.permanent && may_be_locked(left)) {
+                    let locks = self.ask_locks(&claimed).await;
+                    if !locks.is_nothing() {
+                        reason = format!("{reason}; {locks}");
+                        then = Then::GiveUp { until: locks.free_at() };
+                    }
+                }
                 self.begin_anew(&mut claimed).await?;
                 return Ok(Outcome::Leftovers { lease: claimed.lease, reason, then });
             }
         };
-        let verified = match self.verify(emptied).await? {
+        let no_uploads = match self.abort_uploads(emptied, budget).await? {
+            Aborting::Done(no_uploads) => no_uploads,
+            Aborting::OutOfTime(claimed) => return Ok(Outcome::OutOfTime(claimed.lease)),
+            Aborting::Paused(claimed) => return Ok(Outcome::Paused(claimed.lease)),
+        };
+        let verified = match self.verify(no_uploads).await? {
             Verification::Verified(verified) => verified,
             Verification::Refilled(mut claimed, found) => {
                 self.begin_anew(&mut claimed).await?;
@@ -235,7 +250,10 @@ impl Purger {
                 Ok(SliceEnd::Deferred("paused".into()))
             }
             Ok(Outcome::Leftovers { lease, reason, then }) => match then {
-                Then::GiveUp => self.give_up(tombstone, &lease, reason).await,
+                Then::GiveUp { until } => {
+                    let setback = Setback { reason, until, at_least: self.recheck.delay_for(1) };
+                    self.give_up_in(self.store.begin().await?, tombstone, &lease, setback).await
+                }
                 Then::TryAgain => self.count_failure(tombstone, &lease, reason).await,
                 Then::WaitForTheStore => self.wait_out(tombstone, &lease, reason, Duration::ZERO).await,
             },
@@ -265,7 +283,7 @@ impl Purger {
 
     /// Sets the purge aside: nothing but somebody's help can finish it.
     async fn give_up(&self, tombstone: &Tombstone, lease: &Lease, reason: String) -> Result<SliceEnd, StoreError> {
-        self.give_up_in(self.store.begin().await?, tombstone, lease, reason).await
+        self.give_up_in(self.store.begin().await?, tombstone, lease, for_help(reason)).await
     }
 
     async fn give_up_in(
@@ -273,13 +291,24 @@ impl Purger {
         mut tx: Tx,
         tombstone: &Tombstone,
         lease: &Lease,
-        reason: String,
+        setback: Setback,
     ) -> Result<SliceEnd, StoreError> {
-        if purging::give_up(&mut tx, lease, &reason).await? == Fenced::Lost {
-            return Ok(SliceEnd::LeaseLost);
+        let set_aside = purging::give_up(&mut tx, lease, &setback).await?;
+        let Setback { reason, until, .. } = setback;
+        let until = until.and_then(|until| until.format(&Rfc3339).ok());
+        let details = json!({ "reason": reason, "attempts": tombstone.attempts + 1, "until": until });
+        let by = self.provenance();
+        match set_aside {
+            SetAside::Lost => return Ok(SliceEnd::LeaseLost),
+            SetAside::ForHelp => {
+                history::record_without_task(&mut tx, Happened::Stuck, tombstone, &by, details).await?;
+            }
+            SetAside::For(wait) => {
+                history::record(&mut tx, Happened::Stuck, tombstone, &by, details).await?;
+                let task = PurgeTask { tombstone: tombstone.id }.encode();
+                outbox::schedule_purge(&mut tx, tombstone.id, &task, wait).await?;
+            }
         }
-        let details = json!({ "reason": reason, "attempts": tombstone.attempts + 1 });
-        history::record_without_task(&mut tx, Happened::Stuck, tombstone, &self.provenance(), details).await?;
         failpoint::at("give_up.uncommitted");
         commit(tx).await?;
         failpoint::at("give_up.committed");
@@ -318,7 +347,7 @@ impl Purger {
             _ => format!("{what}; {deaths} times in a row without getting further"),
         };
         if deaths >= self.config.max_attempts {
-            return self.give_up_in(tx, tombstone, lease, reason).await;
+            return self.give_up_in(tx, tombstone, lease, for_help(reason)).await;
         }
         self.pass_on_in(tx, tombstone, lease, self.backoff.delay_for(deaths), PassOn::Died(&reason)).await?;
         Ok(SliceEnd::Failed(reason))
@@ -408,6 +437,11 @@ impl Purger {
         };
         self.store.within(1, write).await
     }
+}
+
+/// Set aside until somebody helps.
+fn for_help(reason: String) -> Setback {
+    Setback { reason, until: None, at_least: Duration::ZERO }
 }
 
 /// What a panic said.

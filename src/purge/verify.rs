@@ -3,7 +3,7 @@
 //! Invariant: [`Verified`] is made here and nowhere else, and only after a listing of each location has come to its end
 //! without showing one object, version or delete marker.
 
-use super::{PurgeError, Purger, claim::Claimed, empty::Emptied};
+use super::{PurgeError, Purger, claim::Claimed, uploads::NoUploads};
 use crate::failpoint;
 
 /// Nothing is left below any of the tombstone's prefixes.
@@ -23,8 +23,8 @@ pub(super) enum Verification {
 }
 
 impl Purger {
-    pub(super) async fn verify(&self, emptied: Emptied) -> Result<Verification, PurgeError> {
-        let Emptied { claimed } = emptied;
+    pub(super) async fn verify(&self, no_uploads: NoUploads) -> Result<Verification, PurgeError> {
+        let NoUploads { claimed } = no_uploads;
         failpoint::at("verify.begun");
         for location in &claimed.tombstone.locations {
             let store = self.stores.at(location)?;

@@ -1,7 +1,7 @@
 //! The crash matrix: a process dies at every named point, is started again, and everything comes to the same end.
 //!
-//! Each visit has a dataset (or two) of its own: objects below two prefixes, five batches, rows in two tables. What the
-//! end must be is in [`Lane::is_purged`].
+//! Each visit has a dataset (or two) of its own: objects below two prefixes, five batches, rows in two tables, an unfinished upload below
+//! each prefix. What the end must be is in [`Lane::is_purged`].
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
@@ -90,6 +90,9 @@ const MATRIX: &[(Scene, &str, &[u32])] = &[
     (Purge, "empty.location_done", &[0, 1]),
     (Purge, "empty.pass_done", &[0]),
     (Slices, "empty.begun_anew", &[0, 1]),
+    (Purge, "uploads.aborted", &[0, 1]),
+    (Purge, "uploads.counted", &[0, 1]),
+    (Purge, "uploads.none_left", &[0]),
     (Purge, "verify.begun", &[0]),
     (Purge, "verify.location_empty", &[0, 1]),
     (Purge, "verify.done", &[0]),

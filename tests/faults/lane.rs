@@ -161,6 +161,9 @@ impl Lane {
         assert_eq!(n("/objects/deleted") + n("/objects/absent"), put, "{receipt:#}");
         assert_eq!((n("/objects/failed"), n("/objects/unknown")), (0, 0), "{receipt:#}");
         assert_eq!((n("/rows_deleted"), &receipt["row_deleted"]), (rows, &Value::Bool(true)), "{receipt:#}");
+        assert_eq!(self.uploads(of).await, 0, "unfinished uploads left of {id}");
+        // those that a process aborted right before it died are in no figure
+        assert!(n("/uploads_aborted") <= 2, "{receipt:#}");
         let begun = format!("reprieve.audit where event = 'purge_begun' and resource_id = '{id}'");
         assert_eq!(self.count(&begun).await, 1, "one point of no return");
         self.is_told_once(of, "purge_begun").await;
@@ -187,7 +190,15 @@ impl Lane {
         self.world.objects(of.id).await + self.world.objects_below(&older).await
     }
 
+    /// Its unfinished uploads.
+    async fn uploads(&self, of: Doomed) -> usize {
+        let listed = self.world.s3.list_multipart_uploads().bucket(&self.world.bucket).send().await.expect("listed");
+        let ours = upload_keys(of.id);
+        listed.uploads().iter().filter(|upload| ours.iter().any(|key| upload.key() == Some(key))).count()
+    }
+
     pub async fn bystander_is_whole(&self) {
+        assert_eq!(self.uploads(self.bystander).await, 2);
         self.is_whole(self.bystander).await;
     }
 
@@ -216,10 +227,18 @@ impl Lane {
 
 async fn dataset(world: &World) -> Doomed {
     let (id, put) = world.dataset(&Uuid::new_v4().to_string(), SHAPE).await;
+    for key in upload_keys(id) {
+        world.s3.create_multipart_upload().bucket(&world.bucket).key(key).send().await.expect("begun");
+    }
     let older = (0..OLDER_LAYOUT).map(|n| format!("synthetic/dataset-{id}/{n}.npy"));
     let keys = older.chain([format!("{}1.npy", beside(id))]).collect();
     heimdall::put_keys(&world.s3, &world.bucket, keys).await;
     Doomed { id, put: put + i64::try_from(OLDER_LAYOUT).expect("few"), rows: ROWS }
+}
+
+/// One below each of a dataset's prefixes.
+fn upload_keys(id: Uuid) -> [String; 2] {
+    [format!("synthetic/{id}/big.npy"), format!("synthetic/dataset-{id}/big.npy")]
 }
 
 /// A prefix that begins like the dataset's own.

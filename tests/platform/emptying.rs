@@ -1,7 +1,7 @@
-use reprieve::domain::outcome::{FailureClass, RetryAfter};
+use reprieve::domain::outcome::{FailureClass, KeyOutcome, ObjectRef, RetryAfter};
 use reprieve::domain::state::State;
-use reprieve::objects::Versioning;
 use reprieve::objects::faulty::{Times, failure};
+use reprieve::objects::{ObjectStore, Versioning};
 use reprieve::purge::SliceEnd;
 use uuid::Uuid;
 
@@ -68,7 +68,7 @@ async fn one_locked_object_sets_the_purge_aside_with_its_reason_while_the_rest_g
     assert_eq!(bench.count("heimdall.synthetic_datasets").await, 1, "its rows stay, all of them");
     assert_eq!(bench.count("heimdall.synthetic_iq_samples").await, 10);
     assert_eq!(bench.count("reprieve.outbox where topic = 'purge'").await, 0, "it waits for somebody");
-    assert_eq!(bench.slice(id).await, SliceEnd::Nothing("it is stuck and waits for a retry"));
+    assert_eq!(bench.slice(id).await, SliceEnd::Nothing("it is stuck and waits for a retry, or for its date"));
 
     bench.bin.retry(&bench.resource("dataset", dataset), &alice()).await.expect("goes on");
     assert_eq!(bench.slice(id).await, SliceEnd::Purged);
@@ -274,12 +274,18 @@ async fn every_version_and_every_delete_marker_goes() {
     for _ in 0..3 {
         memory.put("second-bucket", &key(dataset, 0, 0), SIZE);
     }
+    let hide = ObjectRef { key: key(dataset, 0, 0), version: None };
+    assert!(memory.delete("second-bucket", &[hide]).await.iter().all(|(_, outcome)| *outcome == KeyOutcome::Deleted));
+    memory.put("second-bucket", &key(dataset, 1, 0), SIZE);
     let id = bench.trash_due("dataset", dataset).await;
     bench.objects.faults.lose_next_answer();
     assert_eq!(bench.slice(id).await, SliceEnd::Purged);
     assert_eq!(memory.count("second-bucket"), 0);
     let progress = bench.tombstone(id).await.progress;
-    assert_eq!((progress.objects_listed, progress.objects_absent), (3, 3), "deleted unseen, found gone");
+    assert_eq!((progress.objects_listed, progress.objects_absent), (5, 5), "deleted unseen, found gone");
+    assert_eq!((progress.versions_gone, progress.markers_gone), (3, 1));
+    let objects = &bench.told(id, "purged").await.details["objects"];
+    assert_eq!((&objects["older_versions"], &objects["delete_markers"]), (&3.into(), &1.into()));
 }
 
 #[tokio::test]

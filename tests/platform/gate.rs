@@ -5,10 +5,12 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
-use reprieve::domain::outcome::{BatchOutcome, KeyFailure, ObjectRef};
+use reprieve::domain::outcome::{BatchOutcome, KeyFailure, KeyOutcome, ObjectRef};
 use reprieve::objects::faulty::FaultyStore;
 use reprieve::objects::memory::MemoryStore;
-use reprieve::objects::{BucketFacts, Cursor, ObjectStore, ObjectsError, Page};
+use reprieve::objects::{
+    BucketFacts, Cursor, ObjectLock, ObjectStore, ObjectsError, Page, Permit, UnfinishedUpload, UploadPage,
+};
 use tokio::sync::{Notify, Semaphore};
 
 /// Where a delete waits.
@@ -64,13 +66,15 @@ pub struct GateStore {
     late: Mutex<Vec<(usize, String, String)>>,
     failing_list: Mutex<Option<(usize, KeyFailure)>>,
     hollow_lists: Mutex<Vec<usize>>,
+    finishing: Mutex<Option<String>>,
 }
 
 impl GateStore {
     pub fn new(memory: MemoryStore) -> Self {
         let faults = FaultyStore::new(memory);
         let (gate, ignored, late) = (Mutex::default(), Mutex::default(), Mutex::default());
-        Self { faults, gate, ignored, late, failing_list: Mutex::default(), hollow_lists: Mutex::default() }
+        let (failing_list, hollow_lists, finishing) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Self { faults, gate, ignored, late, failing_list, hollow_lists, finishing }
     }
 
     /// The delete after the next `passes` has to wait; whoever holds the keeper says for how long.
@@ -94,6 +98,11 @@ impl GateStore {
     /// A writer that does not know: puts `key` when `lists` more listings have been answered.
     pub fn write_late(&self, lists: usize, bucket: &str, key: &str) {
         self.late.lock().expect("no panic").push((lists, bucket.to_owned(), key.to_owned()));
+    }
+
+    /// The uploads below `prefix` are completed by their writers, right after they were listed.
+    pub fn finish_uploads_when_listed(&self, prefix: &str) {
+        *self.finishing.lock().expect("no panic") = Some(prefix.to_owned());
     }
 
     /// The listing after the next `passes` fails.
@@ -187,6 +196,28 @@ impl ObjectStore for GateStore {
             gate.wait().await;
         }
         BatchOutcome::reconcile(objects, [], outcome.into_outcomes()).with_lost_answer(lost).with_retry_after(wait)
+    }
+
+    async fn list_uploads(
+        &self,
+        bucket: &str,
+        prefix: &str,
+        after: Option<&Cursor>,
+    ) -> Result<UploadPage, ObjectsError> {
+        let page = self.faults.list_uploads(bucket, prefix, after).await;
+        let finishing = self.finishing.lock().expect("no panic").take_if(|finishing| *finishing == prefix);
+        if let Some(prefix) = finishing {
+            self.memory().complete_uploads(bucket, &prefix, 1);
+        }
+        page
+    }
+
+    async fn abort_upload(&self, permit: &Permit, bucket: &str, upload: &UnfinishedUpload) -> KeyOutcome {
+        self.faults.abort_upload(permit, bucket, upload).await
+    }
+
+    async fn lock_of(&self, bucket: &str, object: &ObjectRef) -> Result<ObjectLock, ObjectsError> {
+        self.faults.lock_of(bucket, object).await
     }
 
     async fn facts(&self, bucket: &str) -> Result<BucketFacts, ObjectsError> {

@@ -6,7 +6,7 @@ use reprieve::domain::ids::Fence;
 use reprieve::domain::progress::Progress;
 use reprieve::domain::state::State;
 use reprieve::purge::SliceEnd;
-use reprieve::store::tombstones::purging::{self, Fenced, Lease, PassOn};
+use reprieve::store::tombstones::purging::{self, Fenced, Lease, PassOn, SetAside, Setback};
 
 use crate::bench::{Bench, budget};
 use crate::gate::At;
@@ -94,7 +94,8 @@ async fn no_write_that_carries_an_old_fence_touches_a_row() {
     assert!(purging::lock(&mut conn, &old).await.expect("runs").is_none());
     assert_eq!(purging::count_rows(&mut conn, &old, 5).await.expect("runs"), Fenced::Lost);
     assert_eq!(purging::pass_on(&mut conn, &old, Duration::ZERO, PassOn::Continues).await.expect("runs"), Fenced::Lost);
-    assert_eq!(purging::give_up(&mut conn, &old, "tired").await.expect("runs"), Fenced::Lost);
+    let tired = Setback { reason: "tired".into(), until: None, at_least: Duration::ZERO };
+    assert_eq!(purging::give_up(&mut conn, &old, &tired).await.expect("runs"), SetAside::Lost);
     assert_eq!(purging::finish(&mut conn, &old, &progress, 1).await.expect("runs"), Fenced::Lost);
     let after: String = bench.value("select t::text from reprieve.tombstones t").await;
     assert_eq!(before, after);

@@ -76,7 +76,9 @@ async fn the_receipt_tells_what_was_destroyed_and_by_whose_wish() {
     let entry = bench.told(id, "purged").await;
     assert!(entry.actor.starts_with("worker ") && entry.origin == "worker");
     let receipt = entry.details;
-    let objects = serde_json::json!({ "listed": 12, "deleted": 12, "absent": 0, "failed": 0, "unknown": 0 });
+    let objects = serde_json::json!({
+        "listed": 12, "deleted": 12, "absent": 0, "failed": 0, "unknown": 0, "older_versions": 0, "delete_markers": 0
+    });
     assert_eq!(receipt["objects"], objects);
     assert_eq!(receipt["bytes_freed"], 12 * SIZE);
     assert_eq!(receipt["rows_deleted"], 25);

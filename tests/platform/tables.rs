@@ -39,6 +39,10 @@ async fn figures_that_do_not_add_up_are_refused() {
         "objects_listed = -1, objects_deleted = -1",
         "objects_failed = 1, objects_unknown = -1",
         "bytes_freed = -1",
+        "uploads_aborted = -1",
+        "versions_gone = 1",
+        "objects_listed = 1, objects_deleted = 1, versions_gone = 1, markers_gone = 1",
+        "retry_at = now()",
         "rows_deleted = -1",
         "attempts = -1",
     ] {

@@ -11,6 +11,7 @@
 
 pub mod heimdall;
 pub mod keys;
+pub mod moto;
 pub mod rabbitmq;
 pub mod seaweedfs;
 pub mod synthetic_s3;

@@ -26,9 +26,11 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
+#[allow(unused_imports, reason = "each test binary uses its own part of this")]
 pub use self::names::Names;
 pub use self::objects::Rule;
 use self::objects::{Buckets, Found};
+#[allow(unused_imports, reason = "each test binary uses its own part of this")]
 pub use self::trouble::Faults;
 use self::trouble::{Fate, Trouble};
 use self::wire::{Listing, Query, Refusal};

@@ -5,7 +5,8 @@
 //!
 //! One request takes 1000 keys, but a single character that XML 1.0 cannot carry fails all of them, and some stores
 //! refuse batches altogether. So keys with such characters go alone from the start, a batch that the store calls
-//! malformed is halved to find the bad key, and a batch that it refuses as such is deleted one by one.
+//! malformed is halved to find the bad key, and a batch that it refuses as such is deleted one by one. What a store has
+//! shown in this is remembered for the next batches (see [`super::learned`]).
 
 use std::time::Duration;
 
@@ -16,10 +17,11 @@ use futures_util::{FutureExt, StreamExt, stream};
 use tokio::time::Instant;
 
 use super::answer::{Entry, attribute};
+use super::learned::Checksum;
 use super::permitted::Permitted;
-use super::{S3Store, Scope};
+use super::{S3Store, Scope, checksum};
 use crate::domain::outcome::{BatchOutcome, FailureClass, KeyFailure, KeyOutcome, ObjectRef, distinct};
-use crate::objects::error::{Evidence, Verdict, judge};
+use crate::objects::error::{Evidence, UNREADABLE, Verdict, judge};
 use crate::objects::{MAX_BATCH, NOT_ATTEMPTED, PERMIT_OVER, Permit, not_attempted};
 
 /// Single deletes in flight. Each counts as much as a batch to a store that limits requests.
@@ -53,7 +55,11 @@ impl Limits<'_> {
 enum Part {
     Done(BatchOutcome),
     Halve,
+    /// Not with this checksum, or not at all.
+    Refused(Verdict),
     OneByOne,
+    /// One by one, if the first of them is answered: the store has failed batches for long, or it is away.
+    Probe(KeyFailure),
 }
 
 impl S3Store {
@@ -62,8 +68,16 @@ impl S3Store {
         let asked = distinct(objects);
         let (batches, alone): (Vec<_>, Vec<_>) = asked.iter().cloned().partition(|object| xml_can_carry(&object.key));
         let mut done = BatchOutcome::uniform(&[], &KeyOutcome::Unknown);
-        for batch in batches.chunks(MAX_BATCH) {
+        let mut rest = &batches[..];
+        while !rest.is_empty() {
+            if self.learned.is_single() {
+                done = done.merge(self.delete_singly(bucket, rest, &limits).await);
+                break;
+            }
+            // asked each time: what times out shortens the next
+            let (batch, later) = rest.split_at(self.learned.most().min(MAX_BATCH).min(rest.len()));
             done = done.merge(self.delete_batch(bucket, batch, &limits).await);
+            rest = later;
         }
         done = done.merge(self.delete_singly(bucket, &alone, &limits).await);
         done.in_order_of(&asked)
@@ -84,14 +98,48 @@ impl S3Store {
                     let (left, right) = part.split_at(part.len() / 2);
                     parts.extend([right, left]);
                 }
-                Part::Halve | Part::OneByOne => done = done.merge(self.delete_singly(bucket, part, limits).await),
+                Part::Refused(verdict) if !self.learned.may_go_singly() => {
+                    let wait = verdict.retry_after;
+                    let failed = KeyOutcome::Failed(verdict.into_failure());
+                    done = done.merge(BatchOutcome::uniform(part, &failed).with_retry_after(wait));
+                }
+                Part::Halve | Part::OneByOne | Part::Refused(_) => {
+                    done = done.merge(self.delete_singly(bucket, part, limits).await);
+                }
+                Part::Probe(why) => done = done.merge(self.probe(bucket, part, limits, why).await),
             }
         }
         done
     }
 
-    /// One DeleteObjects request.
+    /// Deletes the first alone, and the others one by one if that was answered. Otherwise the store is away.
+    async fn probe(&self, bucket: &str, part: &[ObjectRef], limits: &Limits<'_>, why: KeyFailure) -> BatchOutcome {
+        let (first, rest) = part.split_at(1);
+        let probe = self.delete_singly(bucket, first, limits).await;
+        let is_answer = |outcome: &KeyOutcome| match outcome {
+            KeyOutcome::Deleted | KeyOutcome::AlreadyAbsent => true,
+            KeyOutcome::Failed(why) => why.class == FailureClass::Permanent,
+            KeyOutcome::Unknown => false,
+        };
+        let rest = match probe.iter().all(|(_, outcome)| is_answer(outcome)) {
+            true => self.delete_singly(bucket, rest, limits).await,
+            false => BatchOutcome::lost(rest, why),
+        };
+        probe.merge(rest)
+    }
+
+    /// One DeleteObjects request, or a second one with another checksum where the first was refused.
     async fn delete_part(&self, bucket: &str, part: &[ObjectRef], permit: &Permit) -> Part {
+        let checksum = self.learned.checksum();
+        match (self.send_part(bucket, part, permit, checksum).await, self.learned.instead_of(checksum)) {
+            (Part::Refused(verdict), Some(other)) if may_mean_checksum(&verdict) => {
+                self.send_part(bucket, part, permit, other).await
+            }
+            (part, _) => part,
+        }
+    }
+
+    async fn send_part(&self, bucket: &str, part: &[ObjectRef], permit: &Permit, checksum: Checksum) -> Part {
         let scope = Scope { operation: "DeleteObjects", bucket, subject: "" };
         let identifiers = part.iter().map(|object| {
             let identifier = ObjectIdentifier::builder().key(&object.key).set_version_id(object.version.clone());
@@ -100,22 +148,43 @@ impl S3Store {
         let delete = Delete::builder().set_objects(Some(identifiers.collect())).quiet(false).build();
         let delete = delete.expect("the objects are set on the line above");
         let permitted = Permitted::by(permit);
-        let request = self.client.delete_objects().bucket(bucket).delete(delete).customize();
+        let request = self.client.delete_objects().bucket(bucket).delete(delete);
+        let request = request.set_bypass_governance_retention(self.bypass).customize();
+        let request = request.mutate_request(move |request| checksum::replace(request, checksum));
         let answer = request.interceptor(permitted.clone()).send().await;
         let verdict = match answer {
-            Ok(answer) => return Part::Done(attribute(part, self.entries(scope, answer))),
+            Ok(answer) => {
+                self.learned.answered(checksum, part.len());
+                return Part::Done(attribute(part, self.entries(scope, answer)));
+            }
             Err(_) if permitted.has_refused() => return Part::Done(BatchOutcome::lost(part, refused())),
             Err(error) => self.verdict(scope, &error),
         };
         let wait = verdict.retry_after;
         if !verdict.known {
+            match verdict.code.as_str() {
+                "Timeout" => self.learned.timed_out(part.len()),
+                "ConnectionCut" | UNREADABLE => {}
+                // a server error; the outcome is unknown, and naming the keys again does no harm
+                _ if self.learned.failed() && part.len() > 1 && self.learned.may_go_singly() => {
+                    return Part::Probe(verdict.into_failure());
+                }
+                _ => {}
+            }
             return Part::Done(BatchOutcome::lost(part, verdict.into_failure()).with_retry_after(wait));
         }
         match verdict.code.as_str() {
             "MalformedXML" => Part::Halve,
             // Of a whole batch these say "not like this": no such operation, or a checksum that we do not send.
-            "NotImplemented" | "MethodNotAllowed" | "Http405" | "Http501" | "InvalidRequest" | "InvalidDigest"
-            | "BadDigest" | "MissingContentMD5" => Part::OneByOne,
+            "InvalidRequest" | "InvalidDigest" | "BadDigest" | "MissingContentMD5" => Part::Refused(verdict),
+            // it can be said of the checksum's header alone, so the other one is tried first
+            "NotImplemented" if self.learned.instead_of(checksum) == Some(Checksum::ContentMd5) => {
+                Part::Refused(verdict)
+            }
+            "NotImplemented" | "MethodNotAllowed" | "Http405" | "Http501" if self.learned.may_go_singly() => {
+                self.learned.has_no_batches();
+                Part::OneByOne
+            }
             _ => {
                 let failed = KeyOutcome::Failed(verdict.into_failure());
                 Part::Done(BatchOutcome::uniform(part, &failed).with_retry_after(wait))
@@ -144,6 +213,7 @@ impl S3Store {
         let scope = Scope { operation: "DeleteObject", bucket, subject: &object.key };
         let permitted = Permitted::by(limits.permit);
         let request = self.client.delete_object().bucket(bucket).key(&object.key);
+        let request = request.set_bypass_governance_retention(self.bypass);
         let request = request.set_version_id(object.version.clone()).customize().interceptor(permitted.clone());
         let verdict = match request.send().await {
             Ok(_) => return BatchOutcome::uniform(asked, &KeyOutcome::Deleted),
@@ -172,6 +242,11 @@ impl S3Store {
         });
         deleted.chain(failed).collect()
     }
+}
+
+/// Whether another checksum may change it.
+fn may_mean_checksum(verdict: &Verdict) -> bool {
+    !matches!(verdict.code.as_str(), "MethodNotAllowed" | "Http405" | "Http501")
 }
 
 /// Why the answer is missing of a request whose next attempt was not permitted: those before it may have been lost.

@@ -6,21 +6,20 @@
 
 use aws_sdk_s3::operation::list_object_versions::ListObjectVersionsOutput;
 use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Output;
-use aws_sdk_s3::primitives::DateTime;
 use aws_sdk_s3::types::EncodingType;
 
 use super::{S3Store, Scope};
-use crate::domain::outcome::{FailureClass, ObjectRef};
+use crate::domain::outcome::{EntryKind, FailureClass, ObjectRef};
 use crate::objects::{Cursor, MAX_BATCH, ObjectEntry, ObjectsError, Page};
 
 /// How many empty pages that promise more are followed within one call. Stores send them when they skip over many
 /// entries that do not show (delete markers, expired uploads).
-const EMPTY_PAGES: usize = 100;
+pub(super) const EMPTY_PAGES: usize = 100;
 
 /// The version id of objects that were written without versioning (S3 User Guide, null version ID).
 const NULL_VERSION: &str = "null";
 
-const PAGE: i32 = MAX_BATCH as i32;
+pub(super) const PAGE: i32 = MAX_BATCH as i32;
 
 impl S3Store {
     /// Current objects, by ListObjectsV2.
@@ -66,7 +65,7 @@ impl S3Store {
             let (key, version) = place.map(|cursor| (cursor.key, cursor.version)).unzip();
             let answer = request.clone().set_key_marker(key).set_version_id_marker(version.flatten()).send().await;
             let answer = answer.map_err(|error| self.failed(scope, &error))?;
-            let entries = version_entries(&scope, &answer)?;
+            let entries = version_entries(&scope, &answer, after)?;
             if !scope.truncated(answer.is_truncated, &entries)? {
                 return Ok(Page { entries, next: None });
             }
@@ -85,7 +84,7 @@ impl S3Store {
 impl Scope<'_> {
     /// Whether more follows. An empty page ends a purge, so it has to say that it is the last; an answer with nothing
     /// in it at all does not.
-    fn truncated(&self, sent: Option<bool>, entries: &[ObjectEntry]) -> Result<bool, ObjectsError> {
+    pub(super) fn truncated<T>(&self, sent: Option<bool>, entries: &[T]) -> Result<bool, ObjectsError> {
         match sent {
             Some(truncated) => Ok(truncated),
             // A full page without the field may well have a successor; the next page tells.
@@ -102,17 +101,17 @@ impl Scope<'_> {
         Ok(page)
     }
 
-    fn broken(&self, message: &str) -> ObjectsError {
+    pub(super) fn broken(&self, message: &str) -> ObjectsError {
         self.error("BrokenListing", message, FailureClass::Permanent)
     }
 
-    fn endless(&self) -> ObjectsError {
+    pub(super) fn endless(&self) -> ObjectsError {
         let message = format!("{EMPTY_PAGES} empty pages in a row promised more");
         self.error("EmptyPages", &message, FailureClass::Transient)
     }
 
     /// The key as the store holds it, checked to lie below the prefix.
-    fn key(&self, sent: Option<&str>, encoded: bool) -> Result<String, ObjectsError> {
+    pub(super) fn key(&self, sent: Option<&str>, encoded: bool) -> Result<String, ObjectsError> {
         let sent = sent.ok_or_else(|| self.broken("an entry without a key"))?;
         let key = decode(sent, encoded).ok_or_else(|| self.broken("a key that is not UTF-8"))?;
         if key.starts_with(self.subject) {
@@ -123,7 +122,7 @@ impl Scope<'_> {
 }
 
 /// Undoes `encoding-type=url`, where the answer says that it was applied. There `+` is a space.
-fn decode(sent: &str, encoded: bool) -> Option<String> {
+pub(super) fn decode(sent: &str, encoded: bool) -> Option<String> {
     if !encoded {
         return Some(sent.to_owned());
     }
@@ -139,21 +138,35 @@ fn current_entries(scope: &Scope<'_>, answer: &ListObjectsV2Output) -> Result<Ve
     let encoded = answer.encoding_type == Some(EncodingType::Url);
     let entry = |object: &aws_sdk_s3::types::Object| {
         let key = scope.key(object.key(), encoded)?;
-        Ok(ObjectEntry { object: ObjectRef { key, version: None }, size: bytes(object.size()) })
+        let object_ref = ObjectRef { key, version: None };
+        Ok(ObjectEntry { object: object_ref, size: bytes(object.size()), kind: EntryKind::Current })
     };
     answer.contents().iter().map(entry).collect()
 }
 
-/// Versions and markers come as two lists; together they are sorted as the store would: by key, newest first.
-fn version_entries(scope: &Scope<'_>, answer: &ListObjectVersionsOutput) -> Result<Vec<ObjectEntry>, ObjectsError> {
+/// Versions and markers come as two lists; together they are sorted as the store would: by key, newest first. A version
+/// behind `after` is an older one, even if all before it are deleted by now and the store calls it the latest.
+fn version_entries(
+    scope: &Scope<'_>,
+    answer: &ListObjectVersionsOutput,
+    after: Option<&Cursor>,
+) -> Result<Vec<ObjectEntry>, ObjectsError> {
     let encoded = answer.encoding_type == Some(EncodingType::Url);
-    let entry = |key: Option<&str>, version: Option<&str>, size: u64, written: Option<&DateTime>| {
+    let object = |key: Option<&str>, version: Option<&str>| {
         let version = version.filter(|version| !version.is_empty()).unwrap_or(NULL_VERSION).to_owned();
-        let object = ObjectRef { key: scope.key(key, encoded)?, version: Some(version) };
-        Ok((written.copied(), ObjectEntry { object, size }))
+        Ok(ObjectRef { key: scope.key(key, encoded)?, version: Some(version) })
     };
-    let versions = answer.versions().iter().map(|v| entry(v.key(), v.version_id(), bytes(v.size()), v.last_modified()));
-    let markers = answer.delete_markers().iter().map(|m| entry(m.key(), m.version_id(), 0, m.last_modified()));
+    let versions = answer.versions().iter().map(|version| {
+        let object = object(version.key(), version.version_id())?;
+        let seen_before = after.is_some_and(|after| after.key == object.key);
+        let kind =
+            if version.is_latest() == Some(true) && !seen_before { EntryKind::Current } else { EntryKind::Older };
+        Ok((version.last_modified().copied(), ObjectEntry { object, size: bytes(version.size()), kind }))
+    });
+    let markers = answer.delete_markers().iter().map(|marker| {
+        let object = object(marker.key(), marker.version_id())?;
+        Ok((marker.last_modified().copied(), ObjectEntry { object, size: 0, kind: EntryKind::Marker }))
+    });
     let mut entries = versions.chain(markers).collect::<Result<Vec<_>, ObjectsError>>()?;
     entries.sort_by(|(a_written, a), (b_written, b)| a.object.key.cmp(&b.object.key).then(b_written.cmp(a_written)));
     Ok(entries.into_iter().map(|(_, entry)| entry).collect())
@@ -178,6 +191,7 @@ fn next_version(
 
 #[cfg(test)]
 mod tests {
+    use aws_sdk_s3::primitives::DateTime;
     use aws_sdk_s3::types::{DeleteMarkerEntry, Object, ObjectVersion};
 
     use super::*;
@@ -203,26 +217,31 @@ mod tests {
         let at = DateTime::from_secs;
         let version = |key: &str, at: DateTime| ObjectVersion::builder().key(key).last_modified(at);
         let answer = ListObjectVersionsOutput::builder()
-            .versions(version("a/1", at(30)).version_id("v3").size(3).build())
+            .versions(version("a/1", at(30)).version_id("v3").size(3).is_latest(true).build())
             .versions(version("a/1", at(10)).build())
             .versions(version("a/2", at(10)).version_id("").build())
             .delete_markers(DeleteMarkerEntry::builder().key("a/1").version_id("v2").last_modified(at(20)).build())
             .build();
-        let entries = version_entries(&SCOPE, &answer).expect("all below a/");
+        let entries = version_entries(&SCOPE, &answer, None).expect("all below a/");
         let seen: Vec<_> = entries
             .iter()
             .map(|e| (e.object.key.as_str(), e.object.version.as_deref().unwrap_or("-"), e.size))
             .collect();
         assert_eq!(seen, [("a/1", "v3", 3), ("a/1", "v2", 0), ("a/1", "null", 0), ("a/2", "null", 0)]);
+        let kinds: Vec<_> = entries.iter().map(|entry| entry.kind).collect();
+        assert_eq!(kinds, [EntryKind::Current, EntryKind::Marker, EntryKind::Older, EntryKind::Older]);
+        let after = Cursor { key: "a/1".into(), version: Some("v4".into()) };
+        let rest = version_entries(&SCOPE, &answer, Some(&after)).expect("all below a/");
+        assert_eq!(rest[0].kind, EntryKind::Older, "the latest because those before it are deleted by now");
     }
 
     #[test]
     fn only_a_page_that_says_so_is_the_last() {
         let object = ObjectRef { key: "a/1".into(), version: None };
-        let entries = [ObjectEntry { object, size: 1 }];
-        assert!(SCOPE.truncated(None, &[]).is_err());
+        let entries = [ObjectEntry { object, size: 1, kind: EntryKind::Current }];
+        assert!(SCOPE.truncated::<ObjectEntry>(None, &[]).is_err());
         assert_eq!(SCOPE.truncated(None, &entries).ok(), Some(true));
-        assert_eq!(SCOPE.truncated(Some(false), &[]).ok(), Some(false));
+        assert_eq!(SCOPE.truncated::<ObjectEntry>(Some(false), &[]).ok(), Some(false));
     }
 
     #[test]

@@ -38,6 +38,32 @@ pub enum VersionsPolicy {
     Current,
 }
 
+/// What protects the body of a DeleteObjects request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ChecksumPolicy {
+    /// CRC32, and where a store refuses that, Content-MD5 from then on.
+    #[default]
+    Auto,
+    /// The SDK's own.
+    Crc32,
+    /// What S3 asked for before it had others, and some stores still do.
+    ContentMd5,
+    /// Nothing but the signature.
+    None,
+}
+
+/// How objects are named to the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DeletePolicy {
+    /// Many in a request, and one by one where the store does not take that.
+    #[default]
+    Auto,
+    /// Many in a request; a store that refuses it has failed.
+    Batch,
+    /// One by one.
+    Single,
+}
+
 /// How to reach an S3 store.
 #[derive(Debug, Clone)]
 pub struct S3Settings {
@@ -62,6 +88,12 @@ pub struct S3Settings {
     pub attempts: u32,
     /// Which versions to see.
     pub versions: VersionsPolicy,
+    /// The checksum of batches.
+    pub checksum: ChecksumPolicy,
+    /// Whether there are batches.
+    pub delete: DeletePolicy,
+    /// Whether deletes bypass locks in governance mode; the credentials need the right to.
+    pub governance_bypass: bool,
 }
 
 impl S3Settings {
@@ -79,6 +111,9 @@ impl S3Settings {
             operation_timeout: Duration::from_secs(120),
             attempts: 3,
             versions: VersionsPolicy::All,
+            checksum: ChecksumPolicy::Auto,
+            delete: DeletePolicy::Auto,
+            governance_bypass: false,
         }
     }
 

@@ -88,8 +88,8 @@ impl Purger {
             let object = entry.object();
             // each object of a listing is named once in it; one named twice counts once
             let outcome = outcomes.get(&object).unwrap_or(&KeyOutcome::Unknown);
-            counted.count(outcome, entry.size);
-            claimed.progress.count(outcome, entry.size);
+            counted.count(outcome, entry.size, entry.kind);
+            claimed.progress.count(outcome, entry.size, entry.kind);
             if let Some(why) = Staying::of(outcome, lost_answer.as_ref()) {
                 claimed.checkpoint.leave(&object, why);
             }

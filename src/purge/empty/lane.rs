@@ -8,7 +8,7 @@
 
 use std::collections::VecDeque;
 
-use super::range::{Owed, Range};
+use super::range::{Owed, Range, Weight};
 use crate::{
     domain::{
         outcome::{KeyFailure, KeyOutcome, ObjectRef},
@@ -34,7 +34,7 @@ struct Batch {
     left: Owed,
     /// Of those, how many nothing is known of yet.
     open: u64,
-    staying: Vec<(ObjectRef, u64, Stays)>,
+    staying: Vec<(ObjectRef, Weight, Stays)>,
 }
 
 /// An object that stays behind for this pass.
@@ -140,7 +140,7 @@ impl Lane {
     /// Announces a batch, in the order in which they were listed; to be written down before it is sent.
     pub(super) fn announce(&mut self, batch: &[ObjectEntry]) -> Number {
         let objects = batch.len() as u64;
-        let left = Owed { objects, bytes: batch.iter().map(|entry| entry.size).sum() };
+        let left = batch.iter().fold(Owed::default(), |left, entry| left.and(Weight::from(entry).into()));
         self.owed = self.owed.less(left);
         self.waiting -= 1;
         let last = batch.last().map(ObjectEntry::cursor).expect("no batch is empty");
@@ -148,18 +148,18 @@ impl Lane {
         Number(self.first + self.batches.len() as u64 - 1)
     }
 
-    /// An object of a batch is gone, with so many bytes.
-    pub(super) fn gone(&mut self, number: Number, bytes: u64) {
+    /// An object of a batch is gone.
+    pub(super) fn gone(&mut self, number: Number, weight: Weight) {
         let batch = self.batch(number);
         batch.open -= 1;
-        batch.left = batch.left.less(Owed { objects: 1, bytes });
+        batch.left = batch.left.less(weight.into());
     }
 
     /// An object of a batch stays behind.
-    pub(super) fn stays(&mut self, number: Number, object: ObjectRef, bytes: u64, why: Stays) {
+    pub(super) fn stays(&mut self, number: Number, object: ObjectRef, weight: Weight, why: Stays) {
         let batch = self.batch(number);
         batch.open -= 1;
-        batch.staying.push((object, bytes, why));
+        batch.staying.push((object, weight, why));
     }
 
     fn batch(&mut self, number: Number) -> &mut Batch {
@@ -172,8 +172,8 @@ impl Lane {
     pub(super) fn settle(&mut self, progress: &mut Progress, checkpoint: &mut Checkpoint) {
         while let Some(batch) = self.batches.pop_front_if(|batch| batch.open == 0) {
             self.first += 1;
-            for (object, bytes, why) in batch.staying {
-                progress.count(&why.outcome, bytes);
+            for (object, Weight { bytes, kind }, why) in batch.staying {
+                progress.count(&why.outcome, bytes, kind);
                 if let Some(staying) = Staying::of(&why.outcome, why.unanswered.as_ref()) {
                     checkpoint.leave(&object, staying);
                 }
@@ -184,7 +184,8 @@ impl Lane {
 
     /// Counts what was announced before and did not show again: the range was listed to its end, and all of it sent.
     pub(super) fn close(self, progress: &mut Progress) {
-        progress.count_absent(self.owed.objects, self.owed.bytes);
+        let Owed { objects, bytes, versions, markers } = self.owed;
+        progress.count_absent(objects, versions, markers, bytes);
     }
 
     /// Whether nothing is left to list, to announce or to settle.
@@ -248,13 +249,20 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::domain::outcome::EntryKind;
 
     const BYTES: u64 = 7;
+    const WEIGHT: Weight = Weight { bytes: BYTES, kind: EntryKind::Current };
     const PAGE: usize = 5;
+
+    /// The first version of a key is an older one, the others are not.
+    fn kind_of(object: &ObjectRef) -> EntryKind {
+        if object.version.as_deref() == Some("v0") { EntryKind::Older } else { EntryKind::Current }
+    }
 
     fn entry(key: &str, version: Option<u32>) -> ObjectEntry {
         let version = version.map(|n| format!("v{n}"));
-        ObjectEntry { object: ObjectRef { key: key.into(), version }, size: BYTES }
+        ObjectEntry { object: ObjectRef { key: key.into(), version }, size: BYTES, kind: EntryKind::Current }
     }
 
     /// What a store holds, in its order.
@@ -267,8 +275,11 @@ mod tests {
             None => true,
         };
         let mut rest = held.iter().filter(is_after);
-        let entries: Vec<_> =
-            rest.by_ref().take(PAGE).map(|object| ObjectEntry { object: object.clone(), size: BYTES }).collect();
+        let entries: Vec<_> = rest
+            .by_ref()
+            .take(PAGE)
+            .map(|object| ObjectEntry { object: object.clone(), size: BYTES, kind: kind_of(object) })
+            .collect();
         let next = rest.next().and(entries.last()).map(ObjectEntry::cursor);
         Page { entries, next }
     }
@@ -349,8 +360,8 @@ mod tests {
                     let (lane, number, batch) = self.sent.remove(n % self.sent.len());
                     for entry in batch {
                         held.remove(&entry.object);
-                        self.progress.count(&KeyOutcome::Deleted, entry.size);
-                        self.lanes[lane].gone(number, entry.size);
+                        self.progress.count(&KeyOutcome::Deleted, entry.size, entry.kind);
+                        self.lanes[lane].gone(number, Weight::from(&entry));
                     }
                     self.lanes[lane].settle(&mut self.progress, &mut self.checkpoint);
                 }
@@ -406,6 +417,7 @@ mod tests {
             prop_assert!(held.is_empty(), "{held:?}");
             prop_assert_eq!((progress.objects_listed, progress.objects_gone()), (all, all));
             prop_assert_eq!(progress.bytes_freed, all * BYTES);
+            prop_assert_eq!(progress.versions_gone, if versions > 0 { keys.len() as u64 } else { 0 });
         }
     }
 
@@ -429,14 +441,14 @@ mod tests {
         let numbers: Vec<_> = batches.iter().map(|batch| lane.announce(batch)).collect();
         let (mut progress, mut checkpoint) = (Progress::default(), Checkpoint::default());
         let stays = Stays { outcome: KeyOutcome::Unknown, unanswered: None };
-        lane.stays(numbers[1], keys[2].object.clone(), BYTES, stays);
-        lane.gone(numbers[1], BYTES);
+        lane.stays(numbers[1], keys[2].object.clone(), WEIGHT, stays);
+        lane.gone(numbers[1], WEIGHT);
         lane.settle(&mut progress, &mut checkpoint);
         assert_eq!(progress.objects_unknown, 0, "whoever goes on would see it again, and count it again");
         let owed: u64 = lane.ranges().map(|range| range.owed.objects).sum();
         assert_eq!(owed, 3);
-        lane.gone(numbers[0], BYTES);
-        lane.gone(numbers[0], BYTES);
+        lane.gone(numbers[0], WEIGHT);
+        lane.gone(numbers[0], WEIGHT);
         lane.settle(&mut progress, &mut checkpoint);
         assert_eq!((progress.objects_unknown, checkpoint.leftovers.len()), (1, 1));
         assert!(lane.is_done());

@@ -17,7 +17,7 @@ use tokio::task::{JoinError, JoinSet};
 use super::{
     End, Go,
     lane::{Lane, Number, Stays, Unsorted},
-    range::Range,
+    range::{Range, Weight},
     settle::{Order, Place, Settled, Tried, is_passing},
 };
 use crate::{
@@ -48,20 +48,20 @@ struct Listed {
     entries: Vec<ObjectEntry>,
 }
 
-/// Which batch of which lane an object is in, and its bytes.
+/// Which batch of which lane an object is in, and what it counts for.
 #[derive(Clone, Copy)]
 struct Origin {
     lane: LaneId,
     number: Number,
-    bytes: u64,
+    weight: Weight,
 }
 
 /// A batch that was answered.
 struct Answered {
     lane: LaneId,
     number: Number,
-    /// Bytes, in the order of the objects.
-    sizes: Vec<u64>,
+    /// In the order of the objects.
+    weights: Vec<Weight>,
     answer: BatchOutcome,
 }
 
@@ -252,11 +252,11 @@ impl<'a> Pipeline<'a> {
         for (pass, lane, number, entries) in leaving {
             let place = self.place.clone();
             self.deletes.spawn(async move {
-                let (objects, sizes): (Vec<_>, Vec<_>) =
-                    entries.into_iter().map(|entry| (entry.object, entry.size)).unzip();
+                let weights = entries.iter().map(Weight::from).collect();
+                let objects: Vec<_> = entries.into_iter().map(|entry| entry.object).collect();
                 let answer = place.delete(&objects).await;
                 pass.heard(&answer);
-                Answered { lane, number, sizes, answer }
+                Answered { lane, number, weights, answer }
             });
         }
         Ok(())
@@ -265,10 +265,10 @@ impl<'a> Pipeline<'a> {
     /// Counts what a first try has settled, and keeps the rest to be tried again.
     fn take_answer(&mut self, answered: Answered) {
         failpoint::at("empty.answered");
-        let Answered { lane, number, sizes, answer } = answered;
+        let Answered { lane, number, weights, answer } = answered;
         self.tried.hear(&answer);
-        for ((object, outcome), bytes) in answer.into_outcomes().into_iter().zip(sizes) {
-            let origin = Origin { lane, number, bytes };
+        for ((object, outcome), weight) in answer.into_outcomes().into_iter().zip(weights) {
+            let origin = Origin { lane, number, weight };
             if is_passing(&outcome) {
                 self.origins.insert(object.clone(), origin);
                 self.tried.keep(object, outcome);
@@ -298,13 +298,13 @@ impl<'a> Pipeline<'a> {
     }
 
     fn count(&mut self, object: ObjectRef, outcome: KeyOutcome, unanswered: Option<&KeyFailure>, from: Origin) {
-        let Origin { lane, number, bytes } = from;
+        let Origin { lane, number, weight } = from;
         let lane = self.lanes.get_mut(&lane).expect("a lane is not done before all of it is settled");
         if outcome.is_gone() {
-            self.claimed.progress.count(&outcome, bytes);
-            lane.gone(number, bytes);
+            self.claimed.progress.count(&outcome, weight.bytes, weight.kind);
+            lane.gone(number, weight);
         } else {
-            lane.stays(number, object, bytes, Stays { outcome, unanswered: unanswered.cloned() });
+            lane.stays(number, object, weight, Stays { outcome, unanswered: unanswered.cloned() });
         }
     }
 

@@ -5,7 +5,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::objects::Cursor;
+use crate::{
+    domain::outcome::EntryKind,
+    objects::{Cursor, ObjectEntry},
+};
 
 /// Cuts that one page suggests at most.
 const MOST_CUTS: usize = 32;
@@ -30,6 +33,31 @@ pub(in crate::purge) struct Range {
 pub(in crate::purge) struct Owed {
     pub(super) objects: u64,
     pub(super) bytes: u64,
+    /// Of them, older versions and delete markers.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(super) versions: u64,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(super) markers: u64,
+}
+
+/// What one object counts for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Weight {
+    pub(super) bytes: u64,
+    pub(super) kind: EntryKind,
+}
+
+impl From<&ObjectEntry> for Weight {
+    fn from(entry: &ObjectEntry) -> Self {
+        Self { bytes: entry.size, kind: entry.kind }
+    }
+}
+
+impl From<Weight> for Owed {
+    fn from(Weight { bytes, kind }: Weight) -> Self {
+        let is = |other| u64::from(kind == other);
+        Self { objects: 1, bytes, versions: is(EntryKind::Older), markers: is(EntryKind::Marker) }
+    }
 }
 
 impl Owed {
@@ -38,15 +66,33 @@ impl Owed {
     }
 
     pub(super) fn and(self, other: Owed) -> Self {
-        Self { objects: self.objects + other.objects, bytes: self.bytes + other.bytes }
+        Self {
+            objects: self.objects + other.objects,
+            bytes: self.bytes + other.bytes,
+            versions: self.versions + other.versions,
+            markers: self.markers + other.markers,
+        }
     }
 
-    /// What is left when these have shown up.
+    /// What is left when these have shown up. More may show than were owed: somebody still writes.
     pub(super) fn less(self, shown: Owed) -> Self {
         let objects = self.objects.saturating_sub(shown.objects);
-        let bytes = if objects == 0 { 0 } else { self.bytes.saturating_sub(shown.bytes) };
-        Self { objects, bytes }
+        if objects == 0 {
+            return Self::default();
+        }
+        let versions = self.versions.saturating_sub(shown.versions).min(objects);
+        Self {
+            objects,
+            bytes: self.bytes.saturating_sub(shown.bytes),
+            versions,
+            markers: self.markers.saturating_sub(shown.markers).min(objects - versions),
+        }
     }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// Keys after `last` and before `until` at which to cut, in order. `first` and `last` are the ends of a page below a

@@ -24,9 +24,9 @@ use crate::domain::{
 
 /// Every column of a [`Row`].
 const COLUMNS: &str = "id, kind, resource_id, name, state, actor, origin, reason, trashed_at, purge_after, parent, \
-     locations, blockers, attempts, next_attempt_at, last_error, fence, lease_owner, lease_until, objects_listed, \
-     objects_deleted, objects_absent, objects_failed, objects_unknown, bytes_freed, rows_deleted, row_found, \
-     purging_at, closed_at";
+     locations, blockers, attempts, next_attempt_at, retry_at, last_error, fence, lease_owner, lease_until, objects_listed, \
+     objects_deleted, objects_absent, versions_gone, markers_gone, objects_failed, objects_unknown, uploads_aborted, bytes_freed, rows_deleted, \
+     row_found, purging_at, closed_at";
 
 /// What a trash writes.
 #[derive(Debug)]
@@ -469,7 +469,8 @@ pub async fn overdue(
 ) -> Result<Vec<TombstoneId>, StoreError> {
     let ids: Vec<Uuid> = sqlx::query_scalar(
         "select t.id from reprieve.tombstones t
-         where t.state in ('trashed', 'blocked', 'purging') and t.next_attempt_at <= now() and t.purge_after <= now()
+         where (t.state in ('trashed', 'blocked', 'purging') or t.retry_at is not null)
+           and t.next_attempt_at <= now() and t.purge_after <= now()
            and (t.lease_until is null or t.lease_until < now())
            and (t.queued_at is null or t.queued_at < now() - $1 * interval '1 second')
            and not exists (select from reprieve.outbox o where o.tombstone_id = t.id and o.topic = 'purge')

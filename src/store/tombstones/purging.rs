@@ -1,6 +1,6 @@
 //! Tombstones past the point of no return.
 //!
-//! Invariant: every statement here but [`begin`], [`take_over`] and [`retry`] carries the fence. Zero rows touched
+//! Invariant: every statement here but [`begin`], [`take_over`], [`thaw`] and [`retry`] carries the fence. Zero rows touched
 //! means that the lease is lost and somebody else has taken over: the caller stops at once, without another request
 //! to any store. A lease is counted from when the statement is carried out (`clock_timestamp()`); `now()` is when its
 //! transaction began, which may have waited for locks since.
@@ -153,7 +153,7 @@ pub async fn checkpoint(
     let paused: Option<bool> = sqlx::query_scalar(concat!(
         "update reprieve.tombstones t
              set objects_listed = $3, objects_deleted = $4, objects_absent = $5, objects_failed = $6,
-                 objects_unknown = $7, bytes_freed = $8, checkpoint = $9,
+                 objects_unknown = $7, versions_gone = $11, markers_gone = $12, bytes_freed = $8, checkpoint = $9,
                  lease_until = clock_timestamp() + $10 * interval '1 second',
                  deaths = case when $4 + $5 > t.objects_deleted + t.objects_absent then 0 else t.deaths end
              where id = $1 and fence = $2 and state = 'purging' returning ",
@@ -169,6 +169,8 @@ pub async fn checkpoint(
     .bind(n(progress.bytes_freed))
     .bind(Json(checkpoint))
     .bind(lease.duration.as_secs_f64())
+    .bind(n(progress.versions_gone))
+    .bind(n(progress.markers_gone))
     .fetch_optional(conn)
     .await?;
     Ok(extended(lease, asked, paused))
@@ -244,6 +246,29 @@ pub async fn count_rows(conn: &mut PgConnection, lease: &Lease, rows: u64) -> Re
     Ok(extended(lease, asked, paused))
 }
 
+/// Counts aborted uploads, extends the lease and asks for pauses. Uploads that have gone forget the deaths before, as
+/// objects do.
+///
+/// # Errors
+/// The statement failed.
+pub async fn count_uploads(conn: &mut PgConnection, lease: &Lease, aborted: u64) -> Result<Fenced, StoreError> {
+    let asked = Moment::now();
+    let paused: Option<bool> = sqlx::query_scalar(concat!(
+        "update reprieve.tombstones t
+         set uploads_aborted = uploads_aborted + $3, deaths = case when $3 > 0 then 0 else t.deaths end,
+             lease_until = clock_timestamp() + $4 * interval '1 second'
+         where id = $1 and fence = $2 and state = 'purging' returning ",
+        is_paused!()
+    ))
+    .bind(lease.id.0)
+    .bind(lease.fence.0)
+    .bind(i64::try_from(aborted).unwrap_or(i64::MAX))
+    .bind(lease.duration.as_secs_f64())
+    .fetch_optional(conn)
+    .await?;
+    Ok(extended(lease, asked, paused))
+}
+
 /// Why a purge is passed on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PassOn<'a> {
@@ -294,22 +319,72 @@ pub async fn pass_on(
     Ok(ours(done.rows_affected()))
 }
 
-/// `purging` → `stuck`, with its reason.
+/// Why a purge is set aside, and until when.
+#[derive(Debug, Clone)]
+pub struct Setback {
+    /// Why.
+    pub reason: String,
+    /// When it can get further by itself. `None`: not without help.
+    pub until: Option<OffsetDateTime>,
+    /// The least time until then: what is locked one by one is not tried one by one.
+    pub at_least: Duration,
+}
+
+/// How a purge was set aside.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[must_use = "a lost lease means: stop"]
+pub enum SetAside {
+    /// It was not: somebody else has taken over.
+    Lost,
+    /// Until somebody helps.
+    ForHelp,
+    /// For so long, by the database's clock.
+    For(Duration),
+}
+
+/// `purging` → `stuck`, with its reason and, where it is known, the date at which it tries again.
 ///
 /// # Errors
 /// The statement failed.
-pub async fn give_up(conn: &mut PgConnection, lease: &Lease, reason: &str) -> Result<Fenced, StoreError> {
-    let done = sqlx::query(
+pub async fn give_up(conn: &mut PgConnection, lease: &Lease, setback: &Setback) -> Result<SetAside, StoreError> {
+    let wait: Option<Option<f64>> = sqlx::query_scalar(
         "update reprieve.tombstones
-         set state = 'stuck', lease_owner = null, lease_until = null, attempts = attempts + 1, last_error = $3
-         where id = $1 and fence = $2 and state = 'purging'",
+         set state = 'stuck', lease_owner = null, lease_until = null, attempts = attempts + 1, last_error = $3,
+             retry_at = case when $4::timestamptz is not null then greatest($4, now() + $5 * interval '1 second') end,
+             next_attempt_at = case when $4::timestamptz is not null
+                 then greatest($4, now() + $5 * interval '1 second') else next_attempt_at end
+         where id = $1 and fence = $2 and state = 'purging'
+         returning extract(epoch from retry_at - now())::float8",
     )
     .bind(lease.id.0)
     .bind(lease.fence.0)
-    .bind(reason)
+    .bind(&setback.reason)
+    .bind(setback.until)
+    .bind(setback.at_least.as_secs_f64())
+    .fetch_optional(conn)
+    .await?;
+    Ok(match wait {
+        None => SetAside::Lost,
+        Some(None) => SetAside::ForHelp,
+        Some(Some(seconds)) => SetAside::For(Duration::try_from_secs_f64(seconds).unwrap_or_default()),
+    })
+}
+
+/// `stuck` → `purging`, where the date has come for which it waited. `false`: it is not stuck, or not until a date, or
+/// the date is still to come.
+///
+/// # Errors
+/// The statement failed.
+pub async fn thaw(conn: &mut PgConnection, id: TombstoneId) -> Result<bool, StoreError> {
+    let done = sqlx::query(
+        "update reprieve.tombstones
+         set state = 'purging', attempts = 0, deaths = 0, waits = 0, next_attempt_at = now(), retry_at = null
+         where id = $1 and state = 'stuck' and retry_at <= now()",
+    )
+    .bind(id.0)
     .execute(conn)
     .await?;
-    Ok(ours(done.rows_affected()))
+    Ok(done.rows_affected() == 1)
 }
 
 /// `stuck` → `purging`, to be looked at now. `false`: it was not stuck.
@@ -319,7 +394,8 @@ pub async fn give_up(conn: &mut PgConnection, lease: &Lease, reason: &str) -> Re
 pub async fn retry(conn: &mut PgConnection, id: TombstoneId) -> Result<bool, StoreError> {
     let done = sqlx::query(
         "update reprieve.tombstones
-         set state = 'purging', attempts = 0, deaths = 0, waits = 0, next_attempt_at = now(), lease_owner = null, lease_until = null
+         set state = 'purging', attempts = 0, deaths = 0, waits = 0, next_attempt_at = now(), retry_at = null,
+             lease_owner = null, lease_until = null
          where id = $1 and state = 'stuck'",
     )
     .bind(id.0)

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use reprieve::domain::outcome::{FailureClass, KeyOutcome};
 use reprieve::embedded::s3::{Fault, KeyFault, Keys, Operation, Refusal, Times};
-use reprieve::objects::s3::{S3Settings, S3Store, VersionsPolicy};
-use reprieve::objects::{ObjectStore, Versioning};
+use reprieve::objects::s3::{ChecksumPolicy, DeletePolicy, S3Settings, S3Store, VersionsPolicy};
+use reprieve::objects::{ObjectStore, UploadsListed, Versioning};
 
 use super::subject::{Subject, embedded};
 use super::{everything, keys, list_all, names};
@@ -147,6 +147,106 @@ async fn a_store_that_refuses_batches_gets_single_deletes() {
 }
 
 #[tokio::test]
+async fn a_store_without_batches_is_asked_once_and_then_key_by_key() {
+    for (code, status, asked) in [("NotImplemented", 501, 2), ("MethodNotAllowed", 405, 1)] {
+        let (subject, bucket, keys) = filled(20).await;
+        let refused = Fault::Refuse(Refusal::error(code, status));
+        subject.server().faults().rule(Operation::DeleteObjects, Times::Always, refused);
+        let store = subject.store_with(once).await;
+        for half in keys.chunks(10) {
+            let outcome = store.delete(&bucket, &names(half)).await;
+            assert!(outcomes(outcome).iter().all(|outcome| *outcome == KeyOutcome::Deleted), "{code}");
+        }
+        let requests = subject.server().requests();
+        assert_eq!(requests.count(Operation::DeleteObjects), asked, "{code}: with one checksum, or with each");
+        assert_eq!(requests.count(Operation::DeleteObject), 20, "{code}");
+    }
+}
+
+#[tokio::test]
+async fn a_store_that_refuses_one_checksum_gets_the_other_from_then_on() {
+    for code in ["InvalidRequest", "MissingContentMD5", "NotImplemented", "InvalidDigest"] {
+        let (subject, bucket, keys) = filled(20).await;
+        let refused = Fault::Refuse(Refusal::error(code, 400));
+        subject.server().faults().rule(Operation::DeleteObjects, Times::Next(1), refused);
+        let store = subject.store_with(once).await;
+        for half in keys.chunks(10) {
+            let outcome = store.delete(&bucket, &names(half)).await;
+            assert!(outcomes(outcome).iter().all(|outcome| *outcome == KeyOutcome::Deleted), "{code}");
+        }
+        let requests = subject.server().requests();
+        assert_eq!(requests.count(Operation::DeleteObjects), 3, "{code}: refused, taken, taken at once");
+        assert_eq!(requests.count(Operation::DeleteObject), 0, "{code}");
+    }
+}
+
+#[tokio::test]
+async fn the_checksum_and_the_form_of_deletes_are_as_they_are_set() {
+    // this server takes either checksum, and no batch without one
+    for (checksum, taken) in
+        [(ChecksumPolicy::Crc32, true), (ChecksumPolicy::ContentMd5, true), (ChecksumPolicy::None, false)]
+    {
+        let (subject, bucket, keys) = filled(3).await;
+        let set = |settings: &mut S3Settings| (settings.checksum, settings.delete) = (checksum, DeletePolicy::Batch);
+        let got = outcomes(subject.store_with(set).await.delete(&bucket, &names(&keys)).await);
+        match taken {
+            true => assert!(got.iter().all(|outcome| *outcome == KeyOutcome::Deleted), "{checksum:?}: {got:?}"),
+            false => assert_eq!(failed(&got[0]), ("InvalidRequest", FailureClass::Permanent)),
+        }
+        assert_eq!(subject.server().requests().count(Operation::DeleteObjects), 1, "{checksum:?}");
+        assert_eq!(subject.server().requests().count(Operation::DeleteObject), 0, "{checksum:?}");
+    }
+    let (subject, bucket, keys) = filled(3).await;
+    let store = subject.store_with(|settings| settings.delete = DeletePolicy::Single).await;
+    assert!(outcomes(store.delete(&bucket, &names(&keys)).await).iter().all(|one| *one == KeyOutcome::Deleted));
+    assert_eq!(subject.server().requests().count(Operation::DeleteObjects), 0);
+}
+
+#[tokio::test]
+async fn a_store_that_fails_every_batch_and_takes_single_deletes_gets_those() {
+    let (subject, bucket, keys) = filled(40).await;
+    let fails = Fault::Refuse(Refusal::internal_error());
+    subject.server().faults().rule(Operation::DeleteObjects, Times::Always, fails);
+    let store = subject.store_with(once).await;
+    for _ in 0..2 {
+        let outcome = store.delete(&bucket, &names(&keys)).await;
+        assert!(outcomes(outcome).iter().all(|outcome| *outcome == KeyOutcome::Unknown), "it may pass");
+    }
+    let outcome = store.delete(&bucket, &names(&keys)).await;
+    assert!(outcomes(outcome).iter().all(|outcome| *outcome == KeyOutcome::Deleted));
+    assert_eq!(subject.server().requests().count(Operation::DeleteObject), 40);
+}
+
+#[tokio::test]
+async fn a_store_that_is_away_is_asked_for_one_key_more_and_not_for_all_of_them() {
+    let (subject, bucket, keys) = filled(40).await;
+    subject.server().faults().rule(None, Times::Always, Fault::Refuse(Refusal::internal_error()));
+    let store = subject.store_with(once).await;
+    for round in 0..5 {
+        let outcome = store.delete(&bucket, &names(&keys)).await;
+        assert!(outcome.lost_answer().is_some(), "{round}");
+        assert!(outcomes(outcome).iter().all(|outcome| *outcome == KeyOutcome::Unknown), "{round}");
+    }
+    assert_eq!(subject.server().requests().count(Operation::DeleteObject), 3);
+}
+
+#[tokio::test]
+async fn a_batch_that_times_out_is_halved_for_the_next() {
+    let (subject, bucket, keys) = filled(40).await;
+    subject.server().faults().next(Operation::DeleteObjects, Fault::Delay(Duration::from_secs(20)));
+    let impatient = |settings: &mut S3Settings| {
+        settings.attempts = 1;
+        settings.read_timeout = Duration::from_secs(1);
+    };
+    let store = subject.store_with(impatient).await;
+    let outcome = store.delete(&bucket, &names(&keys)).await;
+    assert_eq!(outcome.lost_answer().map(|failure| failure.code.as_str()), Some("Timeout"));
+    let outcome = store.delete(&bucket, &names(&keys)).await;
+    assert!(outcomes(outcome).iter().all(|outcome| *outcome == KeyOutcome::Deleted));
+    assert_eq!(subject.server().requests().count(Operation::DeleteObjects), 3, "one that timed out, two of 20");
+}
+
+#[tokio::test]
 async fn keys_that_xml_cannot_carry_do_not_fail_their_batch() {
     let (subject, bucket, mut keys) = filled(3).await;
     keys.insert(1, "a/bell\u{7}".to_owned());
@@ -171,7 +271,9 @@ async fn versions_that_cannot_be_asked_for_are_an_error_and_not_taken_for_none()
 #[tokio::test]
 async fn a_store_without_versions_and_locks_is_listed_plainly() {
     let (subject, bucket, _) = filled(1).await;
-    for operation in [Operation::GetBucketVersioning, Operation::GetObjectLockConfiguration] {
+    for operation in
+        [Operation::GetBucketVersioning, Operation::GetObjectLockConfiguration, Operation::ListMultipartUploads]
+    {
         let missing = Fault::Refuse(Refusal::error("NotImplemented", 501));
         subject.server().faults().rule(operation, Times::Always, missing);
     }
@@ -179,6 +281,29 @@ async fn a_store_without_versions_and_locks_is_listed_plainly() {
     assert_eq!(list_all(&store, &bucket, "a/").await.len(), 1);
     let facts = store.facts(&bucket).await.expect("facts");
     assert_eq!((facts.versioning, facts.object_lock), (Versioning::Off, None));
+    assert_eq!(facts.uploads, UploadsListed::NotOffered);
+    let denied = Fault::Refuse(Refusal::access_denied());
+    subject.server().faults().clear();
+    subject.server().faults().rule(Operation::ListMultipartUploads, Times::Always, denied);
+    let facts = store.facts(&bucket).await.expect("facts");
+    assert_eq!(facts.uploads, UploadsListed::Denied("AccessDenied".to_owned()));
+}
+
+#[tokio::test]
+async fn a_store_that_has_no_listing_of_uploads_has_no_uploads_and_one_that_denies_it_is_an_error() {
+    let (subject, bucket, _) = filled(1).await;
+    subject.begin_uploads(&bucket, &["a/big".to_owned()]).await;
+    let store = subject.store_with(once).await;
+    for (code, status) in [("NotImplemented", 501), ("MethodNotAllowed", 405)] {
+        let missing = Fault::Refuse(Refusal::error(code, status));
+        subject.server().faults().rule(Operation::ListMultipartUploads, Times::Next(1), missing);
+        assert_eq!(store.list_uploads(&bucket, "a/", None).await.expect("none").uploads, [], "{code}");
+    }
+    let denied = Fault::Refuse(Refusal::access_denied());
+    subject.server().faults().rule(Operation::ListMultipartUploads, Times::Next(1), denied);
+    let error = store.list_uploads(&bucket, "a/", None).await.expect_err("we cannot tell");
+    assert_eq!((error.operation, error.class), ("ListMultipartUploads", FailureClass::Permanent));
+    assert_eq!(store.list_uploads(&bucket, "a/", None).await.expect("again").uploads.len(), 1);
 }
 
 #[tokio::test]

@@ -3,16 +3,19 @@
 use std::sync::Arc;
 
 use aws_sdk_s3::Client;
-use aws_sdk_s3::primitives::ByteStream;
-use aws_sdk_s3::types::{BucketVersioningStatus, VersioningConfiguration};
+use aws_sdk_s3::primitives::{ByteStream, DateTime};
+use aws_sdk_s3::types::{
+    BucketVersioningStatus, ObjectLockLegalHold, ObjectLockLegalHoldStatus, ObjectLockRetention,
+    ObjectLockRetentionMode, VersioningConfiguration,
+};
 use futures_util::{StreamExt, stream};
 use reprieve::embedded::s3::{EmbeddedS3, Options, REGION};
 use reprieve::objects::faulty::FaultyStore;
 use reprieve::objects::memory::MemoryStore;
 use reprieve::objects::s3::{S3Credentials, S3Settings, S3Store};
-use reprieve::objects::{ObjectStore, Versioning};
+use reprieve::objects::{LockMode, ObjectLock, ObjectStore, Retention, Versioning};
 
-use crate::support::{self, seaweedfs};
+use crate::support::{self, moto, seaweedfs};
 
 /// Objects written at a time when filling a bucket.
 const WRITERS: usize = 16;
@@ -30,6 +33,8 @@ pub(crate) struct Subject {
 enum Keys {
     AreNames,
     ArePaths,
+    /// Names, but for those with a line feed, which its router does not know.
+    InMoto,
 }
 
 enum Filler {
@@ -62,6 +67,18 @@ pub(crate) async fn seaweedfs() -> Subject {
     over_s3(settings, server.client(), Keys::ArePaths).await
 }
 
+/// A moto, shared by all tests of this binary.
+pub(crate) async fn moto() -> Subject {
+    let server = moto::shared().await;
+    let credentials = S3Credentials {
+        access_key_id: moto::ACCESS_KEY.into(),
+        secret_access_key: moto::SECRET_KEY.into(),
+        session_token: None,
+    };
+    let settings = S3Settings::custom(server.endpoint(), seaweedfs::REGION, credentials);
+    over_s3(settings, server.client(), Keys::InMoto).await
+}
+
 /// The S3 server of `reprieve dev`, one for each test.
 pub(crate) async fn embedded() -> Subject {
     let options = Options::default();
@@ -87,6 +104,24 @@ async fn over_s3(settings: S3Settings, client: Client, keys: Keys) -> Subject {
     Subject { store, filler: Filler::S3 { client, settings }, keys, server: None }
 }
 
+/// Locks the current version of an object.
+async fn lock_current(client: &Client, bucket: &str, key: &str, lock: ObjectLock) {
+    if let Some(Retention { mode, until }) = lock.retention {
+        let mode = match mode {
+            LockMode::Governance => ObjectLockRetentionMode::Governance,
+            LockMode::Compliance => ObjectLockRetentionMode::Compliance,
+        };
+        let until = DateTime::from_secs(until.unix_timestamp());
+        let retention = ObjectLockRetention::builder().mode(mode).retain_until_date(until).build();
+        let request = client.put_object_retention().bucket(bucket).key(key).retention(retention);
+        request.send().await.expect("retained");
+    }
+    if lock.legal_hold {
+        let hold = ObjectLockLegalHold::builder().status(ObjectLockLegalHoldStatus::On).build();
+        client.put_object_legal_hold().bucket(bucket).key(key).legal_hold(hold).send().await.expect("held");
+    }
+}
+
 impl Subject {
     pub(crate) fn store(&self) -> &dyn ObjectStore {
         &*self.store
@@ -108,6 +143,32 @@ impl Subject {
     /// Whether keys are paths to it, so that one cannot be another's directory.
     pub(crate) fn keeps_keys_as_paths(&self) -> bool {
         self.keys == Keys::ArePaths
+    }
+
+    pub(crate) fn is_moto(&self) -> bool {
+        self.keys == Keys::InMoto
+    }
+
+    /// Whether an object can have this key there at all.
+    pub(crate) fn takes(&self, key: &str) -> bool {
+        !self.is_moto() || !key.contains(['\n', '\r'])
+    }
+
+    /// An empty bucket with versions and object lock.
+    pub(crate) async fn locked_bucket(&self) -> String {
+        let Filler::S3 { client, .. } = &self.filler else { return self.bucket(Versioning::Kept).await };
+        let name = support::unique("locked");
+        let request = client.create_bucket().bucket(&name).object_lock_enabled_for_bucket(true);
+        request.send().await.expect("create bucket");
+        name
+    }
+
+    /// Locks the current version.
+    pub(crate) async fn lock_key(&self, bucket: &str, key: &str, lock: ObjectLock) {
+        match &self.filler {
+            Filler::Memory(store) => store.lock_key(bucket, key, lock),
+            Filler::S3 { client, .. } => lock_current(client, bucket, key, lock).await,
+        }
     }
 
     /// The same storage seen by a process that has just started.
@@ -152,6 +213,29 @@ impl Subject {
         let versioning = VersioningConfiguration::builder().status(status).build();
         let request = client.put_bucket_versioning().bucket(bucket).versioning_configuration(versioning);
         request.send().await.expect("set versioning");
+    }
+
+    /// Begins a multipart upload for each key, and sends nothing of it.
+    pub(crate) async fn begin_uploads(&self, bucket: &str, keys: &[String]) {
+        match &self.filler {
+            Filler::Memory(store) => {
+                keys.iter().for_each(|key| drop(store.begin_upload(bucket, key).expect("the bucket is there")));
+            }
+            Filler::S3 { client, .. } => {
+                let begun = stream::iter(keys.to_vec()).map(|key| {
+                    let begin = client.create_multipart_upload().bucket(bucket).key(&key);
+                    async move {
+                        match begin.send().await {
+                            // an answer that repeats a key which XML cannot carry cannot be read, and says enough
+                            Err(error) if error.raw_response().is_some_and(|raw| raw.status().is_success()) => None,
+                            begun => begun.err().map(|error| (key, error)),
+                        }
+                    }
+                });
+                let failed: Vec<_> = begun.buffer_unordered(WRITERS).filter_map(async |one| one).collect().await;
+                assert!(failed.is_empty(), "create: {failed:?}");
+            }
+        }
     }
 
     /// Writes an object of one byte under each key.

@@ -1,0 +1,190 @@
+//! Asks the store why it denies what a pass has left: until when it is locked, and what is under legal hold.
+//!
+//! Invariant: it only looks, and what it cannot tell it says so. It is bounded: so many objects, so many at a time, so
+//! long. When all that it asked about is locked until a date, the purge can try again by itself then; whatever else is
+//! left needs somebody's help.
+
+use std::{fmt, time::Duration};
+
+use futures_util::future::join_all;
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use tokio::time::{Instant, timeout_at};
+
+use super::{Purger, checkpoint::Leftover, claim::Claimed};
+use crate::objects::{LockMode, ObjectLock, Retention};
+
+/// Objects of a pass that are asked about.
+const MOST_ASKED: usize = 1000;
+
+/// Objects asked about at a time. When none of the first so many is locked, it is something else.
+const IN_FLIGHT: usize = 8;
+
+/// For how long.
+const LONGEST: Duration = Duration::from_secs(60);
+
+/// Keys that are named of each sort.
+const EXAMPLES: usize = 3;
+
+/// What the store says of the objects that it denies to delete.
+#[derive(Debug, Default)]
+pub(super) struct Locks {
+    governance: Sort,
+    compliance: Sort,
+    held: Sort,
+    /// Not locked, or nobody can tell.
+    other: u64,
+    /// The first date at which one of them is free.
+    earliest: Option<OffsetDateTime>,
+    /// The date at which all of them are.
+    latest: Option<OffsetDateTime>,
+}
+
+/// How many are locked in one way.
+#[derive(Debug, Default)]
+struct Sort {
+    objects: u64,
+    examples: Vec<String>,
+}
+
+/// Whether stores deny a locked object with this code (S3, Ceph: AccessDenied; MinIO: InvalidRequest).
+pub(super) fn may_be_locked(left: &Leftover) -> bool {
+    matches!(left.code.as_str(), "AccessDenied" | "InvalidRequest" | "ObjectLocked" | "other")
+}
+
+impl Purger {
+    /// Asks about what is left below the tombstone's prefixes.
+    pub(super) async fn ask_locks(&self, claimed: &Claimed) -> Locks {
+        let deadline = Instant::now() + LONGEST;
+        let (mut locks, mut asked) = (Locks::default(), 0);
+        for location in &claimed.tombstone.locations {
+            let Ok(store) = self.stores.at(location) else { continue };
+            let mut after = None;
+            loop {
+                let page = store.objects.list(&location.bucket, location.prefix.as_str(), after.as_ref());
+                let Ok(Ok(page)) = timeout_at(deadline, page).await else { return locks.cut_short() };
+                for chunk in page.entries.chunks(IN_FLIGHT) {
+                    if asked >= MOST_ASKED || (asked > 0 && locks.is_nothing()) {
+                        return locks;
+                    }
+                    let asks = chunk.iter().map(|entry| store.objects.lock_of(&location.bucket, &entry.object));
+                    let Ok(answers) = timeout_at(deadline, join_all(asks)).await else { return locks.cut_short() };
+                    asked += chunk.len();
+                    for (entry, answer) in chunk.iter().zip(answers) {
+                        let lock = answer.inspect_err(|error| tracing::debug!(%error, "lock not told"));
+                        locks.count(&entry.object.key, lock.ok(), OffsetDateTime::now_utc());
+                    }
+                }
+                match page.next {
+                    Some(next) => after = Some(next),
+                    None => break,
+                }
+            }
+        }
+        locks
+    }
+}
+
+impl Locks {
+    fn count(&mut self, key: &str, lock: Option<ObjectLock>, now: OffsetDateTime) {
+        let Some(ObjectLock { retention, legal_hold }) = lock else {
+            self.other += 1;
+            return;
+        };
+        let retention = retention.filter(|retention| retention.until > now);
+        if let Some(Retention { mode, until }) = retention {
+            match mode {
+                LockMode::Governance => self.governance.count(key),
+                LockMode::Compliance => self.compliance.count(key),
+            }
+            self.earliest = Some(self.earliest.map_or(until, |earliest| earliest.min(until)));
+            self.latest = self.latest.max(Some(until));
+        }
+        if legal_hold {
+            self.held.count(key);
+        }
+        self.other += u64::from(retention.is_none() && !legal_hold);
+    }
+
+    /// Time was up: there are some of which nothing is known.
+    fn cut_short(mut self) -> Self {
+        self.other += 1;
+        self
+    }
+
+    /// Whether no lock was found.
+    pub(super) fn is_nothing(&self) -> bool {
+        self.governance.objects + self.compliance.objects + self.held.objects == 0
+    }
+
+    /// When the next of them is free, where all are locked until dates that are known.
+    pub(super) fn free_at(&self) -> Option<OffsetDateTime> {
+        self.earliest.filter(|_| self.other == 0 && self.held.objects == 0)
+    }
+}
+
+impl Sort {
+    fn count(&mut self, key: &str) {
+        self.objects += 1;
+        if self.examples.len() < EXAMPLES {
+            self.examples.push(key.to_owned());
+        }
+    }
+}
+
+impl fmt::Display for Locks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sorts = [
+            (&self.compliance, "locked in compliance mode"),
+            (&self.governance, "locked in governance mode"),
+            (&self.held, "under legal hold"),
+        ];
+        let found = sorts.iter().filter(|(sort, _)| sort.objects > 0);
+        let parts = found.map(|(sort, how)| format!("{} {how} (such as {})", sort.objects, sort.examples.join(", ")));
+        write!(f, "of those asked about: {}", parts.collect::<Vec<_>>().join(", "))?;
+        let date = |at: OffsetDateTime| at.format(&Rfc3339).unwrap_or_else(|_| at.to_string());
+        match (self.earliest, self.latest) {
+            (Some(earliest), Some(latest)) if earliest == latest => write!(f, "; locked until {}", date(latest)),
+            (Some(earliest), Some(latest)) => {
+                write!(f, "; the first is locked until {}, the last until {}", date(earliest), date(latest))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: i64) -> OffsetDateTime {
+        OffsetDateTime::from_unix_timestamp(seconds).expect("a date")
+    }
+
+    fn until(seconds: i64, mode: LockMode, legal_hold: bool) -> Option<ObjectLock> {
+        Some(ObjectLock { retention: Some(Retention { mode, until: at(seconds) }), legal_hold })
+    }
+
+    #[test]
+    fn the_first_date_counts_where_every_object_has_one() {
+        let mut locks = Locks::default();
+        locks.count("a", until(200, LockMode::Compliance, false), at(100));
+        locks.count("b", until(150, LockMode::Governance, false), at(100));
+        assert_eq!((locks.free_at(), locks.latest), (Some(at(150)), Some(at(200))));
+        let told = locks.to_string();
+        for part in ["1 locked in compliance mode (such as a)", "1 locked in governance", "1970-01-01T00:03:20Z"] {
+            assert!(told.contains(part), "{told}");
+        }
+    }
+
+    #[test]
+    fn what_has_no_date_to_come_needs_help() {
+        let free = Some(ObjectLock { retention: None, legal_hold: false });
+        for other in [None, free, until(50, LockMode::Compliance, false), until(200, LockMode::Governance, true)] {
+            let mut locks = Locks::default();
+            locks.count("a", until(200, LockMode::Compliance, false), at(100));
+            locks.count("b", other, at(100));
+            assert_eq!(locks.free_at(), None, "{other:?}");
+        }
+        assert_eq!(Locks::default().free_at(), None);
+    }
+}

@@ -101,9 +101,13 @@ impl Purger {
 
     /// Fences, settles, extends, and asks for pauses, in one write.
     async fn write_checkpoint(&self, claimed: &Claimed) -> Result<Go, PurgeError> {
-        let mut conn = self.store.conn().await?;
         let checkpoint = serde_json::to_value(&claimed.checkpoint)?;
-        match purging::checkpoint(&mut conn, &claimed.lease, &claimed.progress, &checkpoint).await? {
+        let write = async {
+            let mut conn = self.store.conn().await?;
+            purging::checkpoint(&mut conn, &claimed.lease, &claimed.progress, &checkpoint).await
+        };
+        // the heartbeat has a connection of its own: nothing else ends the wait on one that has died without a word
+        match self.store.within(1, write).await? {
             Fenced::Ours { paused: false } => Ok(Go::On),
             Fenced::Ours { paused: true } => Ok(Go::Paused),
             Fenced::Lost => Err(PurgeError::LeaseLost),

@@ -38,10 +38,6 @@ pub type Tx = Transaction<'static, Postgres>;
 /// How long a statement waits for a row lock before it counts as busy: longer than any transaction of ours.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// How long a connection counts as one after it was given back, when it has answered. Under load that is all the time,
-/// and asking again would cost each unit of work one more round trip.
-const FRESH: Duration = Duration::from_millis(100);
-
 /// The database. Cheap to clone; connects when first used and again whenever it has to.
 #[derive(Debug, Clone)]
 pub struct Store {
@@ -65,9 +61,8 @@ impl Store {
             // the pool's own tests wait without an end: one dead connection would use up the time for getting another,
             // and one that is given back dead would be missing from the pool for ever; nor do they look for a transaction
             .test_before_acquire(false)
-            .before_acquire(move |conn, meta| {
-                let rested = meta.idle_for > FRESH;
-                Box::pin(async move { Ok(!rested || answers(conn, acquire_timeout / 3).await.is_ok()) })
+            .before_acquire(move |conn, _| {
+                Box::pin(async move { Ok(answers(conn, acquire_timeout / 3).await.is_ok()) })
             })
             .after_release(move |conn, _| Box::pin(is_clear(conn, acquire_timeout)))
             .connect_lazy_with(options);

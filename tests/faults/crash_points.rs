@@ -98,7 +98,7 @@ const MATRIX: &[(Scene, &str, &[u32])] = &[
     (Purge, "verify.done", &[0]),
     (Purge, "rows.uncommitted", &[0, 2]),
     (Purge, "rows.committed", &[0, 2]),
-    (Purge, "rows.table_done", &[0, 1]),
+    (Purge, "rows.table_done", &[0]),
     (Purge, "rows.done", &[0]),
     (Purge, "finish.uncommitted", &[0]),
     (Purge, "finish.committed", &[0]),

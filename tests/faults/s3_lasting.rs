@@ -109,7 +109,7 @@ async fn a_key_that_fails_its_whole_request_is_told_from_the_others() {
     let faulty = Faulty::new(settings()).await;
     let (id, _) = faulty.dataset("one key is poison").await;
     let bad = heimdall::key(id, 3, 2);
-    let rule = faulty.proxy.rule(Op::DeleteObjects.below(&bad), ALWAYS, Fault::InternalError(Work::Left));
+    let rule = faulty.proxy.rule(On::deletes().below(&bad), ALWAYS, Fault::InternalError(Work::Left));
     let _service = faulty.serve();
     faulty.trash(&[id]).await;
     wait_until("only that one is left", PURGED, async || faulty.world.objects(id).await == 1).await;
@@ -133,7 +133,9 @@ async fn a_store_whose_answers_are_always_lost_is_emptied_by_what_its_listings_s
     faulty.trash(&cases.iter().map(|(id, _)| *id).collect::<Vec<_>>()).await;
     for (id, rule) in cases {
         let receipt = faulty.purged(id).await;
-        assert_eq!(receipt["objects"]["absent"], PUT, "{receipt:#}");
+        // a store that fails every batch is asked for one key at a time after a while, and answers that
+        let n = |name: &str| receipt["objects"][name].as_i64().expect("a number");
+        assert_eq!(n("absent") + n("deleted"), PUT, "{receipt:#}");
         assert!(rule.met() > 0);
     }
 }

@@ -116,7 +116,7 @@ async fn a_worker_stopped_before_its_claims_commit_holds_nobody_up_for_ever_and_
     let zombie = world.serve_with(&[], &[("FAILPOINTS", "claim.uncommitted=1*sleep(6000)")]);
     world.trash("dataset", id).await;
     let standing = "select exists (select from pg_stat_activity where datname = current_database()
-                        and state = 'idle in transaction' and query like 'delete from reprieve.outbox%')";
+                        and state = 'idle in transaction' and query like '%reprieve.audit%')";
     let stands_still =
         async || sqlx::query_scalar::<_, bool>(standing).fetch_one(&world.pool).await.expect("the database answers");
     wait_until("the claim is about to commit", crate::world::PURGED, stands_still).await;

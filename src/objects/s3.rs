@@ -8,6 +8,7 @@
 
 mod answer;
 mod checksum;
+mod decode;
 mod delete;
 mod learned;
 mod list;

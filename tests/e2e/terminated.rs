@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use crate::support::heimdall::Shape;
 use crate::support::rabbitmq::RabbitMq;
 use crate::support::seaweedfs::SeaweedFs;
+use crate::support::{SOON, wait_until};
 use crate::world::{Places, Settings, World};
 
 #[tokio::test]
@@ -55,7 +56,12 @@ async fn the_deadline_holds_when_the_object_store_does_not_answer() {
     store.kill9();
     // in its place what takes every connection and answers none
     let address = store.endpoint().replace("http://", "");
-    let listener = std::net::TcpListener::bind(address).expect("its port is free now");
+    let mut listener = None;
+    wait_until("its port is free", SOON, async || {
+        listener = std::net::TcpListener::bind(&address).ok();
+        listener.is_some()
+    })
+    .await;
     let mut service = world.serve_with(&[], &[("REPRIEVE__SERVICE__SHUTDOWN_DEADLINE", "2s")]);
     world.trash("dataset", id).await;
     world.until("it hangs", id, |now| now.state == "purging").await;

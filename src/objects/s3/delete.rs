@@ -17,6 +17,7 @@ use futures_util::{FutureExt, StreamExt, stream};
 use tokio::time::Instant;
 
 use super::answer::{Entry, attribute};
+use super::decode::Decode;
 use super::learned::Checksum;
 use super::permitted::Permitted;
 use super::{S3Store, Scope, checksum};
@@ -151,7 +152,7 @@ impl S3Store {
         let request = self.client.delete_objects().bucket(bucket).delete(delete);
         let request = request.set_bypass_governance_retention(self.bypass).customize();
         let request = request.mutate_request(move |request| checksum::replace(request, checksum));
-        let answer = request.interceptor(permitted.clone()).send().await;
+        let answer = request.interceptor(permitted.clone()).interceptor(Decode::Delete).send().await;
         let verdict = match answer {
             Ok(answer) => {
                 self.learned.answered(checksum, part.len());

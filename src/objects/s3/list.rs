@@ -8,6 +8,7 @@ use aws_sdk_s3::operation::list_object_versions::ListObjectVersionsOutput;
 use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Output;
 use aws_sdk_s3::types::EncodingType;
 
+use super::decode::Decode;
 use super::{S3Store, Scope};
 use crate::domain::outcome::{EntryKind, FailureClass, ObjectRef};
 use crate::objects::{Cursor, MAX_BATCH, ObjectEntry, ObjectsError, Page};
@@ -34,7 +35,8 @@ impl S3Store {
             .encoding_type(EncodingType::Url);
         let mut place = request.clone().set_start_after(after.map(|cursor| cursor.key.clone()));
         for _ in 0..EMPTY_PAGES {
-            let answer = place.send().await.map_err(|error| self.failed(scope, &error))?;
+            let answer = place.customize().interceptor(Decode::List).send().await;
+            let answer = answer.map_err(|error| self.failed(scope, &error))?;
             let entries = current_entries(&scope, &answer)?;
             if !scope.truncated(answer.is_truncated, &entries)? {
                 return Ok(Page { entries, next: None });

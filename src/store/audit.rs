@@ -142,7 +142,7 @@ pub async fn write(conn: &mut PgConnection, entry: NewEntry<'_>) -> Result<(), S
     Ok(())
 }
 
-/// As [`write`], together with the event that tells the same, in one statement; `task` says what becomes of the
+/// As [`write()`], together with the event that tells the same, in one statement; `task` says what becomes of the
 /// tombstone's purge task.
 ///
 /// # Errors

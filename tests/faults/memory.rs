@@ -1,9 +1,10 @@
 //! Memory stays bounded: however many objects one dataset has, and however many tombstones are due at once.
 //!
 //! Measured with an unoptimised build, peak RSS (`VmHWM`), half of it the program's own text: one process with all
-//! roles 77.0 MiB for 100,000 objects and 77.5 MiB for 1,000,000; two workers 49 MiB each and a relay with a sweeper
-//! 58 MiB for 1,000, 2,000 and 10,000 tombstones due at once. The bounds are one and a half times that. Usually it is
-//! 100,000 objects and 1,000 tombstones; `FAULTS_COUNT=10000` makes ten times that of both.
+//! roles and 16 delete requests in flight 94 MiB for 100,000 objects and 102 MiB for 1,000,000; two workers 51 MiB each
+//! and a relay with a sweeper 58 MiB for 1,000 tombstones due at once. With fewer objects the pages
+//! ahead and the requests in flight never come to their number, so the small dataset is large, too. The number of
+//! tombstones is 1,000; `FAULTS_COUNT=10000` makes it ten times that.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -67,10 +68,11 @@ fn mib(bytes: u64) -> f64 {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dataset_with_ten_times_the_objects_takes_no_more_memory() {
     const BOUND: u64 = 118 * MIB;
-    const MARGIN: u64 = 12 * MIB;
-    let objects = u64::from(count()) * 100;
-    let small = peak_of_one(objects / 10).await;
-    let large = peak_of_one(objects).await;
+    // what varies from run to run; in proportion it would be hundreds
+    const MARGIN: u64 = 20 * MIB;
+    const OBJECTS: u64 = 1_000_000;
+    let small = peak_of_one(OBJECTS / 10).await;
+    let large = peak_of_one(OBJECTS).await;
     assert!(large < BOUND, "{:.1} MiB", mib(large));
     assert!(large < small + MARGIN, "{:.1} MiB, and {:.1} MiB for a tenth", mib(large), mib(small));
 }

@@ -1,0 +1,112 @@
+//! The rate that a store grants, as its refusals tell it.
+//!
+//! Invariant: a rate comes from refusals alone; a store that has never asked for less is not paced.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// Of what a store was measured to grant, the share that is asked for. The rest is what refusals would cost.
+const SHARE: f64 = 0.97;
+
+/// Shorter spells between two refusals say nothing of a rate.
+const SPELL: Duration = Duration::from_millis(400);
+/// After a longer one, the rate was nearly right.
+const LONG_SPELL: Duration = Duration::from_secs(5);
+const STEP_BACK: f64 = 0.96;
+/// When so many in a row come soon, whatever the rate, they have nothing to do with it: some stores fail at random with the
+/// same code. Then nothing is paced for a while.
+const IN_VAIN: u32 = 5;
+const UNPACED: Duration = Duration::from_secs(60);
+/// Within so many requests, one more or less is a large share.
+const A_FEW_REQUESTS: f64 = 4.0;
+
+/// How long a rate holds before a little more is tried, and by how much more. Twice as much after each [`CALM`] without
+/// a refusal, so that a store that was busy for a while is soon asked for all that it gives.
+const PROBE_EVERY: Duration = Duration::from_secs(10);
+const PROBE_BY: f64 = 0.002;
+const CALM: Duration = Duration::from_secs(30);
+
+/// The most by which the rate grows at once.
+const PROBE_MOST: f64 = 0.5;
+
+/// What the store was found to grant.
+#[derive(Debug)]
+pub(super) struct Pace {
+    /// Keys a second that are asked for.
+    pub(super) rate: Option<f64>,
+    /// The best that was measured. Refusals that come at random do not bring the rate below half of it.
+    best: f64,
+    /// The last time when the store had nothing left to grant.
+    pub(super) refused_at: Option<Instant>,
+    /// Such a time before, from which on is measured.
+    pub(super) measured_from: Option<Instant>,
+    /// Keys taken since.
+    pub(super) taken: f64,
+    /// When more was tried last.
+    probed_at: Instant,
+    /// Refusals that came soon although the rate had been lowered.
+    in_vain: u32,
+    /// Until then refusals say nothing of a rate.
+    unpaced_until: Instant,
+}
+
+impl Pace {
+    /// Nothing is known of the store.
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            rate: None,
+            best: 0.0,
+            refused_at: None,
+            measured_from: None,
+            taken: 0.0,
+            probed_at: now,
+            in_vain: 0,
+            unpaced_until: now,
+        }
+    }
+
+    /// The store had nothing left to grant for a request of so many keys: since the last time it has granted what was
+    /// taken. Where that were only a few requests, this one may just have been too early, and counts.
+    pub(super) fn refuse(&mut self, keys: usize, now: Instant) {
+        self.refused_at = Some(now);
+        self.probed_at = now;
+        if now < self.unpaced_until {
+            return;
+        }
+        let keys = keys as f64;
+        let spell = self.measured_from.map(|from| now - from);
+        self.in_vain = if spell.is_some_and(|spell| spell >= LONG_SPELL) { 0 } else { self.in_vain + 1 };
+        if self.in_vain > IN_VAIN {
+            (self.rate, self.measured_from, self.in_vain) = (None, None, 0);
+            self.unpaced_until = now + UNPACED;
+            return;
+        }
+        if let (Some(rate), Some(true)) = (self.rate, spell.map(|spell| spell >= LONG_SPELL)) {
+            // it was a little too much, and perhaps for the last little while alone
+            self.rate = Some(rate * STEP_BACK);
+        } else if let Some(spell) = spell.filter(|spell| *spell >= SPELL && self.taken > 0.0) {
+            let granted = if self.taken < A_FEW_REQUESTS * keys { self.taken + keys } else { self.taken };
+            let measured = granted / spell.as_secs_f64();
+            self.best = self.best.max(measured);
+            self.rate = Some((measured * SHARE).max(self.best / 2.0));
+        }
+        if spell.is_none_or(|spell| spell >= SPELL) {
+            self.measured_from = Some(now);
+            self.taken = 0.0;
+        }
+    }
+
+    /// The rate, a little more of it from time to time.
+    pub(super) fn in_force(&mut self, now: Instant) -> Option<f64> {
+        let rate = self.rate?;
+        if now - self.probed_at >= PROBE_EVERY {
+            let calm = self.refused_at.map_or(Duration::ZERO, |at| now - at);
+            let doublings = (calm.as_secs() / CALM.as_secs()).min(16);
+            let by = (PROBE_BY * f64::from(1u32 << doublings)).min(PROBE_MOST);
+            self.rate = Some(rate * (1.0 + by));
+            self.probed_at = now;
+        }
+        self.rate
+    }
+}

@@ -242,6 +242,13 @@ pub(crate) fn meaning(code: &str) -> Option<Meaning> {
     Some(Meaning::Failure(class))
 }
 
+/// Whether a code is about the rate and nothing else. `ServiceUnavailable` and `Busy` also come when the store itself is in
+/// trouble.
+pub(crate) fn is_too_fast(code: &str) -> bool {
+    let throttled = meaning(code) == Some(Meaning::Failure(FailureClass::Throttled));
+    throttled && !matches!(code, "ServiceUnavailable" | "Busy")
+}
+
 /// Whether a status says by itself that nothing was done: it refuses, or has no such operation.
 fn nothing_done(status: u16) -> bool {
     matches!(status, 300..=499 | 501)

@@ -59,6 +59,22 @@ async fn a_fault_that_passes_is_retried_by_the_sdk() {
 }
 
 #[tokio::test]
+async fn a_delete_that_is_too_fast_is_not_repeated_by_the_sdk_so_that_the_gate_hears_of_it() {
+    let (subject, bucket, keys) = filled(2).await;
+    let (batch, single) = (names(&keys), names(&keys[..1]));
+    let faults = subject.server().faults();
+    let refused = faults.rule(Some(Operation::DeleteObjects), Times::Next(1), Fault::Refuse(Refusal::slow_down()));
+    for outcome in outcomes(subject.store().delete(&bucket, &batch).await) {
+        assert_eq!(failed(&outcome), ("SlowDown", FailureClass::Throttled));
+    }
+    assert_eq!((refused.met(), subject.server().store().count(&bucket, "a/")), (1, 2));
+    let one_by_one = subject.store_with(|settings| settings.delete = DeletePolicy::Single).await;
+    let refused = faults.rule(Some(Operation::DeleteObject), Times::Next(1), Fault::Refuse(Refusal::slow_down()));
+    assert_eq!(failed(&outcomes(one_by_one.delete(&bucket, &single).await)[0]), ("SlowDown", FailureClass::Throttled));
+    assert_eq!((refused.met(), subject.server().store().count(&bucket, "a/")), (1, 2));
+}
+
+#[tokio::test]
 async fn each_key_has_the_failure_that_the_store_gave_it() {
     let (subject, bucket, keys) = filled(8).await;
     let said = [

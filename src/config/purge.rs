@@ -36,7 +36,7 @@ pub fn read(section: Reader<'_>) -> PurgeConfig {
     const MINUTE: Duration = Duration::from_secs(60);
     const DAY: Duration = Duration::from_secs(24 * 3600);
     let purge = PurgeConfig {
-        concurrency: section.count("concurrency", 4, 1..=256),
+        concurrency: section.count("concurrency", 16, 1..=256),
         lease: section.duration("lease", MINUTE, SECOND..=60 * MINUTE),
         slice: section.duration("slice", 2 * MINUTE, MILLI..=15 * MINUTE),
         row_chunk: section.count("row_chunk", 5_000, 1..=100_000),

@@ -163,8 +163,14 @@ impl Purger {
         };
         let no_uploads = match self.abort_uploads(emptied, budget).await? {
             Aborting::Done(no_uploads) => no_uploads,
-            Aborting::OutOfTime(claimed) => return Ok(Outcome::OutOfTime(claimed.lease)),
-            Aborting::Paused(claimed) => return Ok(Outcome::Paused(claimed.lease)),
+            Aborting::OutOfTime(claimed) => {
+                self.keep_counts(&claimed).await?;
+                return Ok(Outcome::OutOfTime(claimed.lease));
+            }
+            Aborting::Paused(claimed) => {
+                self.keep_counts(&claimed).await?;
+                return Ok(Outcome::Paused(claimed.lease));
+            }
         };
         let verified = match self.verify(no_uploads).await? {
             Verification::Verified(verified) => verified,

@@ -10,6 +10,7 @@
 //! or anywhere else, leaves no transaction behind on a connection that is used again.
 
 pub mod audit;
+mod cut_off;
 pub mod error;
 pub mod guards;
 pub mod holds;
@@ -29,6 +30,7 @@ use sqlx::{
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
+use self::cut_off::CutOff;
 pub use self::error::{ASK_AGAIN, StoreError};
 use crate::config::DatabaseConfig;
 
@@ -38,10 +40,14 @@ pub type Tx = Transaction<'static, Postgres>;
 /// How long a statement waits for a row lock before it counts as busy: longer than any transaction of ours.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// How long a connection that has answered is taken for one that does.
+const FRESH: Duration = Duration::from_secs(1);
+
 /// The database. Cheap to clone; connects when first used and again whenever it has to.
 #[derive(Debug, Clone)]
 pub struct Store {
     pool: PgPool,
+    cut_off: CutOff,
     /// For an answer that costs the server nothing.
     acquire_timeout: Duration,
     statement_timeout: Duration,
@@ -55,18 +61,24 @@ impl Store {
     pub fn new(config: &DatabaseConfig) -> Result<Self, StoreError> {
         let options = connect_options(config)?;
         let (acquire_timeout, statement_timeout) = (config.acquire_timeout, config.statement_timeout);
+        let cut_off = CutOff::default();
         let pool = PgPoolOptions::new()
             .max_connections(config.max_connections)
             .acquire_timeout(acquire_timeout)
             // the pool's own tests wait without an end: one dead connection would use up the time for getting another,
             // and one that is given back dead would be missing from the pool for ever; nor do they look for a transaction
             .test_before_acquire(false)
-            .before_acquire(move |conn, _| {
-                Box::pin(async move { Ok(answers(conn, acquire_timeout / 3).await.is_ok()) })
+            .before_acquire(move |conn, meta| {
+                // given back just now, it has answered just now
+                let is_fresh = meta.idle_for < FRESH;
+                Box::pin(async move { Ok(is_fresh || answers(conn, acquire_timeout / 3).await.is_ok()) })
             })
-            .after_release(move |conn, _| Box::pin(is_clear(conn, acquire_timeout)))
+            .after_release({
+                let cut_off = cut_off.clone();
+                move |conn, _| Box::pin(is_clear(conn, acquire_timeout, cut_off.has_happened()))
+            })
             .connect_lazy_with(options);
-        Ok(Self { pool, acquire_timeout, statement_timeout })
+        Ok(Self { pool, cut_off, acquire_timeout, statement_timeout })
     }
 
     /// Begins a READ COMMITTED transaction, whatever the database's default: the claim relies on a statement after a
@@ -77,7 +89,7 @@ impl Store {
     pub async fn begin(&self) -> Result<Tx, StoreError> {
         // twice: to get a connection, and for its answer
         let begin = self.pool.begin_with("begin isolation level read committed");
-        Ok(in_time(2 * self.acquire_timeout, begin).await?)
+        Ok(in_time(2 * self.acquire_timeout, self.cut_off.watch(begin)).await?)
     }
 
     /// A connection for single statements.
@@ -153,11 +165,15 @@ async fn answers(conn: &mut PgConnection, limit: Duration) -> Result<bool, sqlx:
 /// Ends the transaction that somebody may have left behind who was cut off. The client rolls back those that it knows
 /// of, and does not know of one whose `begin` was sent and not answered: single statements on that connection would be
 /// taken for done (a lease for extended, a batch for written down) and never be committed.
-async fn is_clear(conn: &mut PgConnection, limit: Duration) -> Result<bool, sqlx::Error> {
+async fn is_clear(conn: &mut PgConnection, limit: Duration, was_cut_off: bool) -> Result<bool, sqlx::Error> {
     use sqlx::Executor;
-    // a `rollback` alone draws a warning where there is none, which is nearly always
-    in_time(limit, conn.execute(sqlx::raw_sql("begin; rollback"))).await?;
-    Ok(true)
+    if was_cut_off {
+        // a `rollback` alone draws a warning where there is none, which is nearly always
+        in_time(limit, conn.execute(sqlx::raw_sql("begin; rollback"))).await?;
+        return Ok(true);
+    }
+    // the pool's own question has no end
+    answers(conn, limit).await
 }
 
 /// Lets the statements of this transaction wait so long for a lock, and no longer.

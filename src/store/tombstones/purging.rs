@@ -420,7 +420,8 @@ pub async fn finish(
         "update reprieve.tombstones
          set state = 'purged', closed_at = now(), lease_owner = null, lease_until = null, checkpoint = null,
              last_error = null, objects_listed = $3, objects_deleted = $4, objects_absent = $5, objects_failed = $6,
-             objects_unknown = $7, bytes_freed = $8, rows_deleted = rows_deleted + $9
+             objects_unknown = $7, bytes_freed = $8, rows_deleted = rows_deleted + $9, versions_gone = $10,
+             markers_gone = $11
          where id = $1 and fence = $2 and state = 'purging' and $6 = 0 and $7 = 0",
     )
     .bind(lease.id.0)
@@ -432,6 +433,8 @@ pub async fn finish(
     .bind(n(progress.objects_unknown))
     .bind(n(progress.bytes_freed))
     .bind(n(rows))
+    .bind(n(progress.versions_gone))
+    .bind(n(progress.markers_gone))
     .execute(conn)
     .await?;
     Ok(ours(done.rows_affected()))

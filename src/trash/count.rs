@@ -95,7 +95,7 @@ impl Count {
         for _ in 0..MOST_PAGES {
             let (bucket, prefix) = (&self.location.bucket, self.location.prefix.as_str());
             let listing = store.objects.list(bucket, prefix, after.as_ref());
-            let Ok(page) = timeout_at(deadline, listing).await else { break };
+            let Some(page) = within(deadline, listing).await else { break };
             let page = page.map_err(|error| error.to_string())?;
             for entry in &page.entries {
                 self.objects += 1;
@@ -117,7 +117,7 @@ impl Count {
         for _ in 0..MOST_UPLOAD_PAGES {
             let (bucket, prefix) = (&self.location.bucket, self.location.prefix.as_str());
             let listing = store.objects.list_uploads(bucket, prefix, after.as_ref());
-            let Ok(page) = timeout_at(deadline, listing).await else { break };
+            let Some(page) = within(deadline, listing).await else { break };
             let page = page.map_err(|error| error.to_string())?;
             self.uploads.count += page.uploads.len() as u64;
             after = page.next;
@@ -128,4 +128,12 @@ impl Count {
         self.uploads.at_least = true;
         Ok(())
     }
+}
+
+/// Begins nothing that cannot be waited for.
+async fn within<T>(deadline: Instant, listing: impl Future<Output = T>) -> Option<T> {
+    if Instant::now() >= deadline {
+        return None;
+    }
+    timeout_at(deadline, listing).await.ok()
 }

@@ -10,8 +10,7 @@ use std::hint::black_box;
 
 use aws_smithy_runtime_api::client::interceptors::context::Output;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
-use aws_smithy_runtime_api::client::runtime_plugin::RuntimePlugin;
-use aws_smithy_runtime_api::client::ser_de::{DeserializeResponse, SharedResponseDeserializer};
+use aws_smithy_runtime_api::client::ser_de::DeserializeResponse;
 use aws_smithy_types::config_bag::ConfigBag;
 use criterion::{BatchSize, Criterion, Throughput};
 use reprieve::domain::outcome::{KeyOutcome, ObjectRef};
@@ -53,8 +52,7 @@ fn read<T: Send + Sync + std::fmt::Debug + 'static>(
 
 pub(crate) fn answers(c: &mut Criterion, asked: &[ObjectRef]) {
     use aws_sdk_s3::operation::{
-        delete_objects::DeleteObjectsOutput,
-        list_object_versions::{ListObjectVersions, ListObjectVersionsOutput},
+        delete_objects::DeleteObjectsOutput, list_object_versions::ListObjectVersionsOutput,
         list_objects_v2::ListObjectsV2Output,
     };
     let each = |part: fn(&str) -> String| asked.iter().map(move |object| part(&object.key.replace('/', "%2F")));
@@ -70,10 +68,8 @@ pub(crate) fn answers(c: &mut Criterion, asked: &[ObjectRef]) {
             format!("<Version><Key>{key}</Key>{id}{FIELDS}</Version>")
         }),
     );
-    let layer = ListObjectVersions::new().config().expect("it has one");
-    let sdk = layer.load::<SharedResponseDeserializer>().expect("it is in there");
     let entries = |page: &ListObjectVersionsOutput| page.versions().len();
-    read(c, "a page of versions", sdk, (versions, entries), asked.len());
+    read(c, "a page of versions", &Decode::Versions, (versions, entries), asked.len());
     let deleted = document(
         "DeleteResult",
         "",

@@ -155,10 +155,10 @@ impl Subject {
     }
 
     /// Whether its listings show this key, which it has. Of versions, SeaweedFS shows another key in place of one that XML
-    /// cannot carry, and moto a document that is none, asked for url-encoding or not.
+    /// cannot carry, asked for url-encoding or not.
     pub(crate) fn shows(&self, key: &str, versioning: Versioning) -> bool {
-        let encodes = self.keys == Keys::AreNames || versioning == Versioning::Off;
-        encodes || !key.contains(['\u{7}', '\u{FFFF}'])
+        let is_exact = !self.keeps_keys_as_paths() || versioning == Versioning::Off;
+        is_exact || !key.contains(['\u{7}', '\u{FFFF}'])
     }
 
     /// An empty bucket with versions and object lock.

@@ -1,7 +1,7 @@
 //! How much lies below the prefixes of a plan now, as a purge would meet it.
 //!
-//! Invariant: looking is bounded, in pages and in time; where it stopped before the end the figures are a lower bound, and
-//! say so. A store that does not answer spoils its own figures and never the plan.
+//! Invariant: looking is bounded, in pages and in time; where it stopped before the end the figures are a lower bound,
+//! and say so. A store that does not answer spoils its own figures and never the plan.
 
 use std::time::Duration;
 

@@ -89,7 +89,7 @@ async fn a_store_that_is_away_when_uploads_are_looked_for_is_waited_for() {
     assert_eq!(bench.objects.memory().uploads(BUCKET), 0);
 }
 
-/// A due dataset without objects and with two pages of uploads and a part, and a worker that stands in the first of them.
+/// A due dataset without objects, with more uploads than two pages show, and a worker that stands in the first of them.
 async fn in_the_midst(budget: Budget) -> (Bench, TombstoneId, impl AsyncFnOnce() -> SliceEnd) {
     let bench = Bench::heimdall().await;
     let dataset = bench.dataset("set a", 0).await;

@@ -190,7 +190,8 @@ impl App {
                 let listener = tokio::net::TcpListener::bind(address)
                     .await
                     .map_err(|source| ServeError::Listen { address, source })?;
-                let api = http::Api::new(self.trash.clone(), self.metrics.clone(), self.config.api.token.clone());
+                let (trash, stores) = (self.trash.clone(), self.stores.clone());
+                let api = http::Api::new(trash, stores, self.metrics.clone(), self.config.api.token.clone());
                 tasks.spawn(async move { http::serve(listener, api, stop).await });
             }
             Role::Sweeper => {

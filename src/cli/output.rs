@@ -12,6 +12,7 @@ use serde::Serialize;
 use time::{OffsetDateTime, macros::format_description};
 
 use super::CliError;
+use crate::trash::{Count, Uploads};
 
 /// Where and how to print.
 #[derive(Debug, Clone, Copy)]
@@ -101,6 +102,35 @@ pub(super) fn distance(time: OffsetDateTime) -> String {
 /// `1 guard`, `2 guards`.
 pub(super) fn counted(count: u64, noun: &str) -> String {
     format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
+}
+
+/// What lies below some prefixes, a line for each.
+pub(super) fn below(counts: &[Count]) -> String {
+    let line = |count: &Count| {
+        let least = |at_least: bool| if at_least { "at least " } else { "" };
+        let objects = match &count.error {
+            Some(error) => format!("unknown: {error}"),
+            None => format!("{}{}{}", least(count.at_least), count.objects, of_which(count)),
+        };
+        let size = count.error.is_none().then(|| format!("{}{}", least(count.at_least), bytes(count.bytes)));
+        let Uploads { count: number, at_least, error } = &count.uploads;
+        let uploads = match error {
+            // said once is enough
+            Some(_) if count.error.is_some() => String::new(),
+            Some(error) => format!("unknown: {error}"),
+            None => format!("{}{number}", least(*at_least)),
+        };
+        let place = format!("s3://{}/{}", count.location.bucket, count.location.prefix);
+        vec![place, count.location.store.to_string(), objects, size.unwrap_or_default(), uploads]
+    };
+    table(&["prefix", "store", "objects", "size", "unfinished uploads"], counts.iter().map(line))
+}
+
+/// Only where versions are kept are there any.
+fn of_which(count: &Count) -> String {
+    let parts = [(count.older_versions, "older version"), (count.delete_markers, "delete marker")];
+    let parts: Vec<_> = parts.iter().filter(|(n, _)| *n > 0).map(|(n, noun)| counted(*n, noun)).collect();
+    if parts.is_empty() { String::new() } else { format!(", of which {}", parts.join(" and ")) }
 }
 
 /// Bytes for people.

@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::{
     CliError, Target,
-    output::{Output, at, bytes, counted, distance, plain, table},
+    output::{Output, at, below, bytes, counted, distance, plain, table},
 };
 use crate::{
     app::App,
@@ -15,19 +15,25 @@ use crate::{
         holds::{self, Hold},
         tombstones,
     },
-    trash::TrashError,
+    trash::{self, Count, TrashError},
 };
 
 #[derive(Debug, Args)]
 pub(super) struct Show {
     #[command(flatten)]
     target: Target,
+    /// Ask the stores how much lies below its prefixes now, for at most ten seconds
+    #[arg(long)]
+    count: bool,
 }
 
 #[derive(Serialize)]
 struct Shown {
     tombstone: Tombstone,
     hold: Option<Hold>,
+    /// What lies below its prefixes now, where it was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    counts: Option<Vec<Count>>,
     /// Over all of its stays in the trash.
     history: Vec<Entry>,
     /// The receipt, once it is purged.
@@ -44,7 +50,10 @@ impl Show {
         let history = audit::of_resource(&mut conn, &resource).await?;
         let of_this = audit::of_tombstone(&mut conn, tombstone.id).await?;
         let receipt = of_this.iter().find(|entry| entry.event == "purged").map(|entry| entry.details.clone());
-        output.print(&Shown { tombstone, hold, history, receipt }, text)
+        // none while the stores are asked
+        drop(conn);
+        let counts = if self.count { Some(trash::count(&app.stores, tombstone.locations.clone()).await) } else { None };
+        output.print(&Shown { tombstone, hold, counts, history, receipt }, text)
     }
 }
 
@@ -102,6 +111,9 @@ fn text(shown: &Shown) -> String {
     let facts = facts.into_iter().filter(|(_, value)| !value.is_empty());
     let width = "purge after".len();
     let mut text: String = facts.map(|(name, value)| format!("{name:width$}  {}\n", plain(&value))).collect();
+    if let Some(counts) = &shown.counts {
+        text += &format!("\nnow below its prefixes:\n{}\n", below(counts));
+    }
     let rows = shown.history.iter().map(|entry| {
         vec![at(entry.at), entry.event.clone(), entry.actor.clone(), entry.origin.clone(), details(entry)]
     });

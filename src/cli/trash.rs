@@ -5,17 +5,13 @@ use serde::Serialize;
 
 use super::{
     CliError, Target, Who,
-    output::{Output, at, bytes, distance, table},
+    output::{Output, at, below, distance, table},
 };
 use crate::{
     app::App,
-    domain::{location::Location, retention::Retention},
-    objects::ObjectsError,
-    trash::{Plan, TrashError, TrashRequest},
+    domain::retention::Retention,
+    trash::{Count, Plan, TrashError, TrashRequest, count},
 };
-
-/// Pages listed of one location for a plan's counts; a hundred thousand objects.
-const MOST_PAGES: usize = 100;
 
 #[derive(Debug, Args)]
 pub(super) struct Trash {
@@ -43,16 +39,6 @@ struct CountedPlan {
     counts: Vec<Count>,
 }
 
-#[derive(Serialize)]
-struct Count {
-    location: Location,
-    objects: u64,
-    bytes: u64,
-    /// There are more; counting stopped.
-    at_least: bool,
-    error: Option<String>,
-}
-
 impl Trash {
     pub(super) async fn run(self, app: App, output: Output) -> Result<(), CliError> {
         let retention = self.retention.as_deref().map(Retention::parse).transpose();
@@ -64,10 +50,7 @@ impl Trash {
         };
         if !self.execute {
             let plan = app.trash.plan(&request).await?;
-            let mut counts = Vec::new();
-            for location in plan.members.iter().flat_map(|member| &member.locations) {
-                counts.push(count(&app, location).await);
-            }
+            let counts = count(&app.stores, plan.locations()).await;
             return output.print(&CountedPlan { dry_run: true, plan, counts }, show_plan);
         }
         let trashed = app.trash.trash(&request).await?;
@@ -89,30 +72,6 @@ impl Trash {
     }
 }
 
-/// Lists a location to count it; a store that does not answer spoils the count and not the plan.
-async fn count(app: &App, location: &Location) -> Count {
-    let mut count = Count { location: location.clone(), objects: 0, bytes: 0, at_least: false, error: None };
-    let listed = async {
-        let store = app.stores.at(location).map_err(|error| error.to_string())?;
-        let mut after = None;
-        for _ in 0..MOST_PAGES {
-            let page = store.objects.list(&location.bucket, location.prefix.as_str(), after.as_ref()).await;
-            let page = page.map_err(|error: ObjectsError| error.to_string())?;
-            count.objects += page.entries.len() as u64;
-            count.bytes += page.entries.iter().map(|entry| entry.size).sum::<u64>();
-            after = page.next;
-            if after.is_none() {
-                return Ok(());
-            }
-        }
-        count.at_least = true;
-        Ok::<(), String>(())
-    }
-    .await;
-    count.error = listed.err();
-    count
-}
-
 fn show_plan(counted: &CountedPlan) -> String {
     let plan = &counted.plan;
     if let Some(open) = &plan.already {
@@ -123,21 +82,12 @@ fn show_plan(counted: &CountedPlan) -> String {
         let name = member.name.clone().unwrap_or_default();
         vec![member.resource.to_string(), name, member.retention.to_string()]
     });
-    let places = counted.counts.iter().map(|count| {
-        let number = match (&count.error, count.at_least) {
-            (Some(error), _) => format!("unknown: {error}"),
-            (None, true) => format!("at least {}", count.objects),
-            (None, false) => count.objects.to_string(),
-        };
-        let place = format!("s3://{}/{}", count.location.bucket, count.location.prefix);
-        vec![place, count.location.store.to_string(), number, bytes(count.bytes)]
-    });
     let mut text = format!("would trash:\n{}\n", table(&["resource", "name", "restore window"], members));
     if counted.counts.is_empty() {
         text += "\nno objects belong to it\n";
     } else {
         text += "\nand purge after the window:\n";
-        text += &table(&["prefix", "store", "objects", "size"], places);
+        text += &below(&counted.counts);
         text += "\n";
     }
     let already = plan.children_already.iter().map(|child| format!("{} is in the trash already\n", child.resource));

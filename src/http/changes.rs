@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     domain::{ids::ResourceRef, retention::Retention},
-    trash::{IfChildrenLost, TrashError, TrashRequest},
+    trash::{IfChildrenLost, TrashError, TrashRequest, count},
 };
 
 type Answer = Result<Json<Value>, Problem>;
@@ -65,7 +65,8 @@ pub(super) async fn trash(State(api): State<Shared>, Named(resource): Named, Ask
     if body.dry_run {
         let plan = api.trash.plan(&request).await?;
         let status = if plan.already.is_some() { "already_trashed" } else { "would_trash" };
-        return Ok(Json(json!({ "status": status, "dry_run": true, "plan": plan })));
+        let counts = count(&api.stores, plan.locations()).await;
+        return Ok(Json(json!({ "status": status, "dry_run": true, "plan": plan, "counts": counts })));
     }
     let trashed = api.trash.trash(&request).await?;
     let status = if trashed.already { "already_trashed" } else { "trashed" };

@@ -33,7 +33,7 @@ use secrecy::SecretString;
 
 use self::problem::Problem;
 pub use self::server::serve;
-use crate::{domain::ids::ResourceRef, telemetry::Metrics, trash::TrashBin};
+use crate::{domain::ids::ResourceRef, objects::stores::Stores, telemetry::Metrics, trash::TrashBin};
 
 /// The longest that a request may take: longer than the 20 s that a statement waits for a row's lock, so a lock that
 /// is not to be had is reported as what it is.
@@ -44,6 +44,8 @@ const DEADLINE: Duration = Duration::from_secs(30);
 pub struct Api {
     /// What is asked, and the database behind it.
     trash: TrashBin,
+    /// Where a dry run counts.
+    stores: Stores,
     /// Shown at `/metrics`.
     metrics: Metrics,
     /// What requests must carry. `None`: only ones that name this machine's loopback as their host are answered.
@@ -56,9 +58,9 @@ pub struct Api {
 type Shared = Arc<Api>;
 
 impl Api {
-    /// An API over this trash bin. The configuration leaves `token` out only where it listens on loopback.
-    pub fn new(trash: TrashBin, metrics: Metrics, token: Option<SecretString>) -> Self {
-        Self { trash, metrics, token, deadline: DEADLINE }
+    /// An API over this trash bin, and the stores of its objects. The configuration leaves `token` out only where it listens on loopback.
+    pub fn new(trash: TrashBin, stores: Stores, metrics: Metrics, token: Option<SecretString>) -> Self {
+        Self { trash, stores, metrics, token, deadline: DEADLINE }
     }
 
     /// Gives requests another deadline than 30 seconds. One that passes it is dropped, its transaction rolled back.

@@ -3,6 +3,7 @@
 //! Invariant: everything here happens before the point of no return and can be undone. A request is carried out whole
 //! or not at all, and what refuses it is named whole: every blocker of every resource that a cascade would touch.
 
+mod count;
 mod error;
 mod operate;
 mod plan;
@@ -15,6 +16,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 pub use self::{
+    count::{Count, Uploads, count},
     error::{Refusals, TrashError, how_far},
     plan::{Member, Plan},
     request_purge::PurgeAnswer,

@@ -56,6 +56,13 @@ pub struct Member {
     pub marked: bool,
 }
 
+impl Plan {
+    /// Every place that a purge of its members would empty.
+    pub fn locations(&self) -> Vec<Location> {
+        self.members.iter().flat_map(|member| &member.locations).cloned().collect()
+    }
+}
+
 fn as_text<S: serde::Serializer>(retention: &Retention, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(retention)
 }

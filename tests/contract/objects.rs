@@ -36,6 +36,7 @@ macro_rules! object_store {
     ($($module:ident: $implementation:ident)*) => { $(contract! { $module, $implementation:
         keys_come_in_order_and_each_once
         a_sibling_of_the_prefix_is_never_listed
+        directory_markers_are_objects_like_others
         a_cursor_goes_on_in_the_middle_after_a_restart
         a_cursor_holds_when_what_it_names_is_deleted
         odd_keys_come_back_as_they_went_in_and_can_be_deleted
@@ -107,6 +108,27 @@ async fn a_sibling_of_the_prefix_is_never_listed(subject: &Subject) {
     assert_eq!(everything(subject, &bucket, "").await.len(), outside.len());
 }
 
+/// As consoles and file system gateways make them: keys that end in a slash, without content. One is equal to the prefix.
+async fn directory_markers_are_objects_like_others(subject: &Subject) {
+    for versioning in [Versioning::Off, Versioning::Kept] {
+        let bucket = subject.bucket(versioning).await;
+        let inside = ["d/1/", "d/1/empty/", "d/1/sub/", "d/1/sub/x"].map(str::to_owned);
+        let outside = ["d/", "d/10/", "d/1-/"].map(str::to_owned);
+        subject.put_all(&bucket, &inside[3..]).await;
+        subject.put_markers(&bucket, &inside[..3]).await;
+        subject.put_markers(&bucket, &outside).await;
+        let listed = everything(subject, &bucket, "d/1/").await;
+        assert_eq!(keys(&listed), inside, "{versioning:?}");
+        let asked: Vec<_> = listed.into_iter().map(|entry| entry.object).collect();
+        let outcome = delete(subject, &bucket, &asked).await;
+        assert!(outcome.iter().all(|(_, outcome)| *outcome == KeyOutcome::Deleted), "{versioning:?}: {outcome:?}");
+        assert_eq!(everything(subject, &bucket, "d/1/").await, [], "{versioning:?}");
+        let mut left = keys(&everything(subject, &bucket, "").await);
+        left.sort();
+        assert_eq!(left, ["d/", "d/1-/", "d/10/"], "{versioning:?}");
+    }
+}
+
 async fn a_cursor_goes_on_in_the_middle_after_a_restart(subject: &Subject) {
     let bucket = subject.bucket(Versioning::Off).await;
     let keys: Vec<String> = (0..1200).map(|n| format!("d/{n:04} +%&")).collect();
@@ -168,14 +190,20 @@ async fn odd_keys_come_back_as_they_went_in_and_can_be_deleted(subject: &Subject
 }
 
 async fn control_characters_can_be_deleted_among_other_keys(subject: &Subject) {
-    let bucket = subject.bucket(Versioning::Off).await;
-    let mixed = ["c/plain", "c/bell\u{7}", "c/line\nfeed", "c/carriage\rreturn", "c/tab\t", "c/not a char \u{FFFF}"];
-    let mut mixed: Vec<_> = mixed.map(str::to_owned).into();
-    mixed.retain(|key| subject.takes(key));
-    subject.put_all(&bucket, &mixed).await;
-    let outcome = delete(subject, &bucket, &names(&mixed)).await;
-    assert!(outcome.iter().all(|(_, outcome)| *outcome == KeyOutcome::Deleted), "{outcome:?}");
-    assert_eq!(everything(subject, &bucket, "").await, []);
+    for versioning in [Versioning::Off, Versioning::Kept] {
+        let bucket = subject.bucket(versioning).await;
+        let mixed =
+            ["c/bell\u{7}", "c/carriage\rreturn", "c/line\nfeed", "c/not a char \u{FFFF}", "c/plain", "c/tab\t"];
+        let mut mixed: Vec<_> = mixed.map(str::to_owned).into();
+        mixed.retain(|key| subject.takes(key) && subject.shows(key, versioning));
+        subject.put_all(&bucket, &mixed).await;
+        let listed = everything(subject, &bucket, "c/").await;
+        assert_eq!(keys(&listed), mixed, "{versioning:?}");
+        let asked: Vec<_> = listed.into_iter().map(|entry| entry.object).collect();
+        let outcome = delete(subject, &bucket, &asked).await;
+        assert!(outcome.iter().all(|(_, outcome)| *outcome == KeyOutcome::Deleted), "{versioning:?}: {outcome:?}");
+        assert_eq!(everything(subject, &bucket, "").await, [], "{versioning:?}");
+    }
 }
 
 async fn deleting_what_is_not_there_never_fails(subject: &Subject) {

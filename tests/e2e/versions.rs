@@ -63,8 +63,19 @@ async fn every_version_and_delete_marker_goes_and_those_of_others_stay() {
     assert_eq!((stored, markers), (2 * 240 + 5, 20));
     assert_eq!(put, 240);
 
+    let upload = world.s3.create_multipart_upload().bucket(&world.bucket).key(format!("{prefix}big"));
+    upload.send().await.expect("begun");
+
+    let plan = world.cli(&["trash", "dataset", &id.to_string()]).await.with(0).stdout;
+    let line = plan.lines().find(|line| line.contains(&prefix)).unwrap_or_else(|| panic!("{plan}"));
+    // behind newer ones, and those behind a delete marker
+    assert!(line.contains("505, of which 260 older versions and 20 delete markers"), "{plan}");
+    assert!(line.ends_with(" 1"), "an unfinished upload: {plan}");
+
     let _service = world.serve(&[]);
     world.trash("dataset", id).await;
+    let shown = world.cli(&["show", "dataset", &id.to_string(), "--count"]).await.with(0).stdout;
+    assert!(shown.contains("now below its prefixes"), "{shown}");
     let total = i64::try_from(stored + markers).expect("some hundred");
     world.purged("dataset", id, total, 1 + 60).await;
     assert_eq!(versions(&world, &prefix).await, (0, 0));

@@ -2,10 +2,15 @@
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use reprieve::config::Config;
 use reprieve::http::{Api, serve};
+use reprieve::objects::Versioning;
+use reprieve::objects::flow::Flow;
+use reprieve::objects::memory::MemoryStore;
+use reprieve::objects::stores::{NamedStore, Stores};
 use reprieve::store::{Store, migrate};
 use reprieve::telemetry::Metrics;
 use reprieve::trash::TrashBin;
@@ -18,6 +23,9 @@ use uuid::Uuid;
 
 use crate::client::{Answer, send};
 use crate::support::{SOON, heimdall};
+
+/// The platform's bucket, in memory.
+pub const BUCKET: &str = "data-sets";
 
 const CONFIG: &str = r#"
     [database]
@@ -59,6 +67,7 @@ pub fn config(url: &str) -> Config {
 
 /// A running API.
 pub struct Server {
+    pub objects: Arc<MemoryStore>,
     pub address: SocketAddr,
     pub stop: CancellationToken,
     pub ended: JoinHandle<()>,
@@ -74,14 +83,19 @@ pub struct Options {
 impl Server {
     pub async fn start(config: &Config, options: Options) -> Server {
         let trash = TrashBin::new(Store::new(&config.database).expect("a good url"), config);
-        let mut api = Api::new(trash, Metrics::new(), options.token.map(Into::into));
+        let objects = Arc::new(MemoryStore::new().with_bucket(BUCKET, Versioning::Off));
+        let stores = config.stores.iter().map(|(name, store)| {
+            let (objects, buckets, flow) = (objects.clone(), store.buckets.clone(), Flow::new(store.ceiling));
+            (name.clone(), NamedStore { objects, batch_size: 1, buckets, address: store.address(), flow })
+        });
+        let mut api = Api::new(trash, Stores::new(stores), Metrics::new(), options.token.map(Into::into));
         if let Some(deadline) = options.deadline {
             api = api.with_deadline(deadline);
         }
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
         let (address, stop) = (listener.local_addr().expect("bound"), CancellationToken::new());
         let ended = tokio::spawn(serve(listener, api, stop.clone()));
-        Server { address, stop, ended }
+        Server { address, stop, ended, objects }
     }
 
     pub async fn get(&self, path: &str) -> Answer {

@@ -1,7 +1,7 @@
 use serde_json::json;
 use uuid::Uuid;
 
-use crate::fixture::Platform;
+use crate::fixture::{BUCKET, Platform};
 use crate::support::heimdall::{Dataset, Job, Model};
 
 #[tokio::test]
@@ -20,6 +20,24 @@ async fn a_trash_that_does_not_say_otherwise_is_a_dry_run_and_writes_nothing() {
         );
     }
     assert_eq!(platform.traces().await, [0; 5]);
+}
+
+#[tokio::test]
+async fn a_dry_run_counts_what_lies_below_the_prefixes() {
+    let platform = Platform::start().await;
+    let dataset = Dataset::iq_raw("set a").insert(&platform.pool).await;
+    for key in ["a", "b/c"] {
+        platform.api.objects.put(BUCKET, &format!("synthetic/{dataset}/{key}"), 5);
+    }
+    platform.api.objects.begin_upload(BUCKET, &format!("synthetic/{dataset}/c")).expect("the bucket is there");
+    let answer = platform.api.ask(dataset, "trash", json!({})).await.ok();
+    let count = &answer["counts"][0];
+    assert_eq!(count["location"], answer["plan"]["members"][0]["locations"][0]);
+    for (name, is) in [("objects", 2), ("older_versions", 0), ("delete_markers", 0), ("bytes", 10)] {
+        assert_eq!(count[name], is, "{name}");
+    }
+    assert_eq!(count["uploads"], json!({ "count": 1, "at_least": false, "error": null }));
+    assert_eq!((&count["at_least"], &count["error"]), (&json!(false), &json!(null)));
 }
 
 #[tokio::test]

@@ -172,8 +172,8 @@ impl Bench {
         self.over(self.store.clone())
     }
 
-    /// A worker with a pool of its own.
-    pub fn over(&self, store: Store) -> Purger {
+    /// The stores by their names; one is behind all of them.
+    pub fn stores(&self) -> Stores {
         let stores = ["main", "other"].map(|name| {
             let name = StoreName::parse(name).expect("a name");
             let config = &self.config.stores[&name];
@@ -181,8 +181,13 @@ impl Bench {
             let flow = Flow::new(config.ceiling);
             (name, NamedStore { objects: self.objects.clone(), batch_size: config.batch_size, buckets, address, flow })
         });
+        Stores::new(stores)
+    }
+
+    /// A worker with a pool of its own.
+    pub fn over(&self, store: Store) -> Purger {
         let (map, purge) = (Arc::new(self.config.map.clone()), self.config.purge.clone());
-        Purger::new(store, map, Stores::new(stores), purge, self.metrics.clone()).expect("fine settings")
+        Purger::new(store, map, self.stores(), purge, self.metrics.clone()).expect("fine settings")
     }
 
     /// One delivery, with all the time it wants.

@@ -1,7 +1,9 @@
-//! An object store whose next delete can be stopped at a gate, so that a test decides what happens meanwhile, and that
-//! can do what no scripted fault does: leave a key alone and say nothing of it, or be written to between two listings.
+//! An object store whose next delete, or abort of an upload, can be stopped at a gate, so that a test decides what happens
+//! meanwhile, and that can do what no scripted fault does: leave a key alone and say nothing of it, be written to between
+//! two listings, or not answer at all.
 
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
@@ -67,6 +69,7 @@ pub struct GateStore {
     failing_list: Mutex<Option<(usize, KeyFailure)>>,
     hollow_lists: Mutex<Vec<usize>>,
     finishing: Mutex<Option<String>>,
+    is_silent: AtomicBool,
 }
 
 impl GateStore {
@@ -74,10 +77,16 @@ impl GateStore {
         let faults = FaultyStore::new(memory);
         let (gate, ignored, late) = (Mutex::default(), Mutex::default(), Mutex::default());
         let (failing_list, hollow_lists, finishing) = (Mutex::default(), Mutex::default(), Mutex::default());
-        Self { faults, gate, ignored, late, failing_list, hollow_lists, finishing }
+        let is_silent = AtomicBool::new(false);
+        Self { faults, gate, ignored, late, failing_list, hollow_lists, finishing, is_silent }
     }
 
-    /// The delete after the next `passes` has to wait; whoever holds the keeper says for how long.
+    /// No listing is answered any more.
+    pub fn fall_silent(&self) {
+        self.is_silent.store(true, Ordering::Relaxed);
+    }
+
+    /// The delete, or abort, after the next `passes` has to wait; whoever holds the keeper says for how long.
     pub fn stop_a_delete(&self, passes: usize, at: At) -> Keeper {
         let (reached, open) = (Arc::new(Notify::new()), Arc::new(Semaphore::new(0)));
         let keeper = Keeper { reached: Arc::clone(&reached), open: Arc::clone(&open) };
@@ -167,6 +176,9 @@ impl Gate {
 #[async_trait]
 impl ObjectStore for GateStore {
     async fn list(&self, bucket: &str, prefix: &str, after: Option<&Cursor>) -> Result<Page, ObjectsError> {
+        if self.is_silent.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
         let fails = self.failing_list.lock().expect("no panic").take();
         match fails {
             Some((0, failure)) => self.faults.fail_next_list(failure),
@@ -213,7 +225,15 @@ impl ObjectStore for GateStore {
     }
 
     async fn abort_upload(&self, permit: &Permit, bucket: &str, upload: &UnfinishedUpload) -> KeyOutcome {
-        self.faults.abort_upload(permit, bucket, upload).await
+        let gate = self.gate_for_this();
+        if let Some(gate) = gate.as_ref().filter(|gate| gate.at == At::Before) {
+            gate.wait().await;
+        }
+        let outcome = self.faults.abort_upload(permit, bucket, upload).await;
+        if let Some(gate) = gate.filter(|gate| gate.at == At::After) {
+            gate.wait().await;
+        }
+        outcome
     }
 
     async fn lock_of(&self, bucket: &str, object: &ObjectRef) -> Result<ObjectLock, ObjectsError> {

@@ -12,6 +12,7 @@ mod bystanders;
 mod cascade;
 mod claiming;
 mod connections;
+mod counting;
 mod deaths;
 mod emptying;
 mod flow;

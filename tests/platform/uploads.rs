@@ -2,10 +2,14 @@ use reprieve::domain::ids::TombstoneId;
 use reprieve::domain::outcome::FailureClass;
 use reprieve::domain::state::State;
 use reprieve::objects::faulty::{Times, failure};
-use reprieve::purge::SliceEnd;
+use reprieve::purge::{Budget, SliceEnd};
+use reprieve::store::pauses::Scope;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::bench::{BUCKET, Bench, alice};
+use crate::bench::{BUCKET, Bench, alice, budget};
+use crate::gate::At;
+use crate::support::SOON;
 
 async fn due_with_uploads(keys: &[&str]) -> (Bench, Uuid, TombstoneId) {
     let bench = Bench::heimdall().await;
@@ -83,4 +87,53 @@ async fn a_store_that_is_away_when_uploads_are_looked_for_is_waited_for() {
     bench.make_due(id).await;
     assert_eq!(bench.slice(id).await, SliceEnd::Purged);
     assert_eq!(bench.objects.memory().uploads(BUCKET), 0);
+}
+
+/// A due dataset without objects, with more uploads than two pages show, and a worker that stands in the first of them.
+async fn in_the_midst(budget: Budget) -> (Bench, TombstoneId, impl AsyncFnOnce() -> SliceEnd) {
+    let bench = Bench::heimdall().await;
+    let dataset = bench.dataset("set a", 0).await;
+    let id = bench.trash_due("dataset", dataset).await;
+    // pages of 700
+    (0..1_500).for_each(|n| begin(&bench, dataset, &format!("/{n:04}")));
+    let gate = bench.objects.stop_a_delete(100, At::Before);
+    let worker = bench.purger();
+    let working = tokio::spawn(async move { worker.run_slice(id, &budget).await });
+    gate.reached().await;
+    let go_on = async move || {
+        gate.open();
+        working.await.expect("no panic").expect("the database is there")
+    };
+    (bench, id, go_on)
+}
+
+async fn the_rest_goes(bench: &Bench, id: TombstoneId) {
+    assert_eq!(bench.objects.memory().uploads(BUCKET), 800, "the page under way and no other");
+    let waiting = bench.tombstone(id).await;
+    assert_eq!((waiting.state, waiting.attempts), (State::Purging, 0));
+    assert_eq!(waiting.progress.uploads_aborted, 700, "what was done is counted");
+    bench.make_due(id).await;
+    assert_eq!(bench.slice(id).await, SliceEnd::Purged);
+    assert_eq!(bench.objects.memory().uploads(BUCKET), 0);
+    assert_eq!(bench.told(id, "purged").await.details["uploads_aborted"], 1_500);
+}
+
+#[tokio::test]
+async fn a_pause_takes_effect_before_the_next_page_of_uploads_and_the_rest_goes_when_it_is_lifted() {
+    let (bench, id, go_on) = in_the_midst(budget()).await;
+    bench.bin.pause(&Scope::All, &alice()).await.expect("pauses");
+    assert_eq!(go_on().await, SliceEnd::Deferred("paused".into()));
+    bench.make_due(id).await;
+    assert!(matches!(bench.slice(id).await, SliceEnd::Deferred(_)));
+    bench.bin.resume(&Scope::All, &alice()).await.expect("resumes");
+    the_rest_goes(&bench, id).await;
+}
+
+#[tokio::test]
+async fn a_shutdown_takes_effect_before_the_next_page_of_uploads_and_another_worker_goes_on() {
+    let stop = CancellationToken::new();
+    let (bench, id, go_on) = in_the_midst(Budget::new(SOON, stop.clone())).await;
+    stop.cancel();
+    assert_eq!(go_on().await, SliceEnd::Continues);
+    the_rest_goes(&bench, id).await;
 }

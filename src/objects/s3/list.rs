@@ -65,7 +65,8 @@ impl S3Store {
         let mut place = after.cloned();
         for _ in 0..EMPTY_PAGES {
             let (key, version) = place.map(|cursor| (cursor.key, cursor.version)).unzip();
-            let answer = request.clone().set_key_marker(key).set_version_id_marker(version.flatten()).send().await;
+            let asked = request.clone().set_key_marker(key).set_version_id_marker(version.flatten());
+            let answer = asked.customize().interceptor(Decode::Versions).send().await;
             let answer = answer.map_err(|error| self.failed(scope, &error))?;
             let entries = version_entries(&scope, &answer, after)?;
             if !scope.truncated(answer.is_truncated, &entries)? {

@@ -154,6 +154,13 @@ impl Subject {
         !self.is_moto() || !key.contains(['\n', '\r'])
     }
 
+    /// Whether its listings show this key, which it has. Of versions, SeaweedFS shows another key in place of one that XML
+    /// cannot carry, asked for url-encoding or not.
+    pub(crate) fn shows(&self, key: &str, versioning: Versioning) -> bool {
+        let is_exact = !self.keeps_keys_as_paths() || versioning == Versioning::Off;
+        is_exact || !key.contains(['\u{7}', '\u{FFFF}'])
+    }
+
     /// An empty bucket with versions and object lock.
     pub(crate) async fn locked_bucket(&self) -> String {
         let Filler::S3 { client, .. } = &self.filler else { return self.bucket(Versioning::Kept).await };
@@ -234,6 +241,18 @@ impl Subject {
                 });
                 let failed: Vec<_> = begun.buffer_unordered(WRITERS).filter_map(async |one| one).collect().await;
                 assert!(failed.is_empty(), "create: {failed:?}");
+            }
+        }
+    }
+
+    /// Writes an empty object under each key.
+    pub(crate) async fn put_markers(&self, bucket: &str, keys: &[String]) {
+        match &self.filler {
+            Filler::Memory(store) => keys.iter().for_each(|key| store.put(bucket, key, 0)),
+            Filler::S3 { client, .. } => {
+                for key in keys {
+                    client.put_object().bucket(bucket).key(key).send().await.expect("put");
+                }
             }
         }
     }

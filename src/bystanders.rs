@@ -3,6 +3,8 @@
 //! Invariant: a resource that is live, or in the trash on its own, loses neither row nor object to the purge of
 //! another. It is named as a blocker before anything is written, and again at the point of no return.
 
+pub mod named;
+
 use std::collections::BTreeSet;
 
 use sqlx::PgConnection;

@@ -13,7 +13,7 @@ use crate::domain::{
     ids::{IdType, Kind},
     location::{PrefixTemplate, StoreName},
     map::{
-        ChildRows, Children, Column, Guard, ObjectsAt, Protection, Reference, ResourceKind, ResourceMap, SoftDelete,
+        ChildRows, Children, Column, Guard, InvalidSql, NamedObjects, ObjectsAt, Protection, Reference, ResourceKind, ResourceMap, SoftDelete,
         Sql, Table,
     },
     retention::Retention,
@@ -179,9 +179,12 @@ fn read_objects(at: Reader<'_>, stores: &BTreeMap<StoreName, StoreConfig>) -> Op
     let bucket = at.text("bucket");
     let template = at.parsed("prefix", PrefixTemplate::parse);
     let query = at.parsed("query", Sql::query);
-    if at.has("prefix") == at.has("query") {
-        at.problem("prefix", "give one of `prefix` (a template such as \"datasets/{id}/\") and `query`");
+    let keys = at.parsed("keys", Sql::query);
+    if [at.has("prefix"), at.has("query"), at.has("keys")].into_iter().filter(|given| *given).count() != 1 {
+        at.problem("prefix", "give one of `prefix` (a template such as \"datasets/{id}/\"), `query` and `keys`");
     }
+    let named_by = read_named_by(&at);
+    let only_if_unchanged = at.flag("only_if_unchanged", false);
     let store_config = store.as_ref().and_then(|store| {
         let found = stores.get(store);
         if found.is_none() {
@@ -210,10 +213,36 @@ fn read_objects(at: Reader<'_>, stores: &BTreeMap<StoreName, StoreConfig>) -> Op
             }
         },
         (Some(store), None, Some(query)) => Some(ObjectsAt::Query { store, address, buckets, query }),
+        (Some(store), None, None) => keys.zip(named_by).map(|(keys, named_by)| {
+            ObjectsAt::Keys(NamedObjects { store, address, buckets, keys, named_by, only_if_unchanged })
+        }),
         _ => None,
     };
     at.finish();
     objects
+}
+
+/// The inverse of `keys`, which alone tells whether somebody else needs an object.
+fn read_named_by(at: &Reader<'_>) -> Option<Sql> {
+    let hint = "SQL that returns the name and the resource's id for each of the names in $1, such as \
+                \"select key, dataset_id from files where key = any($1)\": an object that another resource names is kept";
+    if at.has("keys") {
+        return at.required("named_by", hint, |raw| {
+            Sql::query(raw).map_err(|error| match error {
+                InvalidSql::NoParameter => "the query does not mention $1, the list of names".to_owned(),
+                InvalidSql::OtherParameter(other) => {
+                    format!("the query mentions ${other}, but its only parameter is $1, the list of names")
+                }
+                other => other.to_string(),
+            })
+        });
+    }
+    for key in ["named_by", "only_if_unchanged"] {
+        if at.has(key) {
+            at.problem(key, "belongs to `keys`, which is missing");
+        }
+    }
+    None
 }
 
 fn read_child_rows(rows: Reader<'_>) -> Option<ChildRows> {

@@ -1,7 +1,7 @@
 //! Looks once more: a fresh listing of every location, from the beginning.
 //!
 //! Invariant: [`Verified`] is made here and nowhere else, and only after a listing of each location has come to its end
-//! without showing one object, version or delete marker.
+//! without showing one object, version or delete marker, and every recorded key has been looked for as well.
 
 use super::{PurgeError, Purger, claim::Claimed, uploads::NoUploads};
 use crate::failpoint;
@@ -42,6 +42,10 @@ impl Purger {
             }
             failpoint::at("verify.location_empty");
         }
+        if let Some(found) = self.find_recorded(&claimed).await? {
+            return Ok(Verification::Refilled(claimed, found));
+        }
+        self.forget_recorded(&claimed).await?;
         failpoint::at("verify.done");
         Ok(Verification::Verified(Verified { claimed }))
     }

@@ -8,6 +8,7 @@ use super::{
     StoreError,
     error::said,
     platform::{Locking, bind_id, find, reference_sql, text_sql},
+    recorded,
 };
 use crate::domain::{
     ids::{IdType, ResourceId},
@@ -73,6 +74,14 @@ pub async fn try_queries(conn: &mut PgConnection, kind: &ResourceKind) -> Vec<St
     for at in &kind.objects {
         if let ObjectsAt::Query { query, .. } = at {
             statements.push(("the objects query".to_owned(), text_sql(query)));
+        }
+    }
+    for named in kind.named_objects() {
+        let (keys, namers) = recorded::trial_sql(kind, named);
+        statements.push(("the keys query".to_owned(), keys));
+        let asked = recorded::bind_nobody(sqlx::query(AssertSqlSafe(namers)).persistent(false));
+        if let Err(error) = asked.fetch_all(&mut *conn).await {
+            failures.push(format!("the named_by query failed: {}", said(&error)));
         }
     }
     for rows in &kind.rows {

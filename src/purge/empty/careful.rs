@@ -1,4 +1,4 @@
-//! One batch at a time, for stores that do not list their keys in their order.
+//! One batch at a time, for stores that do not list their keys in their order, and for objects that are recorded by key.
 //!
 //! Invariant: a batch is written down, key by key, before it is sent. Whoever resumes sends it again (deleting twice is
 //! deleting once) and counts it then, so every object is counted exactly once, whenever a worker died: no order of keys
@@ -9,7 +9,11 @@ use super::{
     settle::{Order, Place, Settled, Tried},
 };
 use crate::{
-    domain::{outcome::KeyOutcome, progress::Progress},
+    domain::{
+        location::KeyPlace,
+        outcome::{BatchOutcome, KeyOutcome},
+        progress::Progress,
+    },
     failpoint,
     purge::{
         Budget, PurgeError, Purger,
@@ -29,7 +33,7 @@ impl Purger {
         let in_hand = std::mem::take(&mut claimed.checkpoint.in_hand);
         if !in_hand.is_empty() {
             // sent by whoever worked on this before; nobody has counted it
-            if let Some(end) = self.delete_in_hand(place, claimed, in_hand, budget).await? {
+            if let Some(end) = self.delete_in_hand(place, claimed, in_hand, None, budget).await? {
                 return Ok(end);
             }
         }
@@ -37,7 +41,7 @@ impl Purger {
             let page = place.list(claimed.checkpoint.after.as_ref()).await?;
             for chunk in page.entries.chunks(place.store.batch_size) {
                 let batch = chunk.iter().map(Entry::from).collect();
-                if let Some(end) = self.delete_in_hand(place, claimed, batch, budget).await? {
+                if let Some(end) = self.delete_in_hand(place, claimed, batch, None, budget).await? {
                     return Ok(end);
                 }
             }
@@ -48,12 +52,14 @@ impl Purger {
         }
     }
 
-    /// Writes the batch down, deletes it, counts it. `Some`: the slice has to end here.
-    async fn delete_in_hand(
+    /// Writes the batch down, deletes it, counts it; of recorded objects those that nobody else needs. `Some`: the slice
+    /// has to end here.
+    pub(super) async fn delete_in_hand(
         &self,
         place: &Place,
         claimed: &mut Claimed,
         batch: Vec<Entry>,
+        recorded: Option<&KeyPlace>,
         budget: &Budget,
     ) -> Result<Option<End>, PurgeError> {
         claimed.checkpoint.in_hand = batch;
@@ -67,12 +73,23 @@ impl Purger {
         }
         failpoint::at("careful.written");
         let mut tried = Tried::default();
+        let pass = place.enter(claimed.checkpoint.in_hand.len()).await?;
+        let last = claimed.checkpoint.in_hand.last().map(Entry::cursor);
+        if let Some(recorded) = recorded {
+            // right before the request, with nothing but its own way to the store in between
+            self.keep_needed(place, claimed, recorded).await?;
+        }
         let objects: Vec<_> = claimed.checkpoint.in_hand.iter().map(Entry::object).collect();
-        let pass = place.enter(objects.len()).await?;
-        let answer = place.delete(&objects).await;
+        let answer = match objects.is_empty() {
+            true => BatchOutcome::uniform(&[], &KeyOutcome::Unknown),
+            false => place.delete(&objects).await,
+        };
         pass.heard(&answer);
         tried.take(answer);
-        let order = Order::From(claimed.checkpoint.after.as_ref());
+        let order = match recorded {
+            Some(_) => Order::Named,
+            None => Order::From(claimed.checkpoint.after.as_ref()),
+        };
         let Settled { outcomes, lost_answer, away } = self.settle(place, &claimed.lease, tried, order, budget).await?;
         failpoint::at("careful.answered");
         claimed.has_worked = true;
@@ -99,7 +116,7 @@ impl Purger {
             let _ = self.write_checkpoint(claimed).await?;
             return Err(error.into());
         }
-        claimed.checkpoint.after = batch.last().map(Entry::cursor);
+        claimed.checkpoint.after = last;
         // counted here alone: a crash before the next batch is written down sends this one again
         failpoint::at("careful.counted");
         Ok(None)

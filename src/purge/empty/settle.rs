@@ -10,10 +10,10 @@ use std::{
     time::Duration,
 };
 
-use super::range::just_before;
+use super::{look::look, range::just_before};
 use crate::{
     domain::{
-        location::Location,
+        location::{KeyPlace, Location, StoreName},
         outcome::{BatchOutcome, FailureClass, KeyFailure, KeyOutcome, ObjectRef, RetryAfter},
     },
     objects::{
@@ -36,9 +36,18 @@ const LAST_REQUESTS: usize = 8;
 #[derive(Debug, Clone)]
 pub(super) struct Place {
     pub(super) store: NamedStore,
-    pub(super) location: Location,
+    pub(super) location: Below,
     pub(super) gate: Arc<Gate>,
     pub(super) permit: Permit,
+}
+
+/// What a purge has in its hands there.
+#[derive(Debug, Clone)]
+pub(super) struct Below {
+    pub(super) store: StoreName,
+    pub(super) bucket: String,
+    /// Empty where objects are recorded by key. Nothing is deleted for lying below it then.
+    pub(super) prefix: String,
 }
 
 /// Tries so far of some objects: what is settled, and what another try may change.
@@ -67,6 +76,8 @@ pub(super) enum Order<'a> {
     Sorted,
     /// Some other; these were listed one after the other from here on.
     From(Option<&'a Cursor>),
+    /// Nobody has listed: these are known by their keys.
+    Named,
 }
 
 impl Place {
@@ -75,7 +86,23 @@ impl Place {
         Self {
             gate: store.flow.gate(&location.bucket),
             store: store.clone(),
-            location: location.clone(),
+            location: Below {
+                store: location.store.clone(),
+                bucket: location.bucket.clone(),
+                prefix: location.prefix.as_str().to_owned(),
+            },
+            permit: Permit::new(move || lease.is_certain()),
+        }
+    }
+
+    /// Where objects are recorded by key.
+    pub(super) fn of_keys(store: &NamedStore, place: &KeyPlace, lease: &Lease) -> Self {
+        let lease = lease.clone();
+        let (store_name, bucket) = (place.store.clone(), place.bucket.clone());
+        Self {
+            gate: store.flow.gate(&place.bucket),
+            store: store.clone(),
+            location: Below { store: store_name, bucket, prefix: String::new() },
             permit: Permit::new(move || lease.is_certain()),
         }
     }
@@ -134,6 +161,11 @@ impl Place {
         match order {
             Order::Sorted => self.still_there_by_key(asked).await,
             Order::From(after) => self.still_there_from(*after, asked).await,
+            Order::Named => {
+                let keys: BTreeSet<&str> = asked.keys().map(|object| object.key.as_str()).collect();
+                let shown = look(&self.store, &self.location.bucket, &keys).await?;
+                Ok(shown.into_iter().map(|entry| entry.object).filter(|object| asked.contains_key(object)).collect())
+            }
         }
     }
 

@@ -1,0 +1,240 @@
+//! Objects that are recorded by key: looked up, asked for whether somebody else needs them, deleted one batch at a time.
+//!
+//! Invariant: no request names an object for which every kind was not asked right before whether another resource needs
+//! it (see [`named`]); what another needs stays, is counted as kept, and keeps nothing from its end. What is recorded and
+//! not kept is looked for anew before its rows may go. What was named late is recorded before.
+
+use std::collections::BTreeSet;
+
+use super::{
+    End, Go,
+    look::look,
+    settle::Place,
+};
+use crate::{
+    bystanders::named::{self, Kept},
+    domain::{location::KeyPlace, outcome::KeyOutcome},
+    failpoint,
+    objects::{Cursor, ObjectEntry, stores::NamedStore},
+    places::{self, UnknownPlace},
+    purge::{Budget, PurgeError, Purger, checkpoint::Entry, claim::Claimed},
+    store::{
+        StoreError, commit,
+        recorded::{self, Recorded},
+        tombstones::purging,
+    },
+};
+
+impl Purger {
+    /// Goes on with the places of recorded objects, or begins with them.
+    pub(super) async fn empty_recorded(&self, claimed: &mut Claimed, budget: &Budget) -> Result<End, PurgeError> {
+        let prefixes = claimed.tombstone.locations.len();
+        while let Some(at) = claimed.checkpoint.location.checked_sub(prefixes)
+            && let Some(recorded) = claimed.tombstone.recorded.get(at).cloned()
+        {
+            let place = Place::of_keys(self.stores.at_keys(&recorded)?, &recorded, &claimed.lease);
+            match self.empty_keys(&place, claimed, at, &recorded, budget).await? {
+                end @ (End::OutOfTime | End::Paused) => return Ok(end),
+                End::Listed | End::Split | End::Unsorted => {
+                    claimed.checkpoint.next_location();
+                    failpoint::at("keyed.place_done");
+                }
+            }
+        }
+        Ok(End::Listed)
+    }
+
+    async fn empty_keys(
+        &self,
+        place: &Place,
+        claimed: &mut Claimed,
+        at: usize,
+        recorded: &KeyPlace,
+        budget: &Budget,
+    ) -> Result<End, PurgeError> {
+        let in_hand = std::mem::take(&mut claimed.checkpoint.in_hand);
+        if !in_hand.is_empty() {
+            // sent by whoever worked on this before; nobody has counted it
+            if let Some(end) = self.delete_in_hand(place, claimed, in_hand, Some(recorded), budget).await? {
+                return Ok(end);
+            }
+        }
+        loop {
+            let page = self.page_of(claimed, at, claimed.checkpoint.after.as_ref()).await?;
+            let Some(last) = page.last() else { return Ok(End::Listed) };
+            let after = Cursor { key: last.key.clone(), version: None };
+            let shown = self.look_for(&place.store, recorded, &page).await?;
+            for batch in shown.chunks(place.store.batch_size) {
+                let batch = batch.iter().map(Entry::from).collect();
+                if let Some(end) = self.delete_in_hand(place, claimed, batch, Some(recorded), budget).await? {
+                    return Ok(end);
+                }
+            }
+            claimed.checkpoint.after = Some(after);
+            // what is gone already is a step as well
+            claimed.has_worked = true;
+            if budget.is_spent(claimed.has_worked) {
+                let _ = self.write_checkpoint(claimed).await?;
+                return Ok(End::OutOfTime);
+            }
+            if shown.is_empty()
+                && let Go::Paused = self.write_checkpoint(claimed).await?
+            {
+                return Ok(End::Paused);
+            }
+        }
+    }
+
+    /// Takes what somebody else needs out of the batch in hand and counts it: as kept, or, where somebody has deleted it
+    /// meanwhile, a worker of ours that died perhaps, as absent.
+    pub(super) async fn keep_needed(
+        &self,
+        place: &Place,
+        claimed: &mut Claimed,
+        recorded: &KeyPlace,
+    ) -> Result<(), PurgeError> {
+        let in_hand = std::mem::take(&mut claimed.checkpoint.in_hand);
+        let objects: Vec<_> = in_hand.iter().map(Entry::object).collect();
+        let keys: BTreeSet<&str> = objects.iter().map(|object| object.key.as_str()).collect();
+        let kept = self.needed_by_others(claimed, recorded, &keys).await;
+        let kept = match kept {
+            Ok(kept) => kept,
+            Err(error) => {
+                claimed.checkpoint.in_hand = in_hand;
+                return Err(error);
+            }
+        };
+        if kept.is_empty() {
+            claimed.checkpoint.in_hand = in_hand;
+            return Ok(());
+        }
+        let asked: BTreeSet<&str> = kept.keys().map(String::as_str).collect();
+        let shown = match look(&place.store, &recorded.bucket, &asked).await {
+            Ok(shown) => shown,
+            Err(error) => {
+                claimed.checkpoint.in_hand = in_hand;
+                return Err(error.into());
+            }
+        };
+        let shown: BTreeSet<_> = shown.into_iter().map(|entry| entry.object).collect();
+        for entry in in_hand {
+            let object = entry.object();
+            if !kept.contains_key(&object.key) {
+                claimed.checkpoint.in_hand.push(entry);
+            } else if shown.contains(&object) {
+                tracing::debug!(s3.key = object.key, by = kept[&object.key], "object is kept");
+                claimed.progress.objects_kept += 1;
+            } else {
+                claimed.progress.count(&KeyOutcome::AlreadyAbsent, entry.size, entry.kind);
+            }
+        }
+        Ok(())
+    }
+
+    /// The first object that is recorded, still there, and needed by nobody else, or came to be named since.
+    pub(in crate::purge) async fn find_recorded(&self, claimed: &Claimed) -> Result<Option<String>, PurgeError> {
+        if self.record_late(claimed).await? > 0 {
+            return Ok(Some("an object that was not named before".to_owned()));
+        }
+        for (at, recorded) in claimed.tombstone.recorded.iter().enumerate() {
+            let store = self.stores.at_keys(recorded)?;
+            let mut after = None;
+            loop {
+                let page = self.page_of(claimed, at, after.as_ref()).await?;
+                let Some(last) = page.last() else { break };
+                let shown = self.look_for(store, recorded, &page).await?;
+                let keys: BTreeSet<&str> = shown.iter().map(|entry| entry.object.key.as_str()).collect();
+                let kept = self.needed_by_others(claimed, recorded, &keys).await?;
+                if let Some(left) = keys.iter().find(|key| !kept.contains_key(**key)) {
+                    return Ok(Some(format!("s3://{}/{left}", recorded.bucket)));
+                }
+                after = Some(Cursor { key: last.key.clone(), version: None });
+            }
+        }
+        Ok(None)
+    }
+
+    /// Records what the resource's rows have come to name since it was trashed; says how much. A crash leaves all of it or
+    /// nothing. Where the row was gone at the point of no return, one that has its id now is another's.
+    pub(super) async fn record_late(&self, claimed: &Claimed) -> Result<u64, PurgeError> {
+        let tombstone = &claimed.tombstone;
+        if tombstone.recorded.is_empty() || tombstone.row_found != Some(true) {
+            return Ok(0);
+        }
+        let kind = self.kind_of(claimed)?;
+        let mut places = tombstone.recorded.clone();
+        let mut tx = self.store.begin().await?;
+        let new = places::record(&mut tx, kind, &tombstone.resource.id, tombstone.id, &mut places).await;
+        let new = new.map_err(|error| match error {
+            UnknownPlace::Store(error) => error,
+            other => StoreError::Unusable(other.to_string()),
+        })?;
+        // a purge that somebody else goes on with, or has ended, gets no records of ours
+        if purging::lock(&mut tx, &claimed.lease).await?.is_none() {
+            return Err(PurgeError::LeaseLost);
+        }
+        failpoint::at("keyed.uncommitted");
+        commit(tx).await?;
+        failpoint::at("keyed.recorded");
+        Ok(new)
+    }
+
+    /// Forgets what was recorded, a chunk at a time, now that nothing of it is left. A crash leaves some of it: whoever goes
+    /// on records anew what the rows, which are still there, name.
+    pub(in crate::purge) async fn forget_recorded(&self, claimed: &Claimed) -> Result<(), PurgeError> {
+        if claimed.tombstone.recorded.is_empty() {
+            return Ok(());
+        }
+        let chunk = u64::from(self.config.row_chunk);
+        loop {
+            let mut conn = self.store.conn().await?;
+            if recorded::forget(&mut conn, claimed.tombstone.id, chunk).await? < chunk {
+                return Ok(());
+            }
+            failpoint::at("keyed.forgotten");
+        }
+    }
+
+    async fn page_of(
+        &self,
+        claimed: &Claimed,
+        at: usize,
+        after: Option<&Cursor>,
+    ) -> Result<Vec<Recorded>, StoreError> {
+        let from = match after {
+            None => recorded::From::Start,
+            // more versions of its key may follow
+            Some(Cursor { key, version: Some(_) }) => recorded::From::At(key),
+            Some(Cursor { key, version: None }) => recorded::From::After(key),
+        };
+        let mut conn = self.store.conn().await?;
+        recorded::page(&mut conn, claimed.tombstone.id, at, from, crate::objects::MAX_BATCH).await
+    }
+
+    async fn look_for(
+        &self,
+        store: &NamedStore,
+        recorded: &KeyPlace,
+        page: &[Recorded],
+    ) -> Result<Vec<ObjectEntry>, PurgeError> {
+        let keys: BTreeSet<&str> = page.iter().map(|object| object.key.as_str()).collect();
+        Ok(look(store, &recorded.bucket, &keys).await?)
+    }
+
+    /// Which of the keys another resource needs. Where the row was gone at the point of no return and is there now,
+    /// nobody knows whose the names are that it has.
+    async fn needed_by_others(
+        &self,
+        claimed: &Claimed,
+        recorded: &KeyPlace,
+        keys: &BTreeSet<&str>,
+    ) -> Result<Kept, PurgeError> {
+        let mut tx = self.store.begin().await?;
+        let kind = self.kind_of(claimed)?;
+        self.no_newcomer(&mut tx, kind, &claimed.tombstone).await?;
+        let keys: Vec<&str> = keys.iter().copied().collect();
+        let kept = named::kept(&mut tx, &self.map, &claimed.tombstone.resource, recorded, &keys).await?;
+        failpoint::at("keyed.asked");
+        Ok(kept)
+    }
+}

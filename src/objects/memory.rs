@@ -115,6 +115,11 @@ impl MemoryStore {
         self.lock().get(bucket).map_or(0, |bucket| bucket.keys.values().map(Vec::len).sum())
     }
 
+    /// The keys of a bucket, in their order.
+    pub fn keys(&self, bucket: &str) -> Vec<String> {
+        self.lock().get(bucket).map_or_else(Vec::new, |bucket| bucket.keys.keys().cloned().collect())
+    }
+
     /// A panic while the lock is held leaves whole objects behind, so a poisoned lock is as good as any.
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Bucket>> {
         self.buckets.lock().unwrap_or_else(PoisonError::into_inner)

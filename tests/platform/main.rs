@@ -18,6 +18,7 @@ mod flow;
 mod guards;
 mod intake;
 mod interrupted;
+mod keyed;
 mod kinds;
 mod leases;
 mod locked;

@@ -11,7 +11,7 @@ use crate::{
     app::App,
     domain::{location::Location, retention::Retention},
     objects::ObjectsError,
-    trash::{Plan, TrashError, TrashRequest},
+    trash::{KeyPlan, Plan, TrashError, TrashRequest},
 };
 
 /// Pages listed of one location for a plan's counts; a hundred thousand objects.
@@ -113,6 +113,16 @@ async fn count(app: &App, location: &Location) -> Count {
     count
 }
 
+/// Objects that are named one by one.
+fn show_keys(keys: &KeyPlan) -> String {
+    let shared = match (keys.shared, keys.at_least) {
+        (0, false) => String::new(),
+        (shared, false) => format!(", of which {shared} stay: another resource names them too"),
+        (shared, true) => format!(", of which at least {shared} stay: another resource names them too"),
+    };
+    format!("{}{shared}\n", keys.place)
+}
+
 fn show_plan(counted: &CountedPlan) -> String {
     let plan = &counted.plan;
     if let Some(open) = &plan.already {
@@ -133,12 +143,17 @@ fn show_plan(counted: &CountedPlan) -> String {
         vec![place, count.location.store.to_string(), number, bytes(count.bytes)]
     });
     let mut text = format!("would trash:\n{}\n", table(&["resource", "name", "restore window"], members));
-    if counted.counts.is_empty() {
+    let keys: Vec<&KeyPlan> =
+        plan.members.iter().flat_map(|member| &member.recorded).filter(|keys| keys.place.keys > 0).collect();
+    if counted.counts.is_empty() && keys.is_empty() {
         text += "\nno objects belong to it\n";
     } else {
         text += "\nand purge after the window:\n";
-        text += &table(&["prefix", "store", "objects", "size"], places);
-        text += "\n";
+        if !counted.counts.is_empty() {
+            text += &table(&["prefix", "store", "objects", "size"], places);
+            text += "\n";
+        }
+        text.extend(keys.into_iter().map(show_keys));
     }
     let already = plan.children_already.iter().map(|child| format!("{} is in the trash already\n", child.resource));
     text += &already.collect::<String>();

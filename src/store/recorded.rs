@@ -3,7 +3,7 @@
 //! Invariant: a record is written by one statement, in the server, from what the map's query returns; either all of it is
 //! an object's name in a bucket that was meant, or nothing of it stays. Nothing here reads more than it is asked for.
 
-use sqlx::{AssertSqlSafe, PgConnection, Postgres, postgres::PgArguments, query::Query};
+use sqlx::{AssertSqlSafe, PgConnection, Postgres, Row, postgres::PgArguments, query::Query};
 
 use super::{StoreError, platform::bind_id};
 use crate::domain::{
@@ -86,13 +86,12 @@ pub async fn record(
          from (values (1)) as one(row) left join (select * from judged where fault is not null limit 1) as bad on true",
         names = names_sql(named)
     );
-    let row: Result<(Option<Vec<i64>>, Option<String>, Option<String>, Option<String>), _> = {
-        let query = bind_id(sqlx::query(AssertSqlSafe(sql)), kind.id_type, id)?;
-        let query = query.bind(tombstone.0).bind(named.only_bucket()).bind(buckets).bind(named.only_if_unchanged);
-        query.fetch_one(conn).await.and_then(|row| sqlx::FromRow::from_row(&row))
-    };
+    let query = bind_id(sqlx::query(AssertSqlSafe(sql)), kind.id_type, id)?;
+    let query = query.bind(tombstone.0).bind(named.only_bucket()).bind(buckets).bind(named.only_if_unchanged);
     let what = || format!("the keys query of kind {}", kind.kind);
-    let (counts, fault, name, bucket) = row.map_err(|error| StoreError::of_platform(error, what))?;
+    let row = query.fetch_one(conn).await.map_err(|error| StoreError::of_platform(error, what))?;
+    let (counts, fault): (Option<Vec<i64>>, Option<String>) = (row.try_get(0)?, row.try_get(1)?);
+    let (name, bucket): (Option<String>, Option<String>) = (row.try_get(2)?, row.try_get(3)?);
     Ok(match fault.as_deref() {
         None => {
             Written::All(counts.unwrap_or_default().into_iter().map(|n| u64::try_from(n).unwrap_or(0)).collect())

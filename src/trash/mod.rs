@@ -16,7 +16,7 @@ use serde::Serialize;
 
 pub use self::{
     error::{Refusals, TrashError, how_far},
-    plan::{Member, Plan},
+    plan::{KeyPlan, Member, Plan},
     request_purge::PurgeAnswer,
     restore::{IfChildrenLost, Restored},
     write::Trashed,

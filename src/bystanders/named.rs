@@ -147,9 +147,9 @@ async fn live_below(
         if is_leaving(&mut *conn, map, kind, &owner).await? {
             continue;
         }
-        let prefixes = templates
-            .iter()
-            .filter_map(|template| template.render(&owner.id, |column| row.columns.get(column).cloned().flatten()).ok());
+        let prefixes = templates.iter().filter_map(|template| {
+            template.render(&owner.id, |column| row.columns.get(column).cloned().flatten()).ok()
+        });
         let prefixes: Vec<_> = prefixes.collect();
         let inside = below.into_iter().filter(|key| prefixes.iter().any(|prefix| key.starts_with(prefix.as_str())));
         found.extend(inside.map(|key| (key.to_owned(), format!("{owner}, whose prefix it lies below"))));

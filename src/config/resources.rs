@@ -13,8 +13,8 @@ use crate::domain::{
     ids::{IdType, Kind},
     location::{PrefixTemplate, StoreName},
     map::{
-        ChildRows, Children, Column, Guard, InvalidSql, NamedObjects, ObjectsAt, Protection, Reference, ResourceKind, ResourceMap, SoftDelete,
-        Sql, Table,
+        ChildRows, Children, Column, Guard, InvalidSql, NamedObjects, ObjectsAt, Protection, Reference, ResourceKind,
+        ResourceMap, SoftDelete, Sql, Table,
     },
     retention::Retention,
 };

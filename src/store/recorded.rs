@@ -3,6 +3,8 @@
 //! Invariant: a record is written by one statement, in the server, from what the map's query returns; either all of it is
 //! an object's name in a bucket that was meant, or nothing of it stays. Nothing here reads more than it is asked for.
 
+use std::collections::BTreeMap;
+
 use sqlx::{AssertSqlSafe, PgConnection, Postgres, Row, postgres::PgArguments, query::Query};
 
 use super::{StoreError, platform::bind_id};
@@ -93,9 +95,7 @@ pub async fn record(
     let (counts, fault): (Option<Vec<i64>>, Option<String>) = (row.try_get(0)?, row.try_get(1)?);
     let (name, bucket): (Option<String>, Option<String>) = (row.try_get(2)?, row.try_get(3)?);
     Ok(match fault.as_deref() {
-        None => {
-            Written::All(counts.unwrap_or_default().into_iter().map(|n| u64::try_from(n).unwrap_or(0)).collect())
-        }
+        None => Written::All(counts.unwrap_or_default().into_iter().map(|n| u64::try_from(n).unwrap_or(0)).collect()),
         Some("etag") => Written::NoEtag(name.unwrap_or_default()),
         Some("bucket") => Written::ForeignBucket(bucket.unwrap_or_default()),
         Some(_) => Written::NoKey(name),
@@ -271,4 +271,26 @@ pub async fn waiting_for(
     .bind(keys)
     .fetch_all(conn)
     .await?)
+}
+
+/// The ETags that some objects of a place were recorded with, by key; of those that were recorded with one.
+///
+/// # Errors
+/// The statement failed.
+pub async fn etags(
+    conn: &mut PgConnection,
+    tombstone: TombstoneId,
+    place: usize,
+    keys: &[&str],
+) -> Result<BTreeMap<String, String>, StoreError> {
+    let found: Vec<(String, String)> = sqlx::query_as(
+        "select key, etag from reprieve.recorded_objects
+         where tombstone_id = $1 and place = $2 and key = any($3) and etag is not null",
+    )
+    .bind(tombstone.0)
+    .bind(i16::try_from(place).unwrap_or(i16::MAX))
+    .bind(keys)
+    .fetch_all(conn)
+    .await?;
+    Ok(found.into_iter().collect())
 }

@@ -53,8 +53,8 @@ enum Scene {
 }
 
 use Scene::{
-    Again, Held, InUse, Lost, Named, Panics, Purge, Refused, Requests, RestoreCommand, RetryCommand, Slices, TrashCommand,
-    Unsorted, Wide,
+    Again, Held, InUse, Lost, Named, Panics, Purge, Refused, Requests, RestoreCommand, RetryCommand, Slices,
+    TrashCommand, Unsorted, Wide,
 };
 
 /// Points, and how often a process passes them before it dies there.

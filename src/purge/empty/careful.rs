@@ -4,17 +4,17 @@
 //! deleting once) and counts it then, so every object is counted exactly once, whenever a worker died: no order of keys
 //! is needed to know which of them were sent.
 
+use std::collections::BTreeMap;
+
 use super::{
     End, Go,
+    keyed::{Spot, Withheld},
     settle::{Order, Place, Settled, Tried},
 };
 use crate::{
-    domain::{
-        location::KeyPlace,
-        outcome::{BatchOutcome, KeyOutcome},
-        progress::Progress,
-    },
+    domain::{outcome::KeyOutcome, progress::Progress},
     failpoint,
+    objects::flow::Pass,
     purge::{
         Budget, PurgeError, Purger,
         checkpoint::{Entry, Staying},
@@ -59,7 +59,7 @@ impl Purger {
         place: &Place,
         claimed: &mut Claimed,
         batch: Vec<Entry>,
-        recorded: Option<&KeyPlace>,
+        recorded: Option<Spot<'_>>,
         budget: &Budget,
     ) -> Result<Option<End>, PurgeError> {
         claimed.checkpoint.in_hand = batch;
@@ -72,25 +72,15 @@ impl Purger {
             return Ok(Some(End::Paused));
         }
         failpoint::at("careful.written");
-        let mut tried = Tried::default();
-        let pass = place.enter(claimed.checkpoint.in_hand.len()).await?;
         let last = claimed.checkpoint.in_hand.last().map(Entry::cursor);
-        if let Some(recorded) = recorded {
-            // right before the request, with nothing but its own way to the store in between
-            self.keep_needed(place, claimed, recorded).await?;
-        }
-        let objects: Vec<_> = claimed.checkpoint.in_hand.iter().map(Entry::object).collect();
-        let answer = match objects.is_empty() {
-            true => BatchOutcome::uniform(&[], &KeyOutcome::Unknown),
-            false => place.delete(&objects).await,
+        let pass = place.enter(claimed.checkpoint.in_hand.len()).await?;
+        // right before the request, with nothing but its own way to the store in between
+        let withheld = match recorded {
+            Some(spot) => self.withhold(place, claimed, spot).await?,
+            None => Withheld::default(),
         };
-        pass.heard(&answer);
-        tried.take(answer);
-        let order = match recorded {
-            Some(_) => Order::Named,
-            None => Order::From(claimed.checkpoint.after.as_ref()),
-        };
-        let Settled { outcomes, lost_answer, away } = self.settle(place, &claimed.lease, tried, order, budget).await?;
+        let place = &withheld.conditions(place);
+        let Settled { outcomes, lost_answer, away } = self.send_in_hand(place, claimed, pass, recorded, budget).await?;
         failpoint::at("careful.answered");
         claimed.has_worked = true;
         let mut batch = std::mem::take(&mut claimed.checkpoint.in_hand);
@@ -113,12 +103,40 @@ impl Purger {
         }
         self.metrics.count_objects(&place.location.store, &counted);
         if let Some(error) = away {
+            withheld.back_in_hand(&mut claimed.checkpoint);
             let _ = self.write_checkpoint(claimed).await?;
             return Err(error.into());
         }
+        withheld.count(&mut claimed.progress);
         claimed.checkpoint.after = last;
         // counted here alone: a crash before the next batch is written down sends this one again
         failpoint::at("careful.counted");
         Ok(None)
+    }
+
+    /// Sends the batch in hand, now that the gate has let it through, and again what has to be.
+    async fn send_in_hand(
+        &self,
+        place: &Place,
+        claimed: &Claimed,
+        pass: Pass,
+        recorded: Option<Spot<'_>>,
+        budget: &Budget,
+    ) -> Result<Settled, PurgeError> {
+        let objects: Vec<_> = claimed.checkpoint.in_hand.iter().map(Entry::object).collect();
+        if objects.is_empty() {
+            return Ok(Settled { outcomes: BTreeMap::new(), lost_answer: None, away: None });
+        }
+        let mut tried = Tried::default();
+        let answer = place.delete(&objects).await;
+        pass.heard(&answer);
+        tried.take(answer);
+        let order = match recorded {
+            Some(_) => Order::Named,
+            None => Order::From(claimed.checkpoint.after.as_ref()),
+        };
+        let mut settled = self.settle(place, &claimed.lease, tried, order, budget).await?;
+        self.explain_changes(place, &mut settled.outcomes).await?;
+        Ok(settled)
     }
 }

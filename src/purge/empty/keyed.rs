@@ -4,26 +4,79 @@
 //! it (see [`named`]); what another needs stays, is counted as kept, and keeps nothing from its end. What is recorded and
 //! not kept is looked for anew before its rows may go. What was named late is recorded before.
 
-use std::collections::BTreeSet;
-
-use super::{
-    End, Go,
-    look::look,
-    settle::Place,
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
 };
+
+use super::{End, Go, look::look, settle::Place};
 use crate::{
     bystanders::named::{self, Kept},
-    domain::{location::KeyPlace, outcome::KeyOutcome},
+    domain::{
+        location::KeyPlace,
+        outcome::{FailureClass, KeyFailure, KeyOutcome, ObjectRef},
+        progress::Progress,
+    },
     failpoint,
     objects::{Cursor, ObjectEntry, stores::NamedStore},
     places::{self, UnknownPlace},
-    purge::{Budget, PurgeError, Purger, checkpoint::Entry, claim::Claimed},
+    purge::{
+        Budget, PurgeError, Purger,
+        checkpoint::{Checkpoint, Entry},
+        claim::Claimed,
+    },
     store::{
         StoreError, commit,
         recorded::{self, Recorded},
         tombstones::purging,
     },
 };
+
+/// One of a tombstone's places of recorded objects.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Spot<'a> {
+    /// Which.
+    at: usize,
+    place: &'a KeyPlace,
+}
+
+/// What of a batch is not sent, and on which conditions the rest is.
+#[derive(Debug, Default)]
+pub(super) struct Withheld {
+    /// Somebody else needs these.
+    kept: Vec<Entry>,
+    /// And these, which are not there any more: a worker of ours deleted them and died, perhaps.
+    gone: Vec<Entry>,
+    /// The ETags that objects of the rest must have, by key.
+    unchanged: Arc<BTreeMap<String, String>>,
+}
+
+impl Withheld {
+    pub(super) fn conditions(&self, place: &Place) -> Place {
+        Place { unchanged: Arc::clone(&self.unchanged), ..place.clone() }
+    }
+
+    pub(super) fn count(self, progress: &mut Progress) {
+        progress.objects_kept += self.kept.len() as u64;
+        for entry in self.gone {
+            progress.count(&KeyOutcome::AlreadyAbsent, entry.size, entry.kind);
+        }
+    }
+
+    /// Whoever goes on asks about them again.
+    pub(super) fn back_in_hand(self, checkpoint: &mut Checkpoint) {
+        if self.kept.is_empty() && self.gone.is_empty() {
+            return;
+        }
+        checkpoint.in_hand.extend(self.kept);
+        checkpoint.in_hand.extend(self.gone);
+        // stable: the versions of a key stay as they were listed
+        checkpoint.in_hand.sort_by_cached_key(|entry| entry.object().key);
+    }
+}
+
+/// The code of objects that have changed since they were recorded.
+const CHANGED: &str = "Changed";
 
 impl Purger {
     /// Goes on with the places of recorded objects, or begins with them.
@@ -52,10 +105,11 @@ impl Purger {
         recorded: &KeyPlace,
         budget: &Budget,
     ) -> Result<End, PurgeError> {
+        let spot = Spot { at, place: recorded };
         let in_hand = std::mem::take(&mut claimed.checkpoint.in_hand);
         if !in_hand.is_empty() {
             // sent by whoever worked on this before; nobody has counted it
-            if let Some(end) = self.delete_in_hand(place, claimed, in_hand, Some(recorded), budget).await? {
+            if let Some(end) = self.delete_in_hand(place, claimed, in_hand, Some(spot), budget).await? {
                 return Ok(end);
             }
         }
@@ -66,7 +120,7 @@ impl Purger {
             let shown = self.look_for(&place.store, recorded, &page).await?;
             for batch in shown.chunks(place.store.batch_size) {
                 let batch = batch.iter().map(Entry::from).collect();
-                if let Some(end) = self.delete_in_hand(place, claimed, batch, Some(recorded), budget).await? {
+                if let Some(end) = self.delete_in_hand(place, claimed, batch, Some(spot), budget).await? {
                     return Ok(end);
                 }
             }
@@ -85,50 +139,37 @@ impl Purger {
         }
     }
 
-    /// Takes what somebody else needs out of the batch in hand and counts it: as kept, or, where somebody has deleted it
-    /// meanwhile, a worker of ours that died perhaps, as absent.
-    pub(super) async fn keep_needed(
+    /// Takes what somebody else needs out of the batch in hand, and says on which conditions the rest goes.
+    pub(super) async fn withhold(
         &self,
         place: &Place,
         claimed: &mut Claimed,
-        recorded: &KeyPlace,
-    ) -> Result<(), PurgeError> {
-        let in_hand = std::mem::take(&mut claimed.checkpoint.in_hand);
-        let objects: Vec<_> = in_hand.iter().map(Entry::object).collect();
+        spot: Spot<'_>,
+    ) -> Result<Withheld, PurgeError> {
+        let objects: Vec<_> = claimed.checkpoint.in_hand.iter().map(Entry::object).collect();
         let keys: BTreeSet<&str> = objects.iter().map(|object| object.key.as_str()).collect();
-        let kept = self.needed_by_others(claimed, recorded, &keys).await;
-        let kept = match kept {
-            Ok(kept) => kept,
-            Err(error) => {
-                claimed.checkpoint.in_hand = in_hand;
-                return Err(error);
-            }
-        };
-        if kept.is_empty() {
-            claimed.checkpoint.in_hand = in_hand;
-            return Ok(());
-        }
+        let kept = self.needed_by_others(claimed, spot.place, &keys).await?;
         let asked: BTreeSet<&str> = kept.keys().map(String::as_str).collect();
-        let shown = match look(&place.store, &recorded.bucket, &asked).await {
-            Ok(shown) => shown,
-            Err(error) => {
-                claimed.checkpoint.in_hand = in_hand;
-                return Err(error.into());
-            }
-        };
+        let shown = look(&place.store, &spot.place.bucket, &asked).await?;
         let shown: BTreeSet<_> = shown.into_iter().map(|entry| entry.object).collect();
-        for entry in in_hand {
+        let unchanged = {
+            let mut conn = self.store.conn().await?;
+            let keys: Vec<&str> = keys.into_iter().collect();
+            recorded::etags(&mut conn, claimed.tombstone.id, spot.at, &keys).await?
+        };
+        let mut withheld = Withheld { unchanged: Arc::new(unchanged), ..Withheld::default() };
+        for entry in std::mem::take(&mut claimed.checkpoint.in_hand) {
             let object = entry.object();
-            if !kept.contains_key(&object.key) {
-                claimed.checkpoint.in_hand.push(entry);
-            } else if shown.contains(&object) {
-                tracing::debug!(s3.key = object.key, by = kept[&object.key], "object is kept");
-                claimed.progress.objects_kept += 1;
-            } else {
-                claimed.progress.count(&KeyOutcome::AlreadyAbsent, entry.size, entry.kind);
+            match kept.get(&object.key) {
+                None => claimed.checkpoint.in_hand.push(entry),
+                Some(by) if shown.contains(&object) => {
+                    tracing::debug!(s3.key = object.key, by, "object is kept");
+                    withheld.kept.push(entry);
+                }
+                Some(_) => withheld.gone.push(entry),
             }
         }
-        Ok(())
+        Ok(withheld)
     }
 
     /// The first object that is recorded, still there, and needed by nobody else, or came to be named since.
@@ -195,12 +236,37 @@ impl Purger {
         }
     }
 
-    async fn page_of(
+    /// Of objects that the store has not deleted because of their ETags, those that are gone are absent, whatever it says
+    /// of an ETag that is not there; the others have changed since they were recorded.
+    pub(super) async fn explain_changes(
         &self,
-        claimed: &Claimed,
-        at: usize,
-        after: Option<&Cursor>,
-    ) -> Result<Vec<Recorded>, StoreError> {
+        place: &Place,
+        outcomes: &mut BTreeMap<ObjectRef, KeyOutcome>,
+    ) -> Result<(), PurgeError> {
+        let is_refused = |outcome: &KeyOutcome| matches!(outcome, KeyOutcome::Failed(why) if matches!(why.code.as_str(), "PreconditionFailed" | "Http412"));
+        let refused: BTreeSet<&str> = outcomes
+            .iter()
+            .filter(|(object, outcome)| place.unchanged.contains_key(&object.key) && is_refused(outcome))
+            .map(|(object, _)| object.key.as_str())
+            .collect();
+        if refused.is_empty() {
+            return Ok(());
+        }
+        let shown = look(&place.store, &place.location.bucket, &refused).await?;
+        let shown: BTreeSet<&ObjectRef> = shown.iter().map(|entry| &entry.object).collect();
+        for (object, outcome) in outcomes.iter_mut() {
+            if place.unchanged.contains_key(&object.key) && is_refused(outcome) {
+                let (code, message) = (CHANGED.into(), "it has changed since it was recorded".into());
+                *outcome = match shown.contains(object) {
+                    true => KeyOutcome::Failed(KeyFailure { code, message, class: FailureClass::Permanent }),
+                    false => KeyOutcome::AlreadyAbsent,
+                };
+            }
+        }
+        Ok(())
+    }
+
+    async fn page_of(&self, claimed: &Claimed, at: usize, after: Option<&Cursor>) -> Result<Vec<Recorded>, StoreError> {
         let from = match after {
             None => recorded::From::Start,
             // more versions of its key may follow

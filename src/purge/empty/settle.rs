@@ -39,6 +39,8 @@ pub(super) struct Place {
     pub(super) location: Below,
     pub(super) gate: Arc<Gate>,
     pub(super) permit: Permit,
+    /// Of recorded objects that must not have changed, the ETags, by key.
+    pub(super) unchanged: Arc<BTreeMap<String, String>>,
 }
 
 /// What a purge has in its hands there.
@@ -92,6 +94,7 @@ impl Place {
                 prefix: location.prefix.as_str().to_owned(),
             },
             permit: Permit::new(move || lease.is_certain()),
+            unchanged: Arc::default(),
         }
     }
 
@@ -104,6 +107,7 @@ impl Place {
             store: store.clone(),
             location: Below { store: store_name, bucket, prefix: String::new() },
             permit: Permit::new(move || lease.is_certain()),
+            unchanged: Arc::default(),
         }
     }
 
@@ -123,11 +127,32 @@ impl Place {
     /// Sends one request, now that the gate has let it through.
     pub(super) async fn delete(&self, objects: &[ObjectRef]) -> BatchOutcome {
         let bucket = &self.location.bucket;
-        let answer = self.store.objects.delete_while(&self.permit, bucket, objects).await;
+        let answer = if self.unchanged.is_empty() {
+            self.store.objects.delete_while(&self.permit, bucket, objects).await
+        } else {
+            self.delete_unchanged(objects).await
+        };
         if let Some(why) = answer.lost_answer() {
             tracing::warn!(s3.bucket = bucket, code = why.code, message = why.message, "answer lost");
         }
         answer
+    }
+
+    /// Each object that must not have changed on that condition, the others as ever.
+    async fn delete_unchanged(&self, objects: &[ObjectRef]) -> BatchOutcome {
+        let bucket = &self.location.bucket;
+        let (mut plain, mut conditional) = (Vec::new(), Vec::new());
+        for object in objects {
+            match self.unchanged.get(&object.key) {
+                Some(etag) => conditional.push((object.clone(), etag.clone())),
+                None => plain.push(object.clone()),
+            }
+        }
+        let mut answer = self.store.objects.delete_unchanged(&self.permit, bucket, &conditional).await;
+        if !plain.is_empty() {
+            answer = answer.merge(self.store.objects.delete_while(&self.permit, bucket, &plain).await);
+        }
+        answer.in_order_of(objects)
     }
 
     /// One request, or several when one that named the same objects was not answered: a key that the store stumbles over

@@ -294,3 +294,15 @@ pub async fn etags(
     .await?;
     Ok(found.into_iter().collect())
 }
+
+/// Forgets all records of a tombstone.
+///
+/// # Errors
+/// The statement failed.
+pub async fn forget_all(conn: &mut PgConnection, tombstone: TombstoneId) -> Result<(), StoreError> {
+    sqlx::query("delete from reprieve.recorded_objects where tombstone_id = $1")
+        .bind(tombstone.0)
+        .execute(conn)
+        .await?;
+    Ok(())
+}

@@ -133,7 +133,7 @@ impl TrashBin {
         };
         platform::mark(&mut *conn, kind, &restored.resource.id, false).await?;
         if !restored.recorded.is_empty() {
-            recorded::forget(&mut *conn, restored.id, u64::MAX).await?;
+            recorded::forget_all(&mut *conn, restored.id).await?;
         }
         let details = json!({ "parent": restored.parent });
         history::record_without_task(conn, Happened::Restored, &restored, by, details).await?;

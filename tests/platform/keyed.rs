@@ -8,6 +8,7 @@ use reprieve::domain::outcome::FailureClass;
 use reprieve::domain::state::State;
 use reprieve::objects::faulty::{Times, failure};
 use reprieve::objects::memory::etag_of;
+use reprieve::objects::{LockMode, ObjectLock, Retention};
 use reprieve::purge::{Budget, SliceEnd};
 use tokio_util::sync::CancellationToken;
 
@@ -639,4 +640,23 @@ async fn a_store_that_goes_away_midway_lets_what_is_kept_be_counted_once() {
     assert_eq!(held(&bench), ["kept"]);
     let progress = bench.tombstone(id).await.progress;
     assert_eq!((progress.objects_deleted, progress.objects_kept), (4, 1));
+}
+
+#[tokio::test]
+async fn what_is_locked_until_a_date_is_named_and_tried_again_then() {
+    let bench = albums().await;
+    name(&bench, "a", &["free", "locked"]).await;
+    name(&bench, "b", &["kept"]).await;
+    link(&bench, "a", &["kept"]).await;
+    let until = time::OffsetDateTime::now_utc() + time::Duration::days(3);
+    let retention = Some(Retention { mode: LockMode::Compliance, until });
+    bench.objects.memory().lock_key(BUCKET, "locked", ObjectLock { retention, legal_hold: false });
+    let id = bench.trash_due("album", "a").await;
+    let end = bench.slice(id).await;
+    assert!(
+        matches!(&end, SliceEnd::Stuck(why) if why.contains("1 locked in compliance mode (such as locked)")),
+        "{end:?}"
+    );
+    assert!(bench.tombstone(id).await.retry_at.is_some());
+    assert_eq!(held(&bench), ["kept", "locked"]);
 }

@@ -178,21 +178,37 @@ impl Purger {
             return Ok(Some("an object that was not named before".to_owned()));
         }
         for (at, recorded) in claimed.tombstone.recorded.iter().enumerate() {
-            let store = self.stores.at_keys(recorded)?;
             let mut after = None;
             loop {
-                let page = self.page_of(claimed, at, after.as_ref()).await?;
-                let Some(last) = page.last() else { break };
-                let shown = self.look_for(store, recorded, &page).await?;
-                let keys: BTreeSet<&str> = shown.iter().map(|entry| entry.object.key.as_str()).collect();
-                let kept = self.needed_by_others(claimed, recorded, &keys).await?;
-                if let Some(left) = keys.iter().find(|key| !kept.contains_key(**key)) {
-                    return Ok(Some(format!("s3://{}/{left}", recorded.bucket)));
+                let (left, next) = self.recorded_left(claimed, at, recorded, after.as_ref()).await?;
+                if let Some(entry) = left.first() {
+                    return Ok(Some(format!("s3://{}/{}", recorded.bucket, entry.object.key)));
                 }
-                after = Some(Cursor { key: last.key.clone(), version: None });
+                match next {
+                    Some(next) => after = Some(next),
+                    None => break,
+                }
             }
         }
         Ok(None)
+    }
+
+    /// What is left of a page of records and needed by nobody else, and where to go on.
+    pub(in crate::purge) async fn recorded_left(
+        &self,
+        claimed: &Claimed,
+        at: usize,
+        recorded: &KeyPlace,
+        after: Option<&Cursor>,
+    ) -> Result<(Vec<ObjectEntry>, Option<Cursor>), PurgeError> {
+        let store = self.stores.at_keys(recorded)?;
+        let page = self.page_of(claimed, at, after).await?;
+        let Some(last) = page.last() else { return Ok((Vec::new(), None)) };
+        let mut shown = self.look_for(store, recorded, &page).await?;
+        let keys: BTreeSet<&str> = shown.iter().map(|entry| entry.object.key.as_str()).collect();
+        let kept = self.needed_by_others(claimed, recorded, &keys).await?;
+        shown.retain(|entry| !kept.contains_key(&entry.object.key));
+        Ok((shown, Some(Cursor { key: last.key.clone(), version: None })))
     }
 
     /// Records what the resource's rows have come to name since it was trashed; says how much. A crash leaves all of it or

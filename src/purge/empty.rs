@@ -18,6 +18,7 @@ use crate::{
     store::tombstones::purging::{self, Fenced},
 };
 
+pub(super) use keyed::Left;
 use pipeline::Pipeline;
 use settle::Place;
 

@@ -18,11 +18,11 @@ use crate::{
         progress::Progress,
     },
     failpoint,
-    objects::{Cursor, ObjectEntry, stores::NamedStore},
+    objects::{Cursor, MAX_BATCH, ObjectEntry, stores::NamedStore},
     places::{self, UnknownPlace},
     purge::{
         Budget, PurgeError, Purger,
-        checkpoint::{Checkpoint, Entry},
+        checkpoint::{Checkpoint, Entry, Looked},
         claim::Claimed,
     },
     store::{
@@ -31,6 +31,9 @@ use crate::{
         tombstones::purging,
     },
 };
+
+/// Statements of one question that may take long: the map's queries.
+const ASKING: u32 = 5;
 
 /// One of a tombstone's places of recorded objects.
 #[derive(Debug, Clone, Copy)]
@@ -73,6 +76,15 @@ impl Withheld {
         // stable: the versions of a key stay as they were listed
         checkpoint.in_hand.sort_by_cached_key(|entry| entry.object().key);
     }
+}
+
+/// What the last look has found.
+#[must_use]
+pub(in crate::purge) enum Left {
+    Nothing,
+    Some(String),
+    /// It goes on in the next slice.
+    OutOfTime,
 }
 
 /// The code of objects that have changed since they were recorded.
@@ -152,11 +164,12 @@ impl Purger {
         let asked: BTreeSet<&str> = kept.keys().map(String::as_str).collect();
         let shown = look(&place.store, &spot.place.bucket, &asked).await?;
         let shown: BTreeSet<_> = shown.into_iter().map(|entry| entry.object).collect();
-        let unchanged = {
+        let keys: Vec<&str> = keys.into_iter().collect();
+        let etags = async {
             let mut conn = self.store.conn().await?;
-            let keys: Vec<&str> = keys.into_iter().collect();
-            recorded::etags(&mut conn, claimed.tombstone.id, spot.at, &keys).await?
+            recorded::etags(&mut conn, claimed.tombstone.id, spot.at, &keys).await
         };
+        let unchanged = self.store.within(1, etags).await?;
         let mut withheld = Withheld { unchanged: Arc::new(unchanged), ..Withheld::default() };
         for entry in std::mem::take(&mut claimed.checkpoint.in_hand) {
             let object = entry.object();
@@ -172,25 +185,38 @@ impl Purger {
         Ok(withheld)
     }
 
-    /// The first object that is recorded, still there, and needed by nobody else, or came to be named since.
-    pub(in crate::purge) async fn find_recorded(&self, claimed: &Claimed) -> Result<Option<String>, PurgeError> {
+    /// Looks for what is recorded, still there, and needed by nobody else, or came to be named since. What was looked at in
+    /// an earlier slice is not looked at again, or the last look at a million scattered keys would never end.
+    pub(in crate::purge) async fn find_recorded(
+        &self,
+        claimed: &mut Claimed,
+        budget: &Budget,
+    ) -> Result<Left, PurgeError> {
         if self.record_late(claimed).await? > 0 {
-            return Ok(Some("an object that was not named before".to_owned()));
+            return Ok(Left::Some("an object that was not named before".to_owned()));
         }
-        for (at, recorded) in claimed.tombstone.recorded.iter().enumerate() {
-            let mut after = None;
+        let Looked { place, mut after } = claimed.checkpoint.looked.take().unwrap_or_default();
+        for (at, recorded) in claimed.tombstone.recorded.clone().iter().enumerate().skip(place) {
             loop {
                 let (left, next) = self.recorded_left(claimed, at, recorded, after.as_ref()).await?;
                 if let Some(entry) = left.first() {
-                    return Ok(Some(format!("s3://{}/{}", recorded.bucket, entry.object.key)));
+                    return Ok(Left::Some(format!("s3://{}/{}", recorded.bucket, entry.object.key)));
                 }
-                match next {
-                    Some(next) => after = Some(next),
-                    None => break,
+                after = next;
+                if after.is_none() {
+                    break;
+                }
+                claimed.has_worked = true;
+                if budget.is_spent(claimed.has_worked) {
+                    claimed.checkpoint.looked = Some(Looked { place: at, after });
+                    let _ = self.write_checkpoint(claimed).await?;
+                    return Ok(Left::OutOfTime);
                 }
             }
         }
-        Ok(None)
+        // looking is no step: rows get theirs, or a slice that is too short for both would begin anew for ever
+        claimed.has_worked = false;
+        Ok(Left::Nothing)
     }
 
     /// What is left of a page of records and needed by nobody else, and where to go on.
@@ -219,19 +245,23 @@ impl Purger {
             return Ok(0);
         }
         let kind = self.kind_of(claimed)?;
-        let mut places = tombstone.recorded.clone();
-        let mut tx = self.store.begin().await?;
-        let new = places::record(&mut tx, kind, &tombstone.resource.id, tombstone.id, &mut places).await;
-        let new = new.map_err(|error| match error {
-            UnknownPlace::Store(error) => error,
-            other => StoreError::Unusable(other.to_string()),
-        })?;
-        // a purge that somebody else goes on with, or has ended, gets no records of ours
-        if purging::lock(&mut tx, &claimed.lease).await?.is_none() {
-            return Err(PurgeError::LeaseLost);
-        }
-        failpoint::at("keyed.uncommitted");
-        commit(tx).await?;
+        let record = async {
+            let mut places = tombstone.recorded.clone();
+            let mut tx = self.store.begin().await?;
+            let new = places::record(&mut tx, kind, &tombstone.resource.id, tombstone.id, &mut places).await;
+            let new = new.map_err(|error| match error {
+                UnknownPlace::Store(error) => error,
+                other => StoreError::Unusable(other.to_string()),
+            })?;
+            // a purge that somebody else goes on with, or has ended, gets no records of ours
+            if purging::lock(&mut tx, &claimed.lease).await?.is_none() {
+                return Err(PurgeError::LeaseLost);
+            }
+            failpoint::at("keyed.uncommitted");
+            commit(tx).await?;
+            Ok(new)
+        };
+        let new = self.store.within(ASKING, record).await?;
         failpoint::at("keyed.recorded");
         Ok(new)
     }
@@ -244,8 +274,11 @@ impl Purger {
         }
         let chunk = u64::from(self.config.row_chunk);
         loop {
-            let mut conn = self.store.conn().await?;
-            if recorded::forget(&mut conn, claimed.tombstone.id, chunk).await? < chunk {
+            let forget = async {
+                let mut conn = self.store.conn().await?;
+                recorded::forget(&mut conn, claimed.tombstone.id, chunk).await
+            };
+            if self.store.within(1, forget).await? < chunk {
                 return Ok(());
             }
             failpoint::at("keyed.forgotten");
@@ -289,8 +322,11 @@ impl Purger {
             Some(Cursor { key, version: Some(_) }) => recorded::From::At(key),
             Some(Cursor { key, version: None }) => recorded::From::After(key),
         };
-        let mut conn = self.store.conn().await?;
-        recorded::page(&mut conn, claimed.tombstone.id, at, from, crate::objects::MAX_BATCH).await
+        let page = async {
+            let mut conn = self.store.conn().await?;
+            recorded::page(&mut conn, claimed.tombstone.id, at, from, MAX_BATCH).await
+        };
+        self.store.within(1, page).await
     }
 
     async fn look_for(
@@ -311,11 +347,15 @@ impl Purger {
         recorded: &KeyPlace,
         keys: &BTreeSet<&str>,
     ) -> Result<Kept, PurgeError> {
-        let mut tx = self.store.begin().await?;
         let kind = self.kind_of(claimed)?;
-        self.no_newcomer(&mut tx, kind, &claimed.tombstone).await?;
         let keys: Vec<&str> = keys.iter().copied().collect();
-        let kept = named::kept(&mut tx, &self.map, &claimed.tombstone.resource, recorded, &keys).await?;
+        let ask = async {
+            let mut tx = self.store.begin().await?;
+            self.no_newcomer(&mut tx, kind, &claimed.tombstone).await?;
+            Ok::<_, PurgeError>(named::kept(&mut tx, &self.map, &claimed.tombstone.resource, recorded, &keys).await?)
+        };
+        // each kind's queries may take long
+        let kept = self.store.within(ASKING, ask).await?;
         failpoint::at("keyed.asked");
         Ok(kept)
     }

@@ -252,10 +252,12 @@ pub async fn waiting_for(
     at: &KeyPlace,
     keys: &[&str],
 ) -> Result<Vec<(String, String, String)>, StoreError> {
+    // `offset 0`: key by key, never all that somebody in the trash has recorded
     Ok(sqlx::query_as(
         "select distinct on (1) r.key, t.kind, t.resource_id
          from unnest($5::text[]) as asked(key)
-         join reprieve.recorded_objects r on r.key = asked.key collate \"C\"
+         cross join lateral (
+             select * from reprieve.recorded_objects o where o.key = asked.key collate \"C\" offset 0) as r
          join reprieve.tombstones t on t.id = r.tombstone_id
          cross join lateral (
              select p from jsonb_array_elements(t.locations) with ordinality as l(p, n)

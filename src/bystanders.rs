@@ -92,6 +92,11 @@ pub async fn of(
             }
         }
     }
+    for (who, key) in named::below(&mut *conn, map, resource, locations).await? {
+        if !along.contains(&who) {
+            found.push(blocker("named object", &who, &format!("names {key}, which lies below the prefix of this one")));
+        }
+    }
     found.dedup_by(|a, b| a.label == b.label);
     Ok(found)
 }

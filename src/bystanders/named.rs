@@ -11,8 +11,8 @@ use sqlx::PgConnection;
 
 use crate::{
     domain::{
-        ids::{ResourceId, ResourceRef},
-        location::KeyPlace,
+        ids::{Kind, ResourceId, ResourceRef},
+        location::{KeyPlace, Location},
         map::{ObjectsAt, ResourceKind, ResourceMap},
         state::State,
     },
@@ -61,6 +61,42 @@ pub async fn kept(
         }
     }
     Ok(kept)
+}
+
+/// Who else names an object below one of these prefixes, and which: of live resources where the map has a query for it
+/// (`named_below`), of those in the trash by what is recorded for them.
+///
+/// # Errors
+/// A query failed: then nobody knows.
+pub async fn below(
+    conn: &mut PgConnection,
+    map: &ResourceMap,
+    of: &ResourceRef,
+    prefixes: &[Location],
+) -> Result<Vec<(ResourceRef, String)>, StoreError> {
+    let mut found = Vec::new();
+    if map.kinds().all(|kind| kind.named_objects().next().is_none()) {
+        return Ok(found);
+    }
+    for at in prefixes {
+        for kind in map.kinds() {
+            for named in kind.named_objects().filter(|named| named.reaches(&at.store, &at.bucket)) {
+                let Some(query) = &named.named_below else { continue };
+                let mut starts = vec![format!("s3://{}/{}", at.bucket, at.prefix)];
+                starts.extend(named.only_bucket().map(|_| at.prefix.to_string()));
+                for start in starts {
+                    for (name, id) in recorded::namers_below(&mut *conn, map, kind, query, of, &start).await? {
+                        let id = ResourceId::from_stored(id.unwrap_or_else(|| "without an id".to_owned()));
+                        found.push((ResourceRef { kind: kind.kind.clone(), id }, name.unwrap_or_default()));
+                    }
+                }
+            }
+        }
+        for (kind, id, key) in recorded::recorded_below(&mut *conn, of, at).await? {
+            found.push((ResourceRef { kind: Kind::from_stored(kind), id: ResourceId::from_stored(id) }, key));
+        }
+    }
+    Ok(found)
 }
 
 /// Whether the map still says who else may name what is recorded in a place.

@@ -142,11 +142,13 @@ fn check_prefixes_over_names(app: &App, findings: &mut Findings) {
         });
         let places: BTreeSet<_> = places.collect();
         for other in map.kinds() {
-            let both = places.iter().find(|(store, bucket)| other.named_objects().any(|at| at.reaches(store, bucket)));
+            let both = places.iter().find(|(store, bucket)| {
+                other.named_objects().any(|at| at.named_below.is_none() && at.reaches(store, bucket))
+            });
             if let Some((_, bucket)) = both {
                 let found = format!(
                     "a purge empties its prefixes in {bucket} without asking whether the kind {} names an object below \
-                     them: see to it that it names none there, or make it a reference of this kind",
+                     them: say with `named_below` how to find out",
                     other.kind
                 );
                 findings.add(Level::Warning, kind.kind.to_string(), found);

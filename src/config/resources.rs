@@ -184,6 +184,7 @@ fn read_objects(at: Reader<'_>, stores: &BTreeMap<StoreName, StoreConfig>) -> Op
         at.problem("prefix", "give one of `prefix` (a template such as \"datasets/{id}/\"), `query` and `keys`");
     }
     let named_by = read_named_by(&at);
+    let named_below = at.parsed("named_below", |raw| inverse(raw, "what the names begin with"));
     let only_if_unchanged = at.flag("only_if_unchanged", false);
     let store_config = store.as_ref().and_then(|store| {
         let found = stores.get(store);
@@ -214,7 +215,7 @@ fn read_objects(at: Reader<'_>, stores: &BTreeMap<StoreName, StoreConfig>) -> Op
         },
         (Some(store), None, Some(query)) => Some(ObjectsAt::Query { store, address, buckets, query }),
         (Some(store), None, None) => keys.zip(named_by).map(|(keys, named_by)| {
-            ObjectsAt::Keys(NamedObjects { store, address, buckets, keys, named_by, only_if_unchanged })
+            ObjectsAt::Keys(NamedObjects { store, address, buckets, keys, named_by, named_below, only_if_unchanged })
         }),
         _ => None,
     };
@@ -227,22 +228,25 @@ fn read_named_by(at: &Reader<'_>) -> Option<Sql> {
     let hint = "SQL that returns the name and the resource's id for each of the names in $1, such as \
                 \"select key, dataset_id from files where key = any($1)\": an object that another resource names is kept";
     if at.has("keys") {
-        return at.required("named_by", hint, |raw| {
-            Sql::query(raw).map_err(|error| match error {
-                InvalidSql::NoParameter => "the query does not mention $1, the list of names".to_owned(),
-                InvalidSql::OtherParameter(other) => {
-                    format!("the query mentions ${other}, but its only parameter is $1, the list of names")
-                }
-                other => other.to_string(),
-            })
-        });
+        return at.required("named_by", hint, |raw| inverse(raw, "the list of names"));
     }
-    for key in ["named_by", "only_if_unchanged"] {
+    for key in ["named_by", "named_below", "only_if_unchanged"] {
         if at.has(key) {
             at.problem(key, "belongs to `keys`, which is missing");
         }
     }
     None
+}
+
+/// A query that does not ask about one resource.
+fn inverse(raw: &str, parameter: &str) -> Result<Sql, String> {
+    Sql::query(raw).map_err(|error| match error {
+        InvalidSql::NoParameter => format!("the query does not mention $1, {parameter}"),
+        InvalidSql::OtherParameter(other) => {
+            format!("the query mentions ${other}, but its only parameter is $1, {parameter}")
+        }
+        other => other.to_string(),
+    })
 }
 
 fn read_child_rows(rows: Reader<'_>) -> Option<ChildRows> {

@@ -208,6 +208,11 @@ fn a_key_query_that_cannot_be_checked_is_refused_with_its_key() {
         (without("keys ="), "objects[0].only_if_unchanged", "belongs to `keys`"),
         (without("keys ="), "objects[0].prefix", "give one of"),
         (KEYED.replace("where key = any($1)", ""), "objects[0].named_by", "does not mention $1, the list of names"),
+        (
+            KEYED.replace("named_by", "named_below = \"select 1\"\nnamed_by"),
+            "objects[0].named_below",
+            "does not mention $1, what",
+        ),
         (KEYED.replace("any($1)", "any($1) and $2"), "objects[0].named_by", "mentions $2"),
         (KEYED.replace("where album_id = $1", ""), "objects[0].keys", "does not mention $1, the id"),
         (KEYED.replace("keys =", "prefix = \"a/{id}/\"\nkeys ="), "objects[0].prefix", "give one of"),

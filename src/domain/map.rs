@@ -196,6 +196,8 @@ pub struct NamedObjects {
     pub keys: Sql,
     /// Names the resources of some objects: `$1` is a list of such names; columns: name, id.
     pub named_by: Sql,
+    /// Names the resources of the objects below a prefix: `$1` is what such names begin with; columns: name, id.
+    pub named_below: Option<Sql>,
     /// Whether an object is deleted only while it has the ETag that was recorded.
     pub only_if_unchanged: bool,
 }

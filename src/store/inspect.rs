@@ -84,6 +84,13 @@ pub async fn try_queries(conn: &mut PgConnection, kind: &ResourceKind) -> Vec<St
         if let Err(error) = asked.fetch_all(&mut *conn).await {
             failures.push(format!("the named_by query failed: {}", said(&error)));
         }
+        if let Some(below) = &named.named_below {
+            let asked = sqlx::query(AssertSqlSafe(recorded::trial_below_sql(kind, below))).persistent(false);
+            let asked = asked.bind("reprieve-check-nothing/").bind(None::<String>).bind(Vec::<String>::new());
+            if let Err(error) = asked.fetch_all(&mut *conn).await {
+                failures.push(format!("the named_below query failed: {}", said(&error)));
+            }
+        }
     }
     for rows in &kind.rows {
         let sql = format!("select 1 from {} where {} = $1 limit 1", rows.table, rows.column);

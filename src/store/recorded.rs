@@ -7,11 +7,14 @@ use std::collections::BTreeMap;
 
 use sqlx::{AssertSqlSafe, PgConnection, Postgres, Row, postgres::PgArguments, query::Query};
 
-use super::{StoreError, platform::bind_id};
+use super::{
+    StoreError,
+    platform::{MOST_BLOCKERS, bind_id},
+};
 use crate::domain::{
     ids::{IdType, ResourceId, ResourceRef, TombstoneId},
-    location::KeyPlace,
-    map::{NamedObjects, ResourceKind, ResourceMap},
+    location::{KeyPlace, Location},
+    map::{NamedObjects, ResourceKind, ResourceMap, Sql},
 };
 
 /// Characters of a name that cannot be one which are told.
@@ -161,8 +164,8 @@ pub async fn forget(conn: &mut PgConnection, tombstone: TombstoneId, limit: u64)
 
 /// The statement that asks a kind's inverse query. Whoever is past the point of no return counts no more, and neither
 /// does one whose purge has taken its row, however long the platform keeps links to it. A name with a null is somebody's.
-fn namers_sql(kind: &ResourceKind, named: &NamedObjects) -> String {
-    let inner = named.named_by.as_str();
+fn namers_sql(kind: &ResourceKind, inner: &Sql) -> String {
+    let inner = inner.as_str();
     let (table, id) = (&kind.table, &kind.id);
     let own_id = match kind.id_type {
         IdType::Uuid => "case when n.id ~ '^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$' then n.id::uuid end",
@@ -196,18 +199,79 @@ pub async fn namers(
     but: &ResourceRef,
     names: &[String],
 ) -> Result<Vec<(Option<String>, Option<String>)>, StoreError> {
-    // kinds that are parts of one table are one resource by each id
-    let kin: Vec<&str> =
-        map.kinds().filter(|other| other.table == kind.table).map(|other| other.kind.as_str()).collect();
-    let own = kin.contains(&but.kind.as_str()).then(|| but.id.as_str());
-    let found = sqlx::query_as(AssertSqlSafe(namers_sql(kind, named))).bind(names).bind(own).bind(kin);
+    let (kin, own) = kin_of(map, kind, but);
+    let found = sqlx::query_as(AssertSqlSafe(namers_sql(kind, &named.named_by))).bind(names).bind(own).bind(kin);
     let what = || format!("the named_by query of kind {}", kind.kind);
     found.fetch_all(conn).await.map_err(|error| StoreError::of_platform(error, what))
 }
 
+/// The kinds of a kind's table, which are one resource by each id; and the id of `but`, where it is one of theirs.
+fn kin_of<'a>(map: &'a ResourceMap, kind: &ResourceKind, but: &'a ResourceRef) -> (Vec<&'a str>, Option<&'a str>) {
+    let kin: Vec<&str> =
+        map.kinds().filter(|other| other.table == kind.table).map(|other| other.kind.as_str()).collect();
+    let own = kin.contains(&but.kind.as_str()).then(|| but.id.as_str());
+    (kin, own)
+}
+
+/// Objects whose names begin with `start` and that a resource of the kind names which may still need them, apart from
+/// `but`: each with one such resource's id; at most [`MOST_BLOCKERS`].
+///
+/// # Errors
+/// The query of the map failed: then nobody knows.
+pub async fn namers_below(
+    conn: &mut PgConnection,
+    map: &ResourceMap,
+    kind: &ResourceKind,
+    named_below: &Sql,
+    but: &ResourceRef,
+    start: &str,
+) -> Result<Vec<(Option<String>, Option<String>)>, StoreError> {
+    let (kin, own) = kin_of(map, kind, but);
+    let sql = format!("select * from ({}) as found limit {MOST_BLOCKERS}", namers_sql(kind, named_below));
+    let found = sqlx::query_as(AssertSqlSafe(sql)).bind(start).bind(own).bind(kin);
+    let what = || format!("the named_below query of kind {}", kind.kind);
+    found.fetch_all(conn).await.map_err(|error| StoreError::of_platform(error, what))
+}
+
+/// Resources that wait in the trash, apart from `but`, with an object recorded below a prefix, and the first such key; at
+/// most [`MOST_BLOCKERS`].
+///
+/// # Errors
+/// The statement failed.
+pub async fn recorded_below(
+    conn: &mut PgConnection,
+    but: &ResourceRef,
+    at: &Location,
+) -> Result<Vec<(String, String, String)>, StoreError> {
+    Ok(sqlx::query_as(AssertSqlSafe(format!(
+        "select t.kind, t.resource_id, first.key from reprieve.tombstones t
+         cross join lateral (
+             select p, row_number() over (order by n) - 1 as place
+             from jsonb_array_elements(t.locations) with ordinality as l(p, n) where p ? 'keys') as of
+         cross join lateral (
+             select o.key from reprieve.recorded_objects o
+             where o.tombstone_id = t.id and o.place = of.place and o.key >= $5 and starts_with(o.key, $5)
+             order by o.key limit 1) as first
+         where t.state in ('trashed', 'blocked') and not (t.kind = $1 and t.resource_id = $2)
+           and of.p ->> 'store' = $3 and of.p ->> 'bucket' = $4 limit {MOST_BLOCKERS}"
+    )))
+    .bind(but.kind.as_str())
+    .bind(but.id.as_str())
+    .bind(at.store.as_str())
+    .bind(&at.bucket)
+    .bind(at.prefix.as_str())
+    .fetch_all(conn)
+    .await?)
+}
+
 /// The two statements that use a kind's queries, for a resource and a name that nobody has; the first takes an id.
 pub(super) fn trial_sql(kind: &ResourceKind, named: &NamedObjects) -> (String, String) {
-    (format!("select * from ({}) as names limit 1", names_sql(named)), namers_sql(kind, named))
+    (format!("select * from ({}) as names limit 1", names_sql(named)), namers_sql(kind, &named.named_by))
+}
+
+/// The same of a query about what lies below a prefix; it takes a text.
+pub(super) fn trial_below_sql(kind: &ResourceKind, named_below: &Sql) -> String {
+    namers_sql(kind, named_below)
 }
 
 /// Binds what [`trial_sql`]'s second statement asks about: nothing.

@@ -645,6 +645,35 @@ async fn a_store_that_goes_away_midway_lets_what_is_kept_be_counted_once() {
 }
 
 #[tokio::test]
+async fn a_prefix_below_which_another_names_an_object_is_in_use() {
+    let below = "named_below = \"select key, album_id from plat.files where starts_with(key, $1)\"";
+    let bench = Bench::with(&MAP.replacen("named_by", &format!("{below}\nnamed_by"), 1), TABLES, |_| ()).await;
+    bench.run("insert into plat.folders values ('f'), ('f2')").await;
+    name(&bench, "a", &["folders/f/1", "folders/f2"]).await;
+    let error = bench.try_trash("folder", "f").await.expect_err("in use").to_string();
+    assert!(error.contains("album a: names folders/f/1, which lies below the prefix"), "{error}");
+    bench.trash("folder", "f2").await;
+    // it comes in the window
+    bench.run("delete from plat.files where key = 'folders/f/1'").await;
+    let id = bench.trash_due("folder", "f").await;
+    link(&bench, "b", &["folders/f/1"]).await;
+    assert_eq!(bench.slice(id).await, SliceEnd::Blocked(1));
+    // in the trash it needs it as before, by its record alone
+    let album = bench.trash("album", "b").await;
+    bench.run("delete from plat.files").await;
+    bench.make_due(id).await;
+    assert_eq!(bench.slice(id).await, SliceEnd::Blocked(1));
+    assert_eq!(held(&bench), ["folders/f/1", "folders/f2"]);
+    // and past the point of no return it does not: what is live or in the trash keeps it, so the folder's object stays
+    bench.make_due(album).await;
+    purged(&bench, album).await;
+    assert_eq!(bench.tombstone(album).await.progress.objects_kept, 1);
+    bench.make_due(id).await;
+    assert_eq!(bench.slice(id).await, SliceEnd::Purged);
+    assert_eq!(held(&bench), ["folders/f2"]);
+}
+
+#[tokio::test]
 async fn what_is_locked_until_a_date_is_named_and_tried_again_then() {
     let bench = albums().await;
     name(&bench, "a", &["free", "locked"]).await;

@@ -1,5 +1,4 @@
-//! Objects that are not below a prefix of their own: named by a query, recorded when their resource is trashed, and kept
-//! for whoever else needs them.
+//! Objects that are not below a prefix of their own: named by a query, and recorded when their resource is trashed.
 
 use std::time::Duration;
 
@@ -7,7 +6,6 @@ use reprieve::domain::ids::TombstoneId;
 use reprieve::domain::outcome::FailureClass;
 use reprieve::domain::state::State;
 use reprieve::objects::faulty::{Times, failure};
-use reprieve::objects::memory::etag_of;
 use reprieve::objects::{LockMode, ObjectLock, Retention};
 use reprieve::purge::{Budget, SliceEnd};
 use tokio_util::sync::CancellationToken;
@@ -49,18 +47,18 @@ pub const TABLES: &str = "create schema plat;
     create index on plat.files (key);
     insert into plat.albums values ('a'), ('b'), ('c')";
 
-async fn albums() -> Bench {
+pub async fn albums() -> Bench {
     Bench::with(MAP, TABLES, |_| ()).await
 }
 
 /// Objects, and the rows of an album that name them.
-async fn name(bench: &Bench, album: &str, keys: &[&str]) {
+pub async fn name(bench: &Bench, album: &str, keys: &[&str]) {
     keys.iter().for_each(|key| bench.objects.memory().put(BUCKET, key, 10));
     link(bench, album, keys).await;
 }
 
 /// Rows alone.
-async fn link(bench: &Bench, album: &str, keys: &[&str]) {
+pub async fn link(bench: &Bench, album: &str, keys: &[&str]) {
     let keys: Vec<String> = keys.iter().map(ToString::to_string).collect();
     sqlx::query("insert into plat.files select $1, unnest($2::text[])")
         .bind(album)
@@ -70,11 +68,11 @@ async fn link(bench: &Bench, album: &str, keys: &[&str]) {
         .expect("inserts");
 }
 
-fn held(bench: &Bench) -> Vec<String> {
+pub fn held(bench: &Bench) -> Vec<String> {
     bench.objects.memory().keys(BUCKET)
 }
 
-async fn purged(bench: &Bench, id: TombstoneId) {
+pub async fn purged(bench: &Bench, id: TombstoneId) {
     assert_eq!(bench.slice(id).await, SliceEnd::Purged);
     assert_eq!(bench.count(&format!("reprieve.recorded_objects where tombstone_id = '{id}'")).await, 0);
 }
@@ -94,112 +92,6 @@ async fn named_objects_go_and_their_neighbours_stay() {
     assert_eq!((progress.bytes_freed, progress.rows_deleted), (30, 4));
     let receipt = bench.told(id, "purged").await.details;
     assert_eq!((&receipt["objects"]["kept"], &receipt["recorded"][0]["keys"]), (&0.into(), &3.into()), "{receipt:#}");
-}
-
-#[tokio::test]
-async fn what_two_name_goes_with_the_last_of_them_in_any_order() {
-    for (restored, order) in [(false, ["a", "b"]), (false, ["b", "a"]), (true, ["a", "b"])] {
-        let bench = albums().await;
-        name(&bench, "a", &["shared", "only a"]).await;
-        name(&bench, "b", &["only b"]).await;
-        link(&bench, "b", &["shared"]).await;
-        let [first, second] = order;
-        // trashed, and perhaps restored: it needs its objects all the while
-        let other = bench.trash("album", second).await;
-        if restored {
-            bench.restore("album", second).await;
-            assert_eq!(bench.count("reprieve.recorded_objects").await, 0);
-        }
-        let id = bench.trash_due("album", first).await;
-        purged(&bench, id).await;
-        assert_eq!(held(&bench), [format!("only {second}"), "shared".into()]);
-        let progress = bench.tombstone(id).await.progress;
-        assert_eq!((progress.objects_deleted, progress.objects_kept), (1, 1));
-        assert_eq!(bench.told(id, "purged").await.details["objects"]["kept"], 1);
-        let other = if restored { bench.trash("album", second).await } else { other };
-        bench.make_due(other).await;
-        purged(&bench, other).await;
-        assert_eq!(held(&bench), [""; 0]);
-        assert_eq!(bench.tombstone(other).await.progress.objects_deleted, 2);
-    }
-}
-
-#[tokio::test]
-async fn what_a_live_one_names_stays_with_it() {
-    let bench = albums().await;
-    name(&bench, "a", &["shared", "only a"]).await;
-    link(&bench, "b", &["shared"]).await;
-    let id = bench.trash_due("album", "a").await;
-    purged(&bench, id).await;
-    assert_eq!(held(&bench), ["shared"]);
-}
-
-#[tokio::test]
-async fn two_past_the_point_of_no_return_leave_nothing_for_each_other() {
-    let bench = albums().await;
-    name(&bench, "a", &["shared", "only a"]).await;
-    link(&bench, "b", &["shared"]).await;
-    let (a, b) = (bench.trash_due("album", "a").await, bench.trash_due("album", "b").await);
-    let keeper = bench.objects.stop_a_delete(0, At::Before);
-    let purger = bench.purger();
-    let first = tokio::spawn(async move { purger.run_slice(a, &budget()).await });
-    keeper.reached().await;
-    // it has been found to be needed by b, which is not past it yet; so b is the one to delete it
-    assert_eq!(bench.slice(b).await, SliceEnd::Purged);
-    keeper.open();
-    assert_eq!(first.await.expect("no panic").expect("no outage"), SliceEnd::Purged);
-    assert_eq!(held(&bench), [""; 0]);
-    assert_eq!(bench.tombstone(a).await.progress.objects_kept, 1);
-}
-
-#[tokio::test]
-async fn one_that_is_stuck_keeps_nothing_from_another() {
-    let bench = albums().await;
-    name(&bench, "a", &["shared", "locked"]).await;
-    link(&bench, "b", &["shared"]).await;
-    let denied = failure("AccessDenied", FailureClass::Permanent);
-    bench.objects.faults.fail_key("locked", Times::Always, denied);
-    let (a, b) = (bench.trash_due("album", "a").await, bench.trash_due("album", "b").await);
-    assert!(matches!(bench.slice(a).await, SliceEnd::Stuck(why) if why.contains("locked")));
-    assert_eq!(held(&bench), ["locked", "shared"], "b may still be restored");
-    purged(&bench, b).await;
-    assert_eq!(held(&bench), ["locked"]);
-    assert_eq!(bench.state(a).await, State::Stuck);
-}
-
-#[tokio::test]
-async fn a_link_that_outlives_its_purged_resource_keeps_nothing() {
-    let map = MAP.replace("[[resource.rows]]\ntable = \"plat.files\"\ncolumn = \"album_id\"\n", "");
-    let bench = Bench::with(&map, TABLES, |_| ()).await;
-    name(&bench, "a", &["shared"]).await;
-    link(&bench, "b", &["shared"]).await;
-    let a = bench.trash_due("album", "a").await;
-    purged(&bench, a).await;
-    assert_eq!((held(&bench).len(), bench.count("plat.files where album_id = 'a'").await), (1, 1));
-    let b = bench.trash_due("album", "b").await;
-    purged(&bench, b).await;
-    assert_eq!(held(&bench), [""; 0]);
-    // but somebody new with its id is somebody
-    name(&bench, "c", &["shared"]).await;
-    bench.run("insert into plat.albums values ('a')").await;
-    let c = bench.trash_due("album", "c").await;
-    purged(&bench, c).await;
-    assert_eq!(held(&bench), ["shared"]);
-}
-
-#[tokio::test]
-async fn one_in_the_trash_whose_rows_the_platform_has_removed_still_needs_its_objects() {
-    let bench = albums().await;
-    name(&bench, "a", &["shared"]).await;
-    link(&bench, "b", &["shared"]).await;
-    let b = bench.trash("album", "b").await;
-    bench.run("delete from plat.files where album_id = 'b'").await;
-    let a = bench.trash_due("album", "a").await;
-    purged(&bench, a).await;
-    assert_eq!(held(&bench), ["shared"]);
-    bench.make_due(b).await;
-    purged(&bench, b).await;
-    assert_eq!(held(&bench), [""; 0]);
 }
 
 #[tokio::test]
@@ -253,24 +145,6 @@ async fn what_is_named_after_the_trash_goes_too() {
     purged(&bench, id).await;
     assert_eq!(held(&bench), [""; 0]);
     assert_eq!(bench.tombstone(id).await.progress.objects_deleted, 3);
-}
-
-#[tokio::test]
-async fn one_that_comes_to_need_an_object_right_before_its_delete_keeps_it() {
-    let bench = albums().await;
-    let keys: Vec<String> = (0..1500).map(|n| format!("k{n:04}")).collect();
-    name(&bench, "a", &keys.iter().map(String::as_str).collect::<Vec<_>>()).await;
-    let id = bench.trash_due("album", "a").await;
-    let keeper = bench.objects.stop_a_delete(0, At::Before);
-    let purger = bench.purger();
-    let slice = tokio::spawn(async move { purger.run_slice(id, &budget()).await });
-    keeper.reached().await;
-    link(&bench, "b", &["k1200"]).await;
-    keeper.open();
-    assert_eq!(slice.await.expect("no panic").expect("no outage"), SliceEnd::Purged);
-    assert_eq!(held(&bench), ["k1200"]);
-    let progress = bench.tombstone(id).await.progress;
-    assert_eq!((progress.objects_deleted, progress.objects_kept), (1499, 1));
 }
 
 #[tokio::test]
@@ -412,23 +286,6 @@ async fn addresses_name_objects_in_each_of_the_buckets_with_all_their_versions()
 }
 
 #[tokio::test]
-async fn an_object_below_the_prefix_of_somebody_else_stays() {
-    for trashed in [false, true] {
-        let bench = albums().await;
-        name(&bench, "a", &["folders/f/1", "folders/g/1", "folders/f", "folders/f2/1"]).await;
-        bench.run("insert into plat.folders values ('f')").await;
-        if trashed {
-            bench.trash("folder", "f").await;
-            bench.run("delete from plat.folders").await;
-        }
-        let id = bench.trash_due("album", "a").await;
-        purged(&bench, id).await;
-        assert_eq!(held(&bench), ["folders/f/1"], "trashed: {trashed}");
-        assert_eq!(bench.tombstone(id).await.progress.objects_kept, 1);
-    }
-}
-
-#[tokio::test]
 async fn the_plan_counts_them_and_those_that_another_names_and_changes_nothing() {
     let bench = albums().await;
     name(&bench, "a", &["one", "two", "three", "two"]).await;
@@ -440,39 +297,6 @@ async fn the_plan_counts_them_and_those_that_another_names_and_changes_nothing()
     let id = bench.trash("album", "a").await;
     assert_eq!(bench.tombstone(id).await.recorded[0].keys, 3);
     assert_eq!(bench.count("reprieve.recorded_objects").await, 3);
-}
-
-#[tokio::test]
-async fn who_else_names_them_must_be_known_or_nothing_goes() {
-    let bench = albums().await;
-    name(&bench, "a", &["one"]).await;
-    let id = bench.trash_due("album", "a").await;
-    bench.run("alter table plat.files rename column album_id to album").await;
-    let end = bench.slice(id).await;
-    assert!(matches!(&end, SliceEnd::Failed(why) if why.contains("keys query of kind album")), "{end:?}");
-    assert_eq!(held(&bench), ["one"]);
-    bench.run("alter table plat.files rename column album to album_id").await;
-    // an answer to another question is none
-    let lower = MAP.replace("select key, album_id from", "select upper(key), album_id from");
-    let other = Bench::with(&lower, TABLES, |_| ()).await;
-    name(&other, "a", &["one"]).await;
-    let id = other.trash_due("album", "a").await;
-    link(&other, "b", &["one"]).await;
-    let end = other.slice(id).await;
-    assert!(matches!(&end, SliceEnd::Failed(why) if why.contains("was not among the names")), "{end:?}");
-    assert_eq!(held(&other), ["one"]);
-}
-
-#[tokio::test]
-async fn a_map_that_no_longer_says_who_names_them_defers_the_purge() {
-    let mut bench = albums().await;
-    name(&bench, "a", &["one"]).await;
-    let id = bench.trash_due("album", "a").await;
-    let without = MAP.replace("keys = \"select key", "query = \"select key").replace("named_by", "#");
-    bench.config.map = crate::bench::load_config("postgres://nobody@127.0.0.1:1/none", &without).map;
-    let end = bench.slice(id).await;
-    assert!(matches!(&end, SliceEnd::Deferred(why) if why.contains("no longer says who names")), "{end:?}");
-    assert_eq!((bench.state(id).await, held(&bench)), (State::Trashed, vec!["one".to_owned()]));
 }
 
 #[tokio::test]
@@ -511,166 +335,6 @@ async fn a_pause_of_their_store_holds_them() {
     bench.run("insert into reprieve.pauses (scope, name, actor) values ('store', 'main', 'x')").await;
     assert!(matches!(bench.slice(id).await, SliceEnd::Deferred(why) if why.contains("paused")));
     assert_eq!(held(&bench), ["one"]);
-}
-
-/// The same with ETags.
-const WITH_ETAGS: &str = r#"
-[[resource]]
-kind = "album"
-table = "plat.albums"
-id_type = "text"
-[[resource.objects]]
-store = "main"
-bucket = "heimdall-synthetic-iq"
-keys = "select key, etag from plat.files where album_id = $1"
-named_by = "select key, album_id from plat.files where key = any($1)"
-only_if_unchanged = true
-[[resource.rows]]
-table = "plat.files"
-column = "album_id"
-"#;
-
-async fn with_etags(keys: &[&str]) -> Bench {
-    let bench = Bench::with(WITH_ETAGS, TABLES, |_| ()).await;
-    bench.run("alter table plat.files add column etag text").await;
-    name(&bench, "a", keys).await;
-    bench.run(&format!("update plat.files set etag = '\"{}\"'", etag_of(10))).await;
-    bench
-}
-
-#[tokio::test]
-async fn what_has_changed_since_it_was_recorded_stays_until_an_operator_decides() {
-    let manual = include_str!("../../docs/operations.md");
-    let (_, section) = manual.split_once("## Objects that have changed").expect("the section");
-    let mut ways = section.split("```sql").skip(1).map(|way| way.split("```").next().expect("its end").to_owned());
-    let (delete, keep) = (ways.next().expect("to delete it"), ways.next().expect("to keep it"));
-    for (way, left) in [(delete, &[][..]), (keep, &["two"][..])] {
-        let bench = with_etags(&["one", "two", "three"]).await;
-        let id = bench.trash_due("album", "a").await;
-        bench.objects.memory().put(BUCKET, "two", 11);
-        let end = bench.slice(id).await;
-        assert!(
-            matches!(&end, SliceEnd::Stuck(why) if why.contains("it has changed since it was recorded") && why.contains("two")),
-            "{end:?}"
-        );
-        assert_eq!((held(&bench), bench.count("plat.files").await), (vec!["two".to_owned()], 3));
-        assert_eq!(bench.tombstone(id).await.progress.objects_deleted, 2);
-        let sql = way.replace("TOMBSTONE", &id.to_string()).replace("KEY", "two");
-        bench.run(&sql).await;
-        if !left.is_empty() {
-            bench.run("delete from plat.files where key = 'two'").await;
-        }
-        bench.bin.retry(&bench.resource("album", "a"), &alice()).await.expect("goes on");
-        purged(&bench, id).await;
-        assert_eq!(held(&bench), left);
-    }
-}
-
-#[tokio::test]
-async fn an_object_that_changes_right_before_its_delete_stays() {
-    let bench = with_etags(&["one", "two"]).await;
-    let id = bench.trash_due("album", "a").await;
-    let keeper = bench.objects.stop_a_delete(0, At::Before);
-    let purger = bench.purger();
-    let slice = tokio::spawn(async move { purger.run_slice(id, &budget()).await });
-    keeper.reached().await;
-    bench.objects.memory().put(BUCKET, "one", 7);
-    keeper.open();
-    let end = slice.await.expect("no panic").expect("no outage");
-    assert!(matches!(&end, SliceEnd::Stuck(why) if why.contains("changed since")), "{end:?}");
-    assert_eq!(held(&bench), ["one"]);
-}
-
-#[tokio::test]
-async fn a_lost_answer_to_a_conditional_delete_is_no_change() {
-    let bench = with_etags(&["one", "two"]).await;
-    let id = bench.trash_due("album", "a").await;
-    bench.objects.faults.lose_next_answer();
-    purged(&bench, id).await;
-    let progress = bench.tombstone(id).await.progress;
-    assert_eq!((progress.objects_listed, progress.objects_gone()), (2, 2));
-}
-
-#[tokio::test]
-async fn a_worker_that_dies_after_a_conditional_delete_leaves_no_change_behind() {
-    let bench = with_etags(&["one", "two"]).await;
-    let id = bench.trash_due("album", "a").await;
-    let keeper = bench.objects.stop_a_delete(0, At::After);
-    let purger = bench.purger();
-    let slice = tokio::spawn(async move { purger.run_slice(id, &budget()).await });
-    keeper.reached().await;
-    slice.abort();
-    assert!(slice.await.expect_err("it was ended").is_cancelled());
-    bench.run("update reprieve.tombstones set lease_until = now() - interval '1 second'").await;
-    purged(&bench, id).await;
-    assert_eq!((held(&bench).len(), bench.tombstone(id).await.progress.objects_gone()), (0, 2));
-}
-
-#[tokio::test]
-async fn a_key_without_its_etag_refuses_the_trash() {
-    let bench = with_etags(&["one", "two"]).await;
-    bench.run("update plat.files set etag = null where key = 'two'").await;
-    let error = bench.try_trash("album", "a").await.expect_err("nothing to compare").to_string();
-    assert!(error.contains("no etag for \"two\""), "{error}");
-}
-
-#[tokio::test]
-async fn a_bucket_with_versions_cannot_be_told_to_be_unchanged_and_says_so() {
-    let map = WITH_ETAGS.replace("bucket = \"heimdall-synthetic-iq\"", "bucket = \"second-bucket\"");
-    let bench = Bench::with(&map, TABLES, |_| ()).await;
-    bench.run("alter table plat.files add column etag text").await;
-    bench.objects.memory().put("second-bucket", "one", 10);
-    bench.run(&format!("insert into plat.files values ('a', 'one', '{}')", etag_of(10))).await;
-    let id = bench.trash_due("album", "a").await;
-    let end = bench.slice(id).await;
-    assert!(matches!(&end, SliceEnd::Stuck(why) if why.contains("keeps versions")), "{end:?}");
-    assert_eq!(bench.objects.memory().count("second-bucket"), 1);
-}
-
-#[tokio::test]
-async fn a_store_that_goes_away_midway_lets_what_is_kept_be_counted_once() {
-    let bench = albums().await;
-    name(&bench, "a", &["a", "b", "c", "d", "kept"]).await;
-    link(&bench, "b", &["kept"]).await;
-    bench.objects.faults.grant(2, reprieve::domain::outcome::RetryAfter::seconds(60));
-    let id = bench.trash_due("album", "a").await;
-    let end = bench.slice(id).await;
-    assert!(matches!(&end, SliceEnd::Failed(why) if why.contains("SlowDown")), "{end:?}");
-    assert_eq!(bench.objects(), 3);
-    bench.make_due(id).await;
-    assert_eq!(bench.slice(id).await, SliceEnd::Purged);
-    assert_eq!(held(&bench), ["kept"]);
-    let progress = bench.tombstone(id).await.progress;
-    assert_eq!((progress.objects_deleted, progress.objects_kept), (4, 1));
-}
-
-#[tokio::test]
-async fn a_prefix_below_which_another_names_an_object_is_in_use() {
-    let below = "named_below = \"select key, album_id from plat.files where starts_with(key, $1)\"";
-    let bench = Bench::with(&MAP.replacen("named_by", &format!("{below}\nnamed_by"), 1), TABLES, |_| ()).await;
-    bench.run("insert into plat.folders values ('f'), ('f2')").await;
-    name(&bench, "a", &["folders/f/1", "folders/f2"]).await;
-    let error = bench.try_trash("folder", "f").await.expect_err("in use").to_string();
-    assert!(error.contains("album a: names folders/f/1, which lies below the prefix"), "{error}");
-    bench.trash("folder", "f2").await;
-    // it comes in the window
-    bench.run("delete from plat.files where key = 'folders/f/1'").await;
-    let id = bench.trash_due("folder", "f").await;
-    link(&bench, "b", &["folders/f/1"]).await;
-    assert_eq!(bench.slice(id).await, SliceEnd::Blocked(1));
-    // in the trash it needs it as before, by its record alone
-    let album = bench.trash("album", "b").await;
-    bench.run("delete from plat.files").await;
-    bench.make_due(id).await;
-    assert_eq!(bench.slice(id).await, SliceEnd::Blocked(1));
-    assert_eq!(held(&bench), ["folders/f/1", "folders/f2"]);
-    // and past the point of no return it does not: what is live or in the trash keeps it, so the folder's object stays
-    bench.make_due(album).await;
-    purged(&bench, album).await;
-    assert_eq!(bench.tombstone(album).await.progress.objects_kept, 1);
-    bench.make_due(id).await;
-    assert_eq!(bench.slice(id).await, SliceEnd::Purged);
-    assert_eq!(held(&bench), ["folders/f2"]);
 }
 
 #[tokio::test]

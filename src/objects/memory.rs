@@ -179,9 +179,9 @@ impl Bucket {
             return no_conditions();
         }
         match self.keys.get(&object.key).and_then(|versions| versions.first()).filter(|version| !version.is_marker) {
-            None => KeyOutcome::AlreadyAbsent,
             Some(current) if etag_of(current.size) == etag => self.delete(object),
-            Some(_) => {
+            // of what is absent as well, as SeaweedFS has it
+            Some(_) | None => {
                 let (code, message) = ("PreconditionFailed".to_owned(), "it has another ETag".to_owned());
                 KeyOutcome::Failed(KeyFailure { code, message, class: FailureClass::Permanent })
             }

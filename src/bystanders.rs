@@ -3,6 +3,8 @@
 //! Invariant: a resource that is live, or in the trash on its own, loses neither row nor object to the purge of
 //! another. It is named as a blocker before anything is written, and again at the point of no return.
 
+pub mod named;
+
 use std::collections::BTreeSet;
 
 use sqlx::PgConnection;
@@ -88,6 +90,11 @@ pub async fn of(
             if !along.contains(&open) {
                 found.push(blocker("in the trash", &open, "its objects lie below the prefix of this one"));
             }
+        }
+    }
+    for (who, key) in named::below(&mut *conn, map, resource, locations).await? {
+        if !along.contains(&who) {
+            found.push(blocker("named object", &who, &format!("names {key}, which lies below the prefix of this one")));
         }
     }
     found.dedup_by(|a, b| a.label == b.label);

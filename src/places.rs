@@ -2,6 +2,8 @@
 //!
 //! Invariant: no place leaves here that could not be trusted with a delete, and none inside of another. Asked when a
 //! resource is trashed, and once more at the point of no return, when a place that is new keeps it from being purged.
+//! Objects that are named one by one are recorded instead, in the database, which is also asked again for those that came
+//! later: one with a name that cannot be one is refused, and nothing of it is recorded.
 
 use std::collections::BTreeSet;
 
@@ -9,13 +11,14 @@ use sqlx::PgConnection;
 
 use crate::{
     domain::{
-        ids::ResourceId,
-        location::{Location, UnsafePlace, parse_address},
+        ids::{ResourceId, TombstoneId},
+        location::{KeyPlace, Location, UnsafePlace, parse_address},
         map::{ObjectsAt, ResourceKind},
     },
     store::{
         StoreError,
         platform::{self, ResourceRow},
+        recorded::{self, Written},
     },
 };
 
@@ -59,6 +62,7 @@ pub async fn resolve(
                     found.insert(Location::new(store.clone(), bucket, prefix, server));
                 }
             }
+            ObjectsAt::Keys(_) => {}
         }
     }
     let mut places: Vec<Location> = Vec::new();
@@ -69,4 +73,36 @@ pub async fn resolve(
         }
     }
     Ok(places)
+}
+
+/// Records what a resource's rows name now, for a tombstone with these places, beside what is recorded already; counts
+/// what is new there, and gives back how much that is. The caller's transaction is spoiled by an error.
+///
+/// # Errors
+/// [`UnknownPlace`]: a name that no object can have, or one in a bucket that is none of `places`.
+pub async fn record(
+    conn: &mut PgConnection,
+    kind: &ResourceKind,
+    id: &ResourceId,
+    tombstone: TombstoneId,
+    places: &mut [KeyPlace],
+) -> Result<u64, UnknownPlace> {
+    let mut new = 0;
+    for named in kind.named_objects() {
+        match recorded::record(&mut *conn, kind, named, id, tombstone, places).await? {
+            Written::All(counts) => {
+                for (place, count) in places.iter_mut().zip(counts) {
+                    place.keys += count;
+                    new += count;
+                }
+            }
+            Written::NoKey(name) => {
+                let name = name.map_or_else(|| "a null".to_owned(), |name| format!("{name:?}"));
+                return Err(UnsafePlace::Key(name).into());
+            }
+            Written::NoEtag(key) => return Err(UnsafePlace::NoEtag(key).into()),
+            Written::ForeignBucket(bucket) => return Err(UnknownPlace::ForeignBucket(bucket)),
+        }
+    }
+    Ok(new)
 }

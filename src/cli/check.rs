@@ -2,6 +2,8 @@
 //!
 //! Invariant: it looks only. Nothing is declared, written or deleted, and one finding hides no other.
 
+use std::collections::BTreeSet;
+
 use clap::Args;
 use serde::Serialize;
 use sqlx::PgConnection;
@@ -12,7 +14,10 @@ use super::{
 };
 use crate::{
     app::App,
-    domain::map::{ResourceKind, SoftDelete},
+    domain::{
+        location::StoreName,
+        map::{ObjectsAt, ResourceKind, SoftDelete},
+    },
     objects::{BucketFacts, DefaultRetention, LockMode, UploadsListed, Versioning},
     queue::TaskQueue,
     store::{StoreError, guards, inspect, migrate},
@@ -86,6 +91,7 @@ async fn check_database(app: &App, findings: &mut Findings) -> Result<(), StoreE
     let mut conn = app.store.conn().await?;
     inspect::look_only(&mut conn).await?;
     check_overlaps(app, findings);
+    check_prefixes_over_names(app, findings);
     for kind in app.trash.map().kinds() {
         check_kind(&mut conn, kind, findings).await?;
     }
@@ -125,6 +131,32 @@ fn check_overlaps(app: &App, findings: &mut Findings) {
     }
 }
 
+/// Kinds that are emptied by prefix in a bucket where another kind names objects one by one.
+fn check_prefixes_over_names(app: &App, findings: &mut Findings) {
+    let map = app.trash.map();
+    for kind in map.kinds() {
+        let places = kind.objects.iter().flat_map(|at| match at {
+            ObjectsAt::Template { store, bucket, .. } => vec![(store, bucket)],
+            ObjectsAt::Query { store, buckets, .. } => buckets.iter().map(|bucket| (store, bucket)).collect(),
+            ObjectsAt::Keys(_) => Vec::new(),
+        });
+        let places: BTreeSet<_> = places.collect();
+        for other in map.kinds() {
+            let both = places.iter().find(|(store, bucket)| {
+                other.named_objects().any(|at| at.named_below.is_none() && at.reaches(store, bucket))
+            });
+            if let Some((_, bucket)) = both {
+                let found = format!(
+                    "a purge empties its prefixes in {bucket} without asking whether the kind {} names an object below \
+                     them: say with `named_below` how to find out",
+                    other.kind
+                );
+                findings.add(Level::Warning, kind.kind.to_string(), found);
+            }
+        }
+    }
+}
+
 async fn check_kind(conn: &mut PgConnection, kind: &ResourceKind, findings: &mut Findings) -> Result<(), StoreError> {
     let about = kind.kind.to_string();
     let failures = inspect::try_queries(conn, kind).await;
@@ -151,6 +183,14 @@ async fn check_kind(conn: &mut PgConnection, kind: &ResourceKind, findings: &mut
                 &about,
                 format!("its soft_delete column is of the type {found}, which does not fit its form"),
             );
+        }
+    }
+    for named in kind.named_objects() {
+        for table in inspect::scanned_for_names(conn, named).await? {
+            let found = format!(
+                "no index of {table} finds what its named_by query asks for: each batch of a purge reads it whole"
+            );
+            findings.add(Level::Warning, &about, found);
         }
     }
     if kind.references.is_empty() {
@@ -228,9 +268,25 @@ async fn check_stores(app: &App, findings: &mut Findings) {
                         findings.add(Level::Warning, &about, "locked objects cannot be purged before their date");
                     }
                     check_abilities(&facts, &about, findings);
+                    if facts.versioning == Versioning::Kept {
+                        check_conditions(app, name, bucket, &about, findings);
+                    }
                 }
                 Err(error) => findings.add(Level::Problem, &about, error.to_string()),
             }
+        }
+    }
+}
+
+/// Kinds whose objects are compared before they are deleted, in a bucket that keeps versions.
+fn check_conditions(app: &App, store: &StoreName, bucket: &str, about: &str, findings: &mut Findings) {
+    for kind in app.trash.map().kinds() {
+        if kind.named_objects().any(|named| named.only_if_unchanged && named.reaches(store, bucket)) {
+            let found = format!(
+                "keeps versions, where only_if_unchanged cannot be told: no object of the kind {} would be deleted",
+                kind.kind
+            );
+            findings.add(Level::Problem, about, found);
         }
     }
 }

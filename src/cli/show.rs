@@ -90,6 +90,11 @@ fn text(shown: &Shown) -> String {
     }
     facts.extend(tombstone.blockers.iter().map(|blocker| ("blocked", blocker.to_string())));
     facts.extend(tombstone.locations.iter().map(|location| ("objects", location.to_string())));
+    facts.extend(tombstone.recorded.iter().filter(|at| at.keys > 0).map(|at| ("objects", at.to_string())));
+    if progress.objects_kept > 0 {
+        let kept = counted(progress.objects_kept, "object");
+        facts.push(("kept", format!("{kept}, since another resource names the same")));
+    }
     if tombstone.purging_at.is_some() {
         facts.push((
             "progress",

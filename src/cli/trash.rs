@@ -10,7 +10,7 @@ use super::{
 use crate::{
     app::App,
     domain::retention::Retention,
-    trash::{Count, Plan, TrashError, TrashRequest, count},
+    trash::{Count, KeyPlan, Plan, TrashError, TrashRequest, count},
 };
 
 #[derive(Debug, Args)]
@@ -72,6 +72,16 @@ impl Trash {
     }
 }
 
+/// Objects that are named one by one.
+fn show_keys(keys: &KeyPlan) -> String {
+    let shared = match (keys.shared, keys.at_least) {
+        (0, false) => String::new(),
+        (shared, false) => format!(", of which {shared} stay: another resource names them too"),
+        (shared, true) => format!(", of which at least {shared} stay: another resource names them too"),
+    };
+    format!("{}{shared}\n", keys.place)
+}
+
 fn show_plan(counted: &CountedPlan) -> String {
     let plan = &counted.plan;
     if let Some(open) = &plan.already {
@@ -83,12 +93,17 @@ fn show_plan(counted: &CountedPlan) -> String {
         vec![member.resource.to_string(), name, member.retention.to_string()]
     });
     let mut text = format!("would trash:\n{}\n", table(&["resource", "name", "restore window"], members));
-    if counted.counts.is_empty() {
+    let keys: Vec<&KeyPlan> =
+        plan.members.iter().flat_map(|member| &member.recorded).filter(|keys| keys.place.keys > 0).collect();
+    if counted.counts.is_empty() && keys.is_empty() {
         text += "\nno objects belong to it\n";
     } else {
         text += "\nand purge after the window:\n";
-        text += &below(&counted.counts);
-        text += "\n";
+        if !counted.counts.is_empty() {
+            text += &below(&counted.counts);
+            text += "\n";
+        }
+        text.extend(keys.into_iter().map(show_keys));
     }
     let already = plan.children_already.iter().map(|child| format!("{} is in the trash already\n", child.resource));
     text += &already.collect::<String>();

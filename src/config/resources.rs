@@ -13,8 +13,8 @@ use crate::domain::{
     ids::{IdType, Kind},
     location::{PrefixTemplate, StoreName},
     map::{
-        ChildRows, Children, Column, Guard, ObjectsAt, Protection, Reference, ResourceKind, ResourceMap, SoftDelete,
-        Sql, Table,
+        ChildRows, Children, Column, Guard, InvalidSql, NamedObjects, ObjectsAt, Protection, Reference, ResourceKind,
+        ResourceMap, SoftDelete, Sql, Table,
     },
     retention::Retention,
 };
@@ -179,9 +179,13 @@ fn read_objects(at: Reader<'_>, stores: &BTreeMap<StoreName, StoreConfig>) -> Op
     let bucket = at.text("bucket");
     let template = at.parsed("prefix", PrefixTemplate::parse);
     let query = at.parsed("query", Sql::query);
-    if at.has("prefix") == at.has("query") {
-        at.problem("prefix", "give one of `prefix` (a template such as \"datasets/{id}/\") and `query`");
+    let keys = at.parsed("keys", Sql::query);
+    if [at.has("prefix"), at.has("query"), at.has("keys")].into_iter().filter(|given| *given).count() != 1 {
+        at.problem("prefix", "give one of `prefix` (a template such as \"datasets/{id}/\"), `query` and `keys`");
     }
+    let named_by = read_named_by(&at);
+    let named_below = at.parsed("named_below", |raw| inverse(raw, "what the names begin with"));
+    let only_if_unchanged = at.flag("only_if_unchanged", false);
     let store_config = store.as_ref().and_then(|store| {
         let found = stores.get(store);
         if found.is_none() {
@@ -210,10 +214,39 @@ fn read_objects(at: Reader<'_>, stores: &BTreeMap<StoreName, StoreConfig>) -> Op
             }
         },
         (Some(store), None, Some(query)) => Some(ObjectsAt::Query { store, address, buckets, query }),
+        (Some(store), None, None) => keys.zip(named_by).map(|(keys, named_by)| {
+            ObjectsAt::Keys(NamedObjects { store, address, buckets, keys, named_by, named_below, only_if_unchanged })
+        }),
         _ => None,
     };
     at.finish();
     objects
+}
+
+/// The inverse of `keys`, which alone tells whether somebody else needs an object.
+fn read_named_by(at: &Reader<'_>) -> Option<Sql> {
+    let hint = "SQL that returns the name and the resource's id for each of the names in $1, such as \
+                \"select key, dataset_id from files where key = any($1)\": an object that another resource names is kept";
+    if at.has("keys") {
+        return at.required("named_by", hint, |raw| inverse(raw, "the list of names"));
+    }
+    for key in ["named_by", "named_below", "only_if_unchanged"] {
+        if at.has(key) {
+            at.problem(key, "belongs to `keys`, which is missing");
+        }
+    }
+    None
+}
+
+/// A query that does not ask about one resource.
+fn inverse(raw: &str, parameter: &str) -> Result<Sql, String> {
+    Sql::query(raw).map_err(|error| match error {
+        InvalidSql::NoParameter => format!("the query does not mention $1, {parameter}"),
+        InvalidSql::OtherParameter(other) => {
+            format!("the query mentions ${other}, but its only parameter is $1, {parameter}")
+        }
+        other => other.to_string(),
+    })
 }
 
 fn read_child_rows(rows: Reader<'_>) -> Option<ChildRows> {

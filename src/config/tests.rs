@@ -178,3 +178,48 @@ fn secrets_can_come_from_files() {
     let config = load(&[("reprieve.toml", &from_file)]).unwrap();
     assert_eq!(config.database.url.expose_secret(), "postgres://from-file/db");
 }
+
+const KEYED: &str = r#"
+    [[resource]]
+    kind = "album"
+    table = "public.albums"
+    [[resource.objects]]
+    store = "main"
+    keys = "select key, etag from public.files where album_id = $1"
+    named_by = "select key, album_id from public.files where key = any($1)"
+    only_if_unchanged = true
+"#;
+
+#[test]
+fn objects_can_be_named_one_by_one_where_it_can_be_told_who_else_names_them() {
+    let config = load(&[("reprieve.toml", &format!("{GOOD}{KEYED}"))]).unwrap();
+    let album = config.map.kind("album").unwrap();
+    let named: Vec<_> = album.named_objects().collect();
+    assert_eq!((named.len(), named[0].only_bucket(), named[0].only_if_unchanged), (1, Some("data-sets"), true));
+    assert_eq!(album.key_places()[0].to_string(), "0 keys in s3://data-sets/ (store main)");
+}
+
+#[test]
+fn a_key_query_that_cannot_be_checked_is_refused_with_its_key() {
+    let without = |line: &str| KEYED.lines().filter(|l| !l.contains(line)).collect::<Vec<_>>().join("\n");
+    for (text, key, why) in [
+        (without("named_by"), "objects[0].named_by", "is missing"),
+        (without("keys ="), "objects[0].named_by", "belongs to `keys`"),
+        (without("keys ="), "objects[0].only_if_unchanged", "belongs to `keys`"),
+        (without("keys ="), "objects[0].prefix", "give one of"),
+        (KEYED.replace("where key = any($1)", ""), "objects[0].named_by", "does not mention $1, the list of names"),
+        (
+            KEYED.replace("named_by", "named_below = \"select 1\"\nnamed_by"),
+            "objects[0].named_below",
+            "does not mention $1, what",
+        ),
+        (KEYED.replace("any($1)", "any($1) and $2"), "objects[0].named_by", "mentions $2"),
+        (KEYED.replace("where album_id = $1", ""), "objects[0].keys", "does not mention $1, the id"),
+        (KEYED.replace("keys =", "prefix = \"a/{id}/\"\nkeys ="), "objects[0].prefix", "give one of"),
+        (KEYED.replace("= true", "= 3"), "objects[0].only_if_unchanged", "true or false"),
+        (KEYED.replace("\"main\"", "\"main\"\nbucket = \"else\""), "objects[0].bucket", "does not list"),
+    ] {
+        let found = problems(&format!("{GOOD}{text}"));
+        assert!(found.iter().any(|found| found.contains(key) && found.contains(why)), "{key} {why} in {found:#?}");
+    }
+}

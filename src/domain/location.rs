@@ -47,6 +47,15 @@ pub enum UnsafePlace {
         "unsafe prefix {0:?}: it must not be empty or start with `/`, must end in `/`, and have no empty, `.` or `..` part"
     )]
     Prefix(String),
+    /// What a query names cannot be the key of an object.
+    #[error(
+        "the keys query returned {0}, which is no object's name: expected a key of 1 to 1024 bytes, or s3://bucket/key \
+         (needed where several buckets are meant)"
+    )]
+    Key(String),
+    /// A key without what it is to be compared by.
+    #[error("the keys query returned no etag for {0:?}, which only_if_unchanged needs")]
+    NoEtag(String),
     /// Not `s3://bucket/prefix/`.
     #[error("{0:?} is not an address of the form s3://bucket/prefix/")]
     Address(String),
@@ -121,6 +130,26 @@ impl Location {
 impl std::fmt::Display for Location {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "s3://{}/{} (store {})", self.bucket, self.prefix, self.store)
+    }
+}
+
+/// A bucket in which a resource's objects are recorded one by one, by their keys.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyPlace {
+    /// The store.
+    pub store: StoreName,
+    /// The bucket.
+    pub bucket: String,
+    /// Where the store was when the keys were recorded.
+    pub endpoint: String,
+    /// How many were recorded when the resource was trashed; more may have been since.
+    pub keys: u64,
+}
+
+impl std::fmt::Display for KeyPlace {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let s = if self.keys == 1 { "" } else { "s" };
+        write!(f, "{} key{s} in s3://{}/ (store {})", self.keys, self.bucket, self.store)
     }
 }
 
@@ -250,6 +279,27 @@ impl PrefixTemplate {
             .collect()
     }
 
+    /// The id of the one resource below whose prefix the key may lie; `None`: below none of this template.
+    pub fn id_in(&self, key: &str, ids: IdType) -> Option<ResourceId> {
+        let mut parts = key.split('/');
+        let mut found = None;
+        for own in self.raw.trim_end_matches('/').split('/') {
+            let part = parts.next()?;
+            match (own.find('{'), own.rfind('}')) {
+                (Some(open), Some(close)) => {
+                    let value = part.strip_prefix(&own[..open])?.strip_suffix(&own[close + 1..])?;
+                    if &own[open..=close] == "{id}" {
+                        found = Some(ids.parse(value).ok()?);
+                    }
+                }
+                _ if own == part => {}
+                _ => return None,
+            }
+        }
+        // a key that is the prefix but for its slash does not lie below it
+        parts.next().and(found)
+    }
+
     /// The prefix of one resource. `column` gives a column's value as text, `None` for null.
     ///
     /// # Errors
@@ -376,6 +426,19 @@ mod tests {
         assert_eq!(may("synthetic/{id}/", "raw/{id}/"), (false, false));
         assert_eq!(may("a-{id}/", "b-{id}/x/"), (false, false));
         assert_eq!(may("a/{id}-x/", "a/{id}-y/"), (false, false));
+    }
+
+    #[test]
+    fn a_key_tells_the_one_resource_below_whose_prefix_it_may_lie() {
+        let id = |template: &str, key: &str| {
+            let template = PrefixTemplate::parse(template).unwrap();
+            template.id_in(key, IdType::Text).map(|id| id.to_string())
+        };
+        assert_eq!(id("sets/set-{id}/", "sets/set-7/a/b").as_deref(), Some("7"));
+        assert_eq!(id("{owner}/{id}/", "anna/7/").as_deref(), Some("7"));
+        for key in ["sets/set-7", "sets/7/a", "set/set-7/a", "sets/set-/a", "sets", "sets/set-a b/c", "/sets/set-7/a"] {
+            assert_eq!(id("sets/set-{id}/", key), None, "{key}");
+        }
     }
 
     #[test]

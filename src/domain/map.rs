@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, fmt};
 
 use super::{
     ids::{IdType, Kind},
-    location::{PrefixTemplate, StoreName},
+    location::{KeyPlace, PrefixTemplate, StoreName},
     retention::Retention,
 };
 
@@ -179,6 +179,42 @@ pub enum ObjectsAt {
         /// The query: one text column.
         query: Sql,
     },
+    /// Wherever they are: a query names them one by one.
+    Keys(NamedObjects),
+}
+
+/// Objects that a query names one by one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamedObjects {
+    /// The store.
+    pub store: StoreName,
+    /// Where the store is.
+    pub address: String,
+    /// The only buckets that they may be in.
+    pub buckets: Vec<String>,
+    /// Names the objects of a resource: a key, or `s3://bucket/key`, and with `only_if_unchanged` its ETag.
+    pub keys: Sql,
+    /// Names the resources of some objects: `$1` is a list of such names; columns: name, id.
+    pub named_by: Sql,
+    /// Names the resources of the objects below a prefix: `$1` is what such names begin with; columns: name, id.
+    pub named_below: Option<Sql>,
+    /// Whether an object is deleted only while it has the ETag that was recorded.
+    pub only_if_unchanged: bool,
+}
+
+impl NamedObjects {
+    /// Whether it can name objects of that bucket.
+    pub fn reaches(&self, store: &StoreName, bucket: &str) -> bool {
+        self.store == *store && self.buckets.iter().any(|own| own == bucket)
+    }
+
+    /// The bucket of a key without one.
+    pub fn only_bucket(&self) -> Option<&str> {
+        match self.buckets.as_slice() {
+            [bucket] => Some(bucket),
+            _ => None,
+        }
+    }
 }
 
 /// Rows that go with the resource.
@@ -267,6 +303,28 @@ impl ResourceKind {
             }
             _ => None,
         })
+    }
+
+    /// The entries that name objects one by one.
+    pub fn named_objects(&self) -> impl Iterator<Item = &NamedObjects> {
+        self.objects.iter().filter_map(|at| match at {
+            ObjectsAt::Keys(named) => Some(named),
+            ObjectsAt::Template { .. } | ObjectsAt::Query { .. } => None,
+        })
+    }
+
+    /// The buckets that these can be in, each once.
+    pub fn key_places(&self) -> Vec<KeyPlace> {
+        let mut places: Vec<KeyPlace> = Vec::new();
+        for named in self.named_objects() {
+            for bucket in &named.buckets {
+                if !places.iter().any(|known| named.store == known.store && *bucket == known.bucket) {
+                    let (store, endpoint) = (named.store.clone(), named.address.clone());
+                    places.push(KeyPlace { store, bucket: bucket.clone(), endpoint, keys: 0 });
+                }
+            }
+        }
+        places
     }
 
     /// Whether a query says where some of its objects lie.

@@ -29,6 +29,9 @@ pub struct Progress {
     pub objects_unknown: u64,
     /// Unfinished multipart uploads aborted. No listing of objects shows them, so they are in none of the figures above.
     pub uploads_aborted: u64,
+    /// Objects that stay, since another resource names them too; in none of the figures above either.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub objects_kept: u64,
     /// Bytes of the objects deleted or found gone.
     pub bytes_freed: u64,
     /// Child rows and resource rows deleted.
@@ -78,16 +81,18 @@ impl Progress {
             versions_gone: self.versions_gone - then.versions_gone,
             markers_gone: self.markers_gone - then.markers_gone,
             uploads_aborted: self.uploads_aborted - then.uploads_aborted,
+            objects_kept: self.objects_kept - then.objects_kept,
             bytes_freed: self.bytes_freed - then.bytes_freed,
             rows_deleted: self.rows_deleted - then.rows_deleted,
         }
     }
 
-    /// A new pass lists anew: what failed or stayed unknown will be seen and counted again.
+    /// A new pass lists anew: what failed, stayed unknown or was kept will be seen and counted again.
     pub fn begin_pass(&mut self) {
         self.objects_listed -= self.objects_failed + self.objects_unknown;
         self.objects_failed = 0;
         self.objects_unknown = 0;
+        self.objects_kept = 0;
     }
 
     /// Whether the last pass has left objects behind.
@@ -105,6 +110,11 @@ impl Progress {
         self.objects_listed == self.objects_deleted + self.objects_absent + self.objects_failed + self.objects_unknown
             && self.versions_gone + self.markers_gone <= self.objects_gone()
     }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 #[cfg(test)]

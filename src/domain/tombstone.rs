@@ -1,14 +1,15 @@
 //! A tombstone: one resource's stay in the trash, from trash to its end.
 //!
 //! Invariant: the places to empty are fixed when it is written. Whatever happens to the platform's rows or to the map
-//! afterwards, a purge empties these and nothing else.
+//! afterwards, a purge empties these and nothing else. Of the buckets where objects are recorded by key, the keys that the
+//! platform's rows named at that time or later.
 
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::{
     ids::{Actor, Fence, InvalidName, ResourceRef, TombstoneId},
-    location::Location,
+    location::{KeyPlace, Location},
     progress::Progress,
     state::State,
 };
@@ -90,6 +91,9 @@ pub struct Tombstone {
     pub parent: Option<TombstoneId>,
     /// What a purge empties.
     pub locations: Vec<Location>,
+    /// Where objects are that a purge deletes one by one, as they are recorded.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub recorded: Vec<KeyPlace>,
     /// Who used it at the last check.
     pub blockers: Vec<Blocker>,
     /// Failed attempts since it was trashed or last retried.
@@ -120,4 +124,12 @@ pub struct Tombstone {
     /// When it was restored or purged.
     #[serde(with = "time::serde::rfc3339::option")]
     pub closed_at: Option<OffsetDateTime>,
+}
+
+impl Tombstone {
+    /// The names of the stores that its objects are in.
+    pub fn stores(&self) -> Vec<String> {
+        let prefixes = self.locations.iter().map(|at| &at.store);
+        prefixes.chain(self.recorded.iter().map(|at| &at.store)).map(ToString::to_string).collect()
+    }
 }

@@ -185,6 +185,7 @@ pub(crate) fn meaning(code: &str) -> Option<Meaning> {
         | "RequestTimeout"
         | "RequestTimeoutException"
         | "OperationAborted"
+        | "ConditionalRequestConflict"
         | "OperationTimedOut"
         | "IncompleteBody"
         // our clock is wrong, or the store's: another worker's may be right, and either can be set
@@ -231,6 +232,7 @@ pub(crate) fn meaning(code: &str) -> Option<Meaning> {
         | "NoSuchBucket"
         | "NotFound"
         | "ObjectLocked"
+        | "PreconditionFailed"
         | "ObjectLockConfigurationNotFoundError"
         | "NoSuchObjectLockConfiguration"
         | "NoSuchObjectLegalHold"

@@ -196,6 +196,23 @@ impl<S: ObjectStore> ObjectStore for FaultyStore<S> {
         outcome.with_lost_answer(lost_answer).with_retry_after(wait)
     }
 
+    async fn delete_unchanged(&self, permit: &Permit, bucket: &str, objects: &[(ObjectRef, String)]) -> BatchOutcome {
+        let asked: Vec<ObjectRef> = objects.iter().map(|(object, _)| object.clone()).collect();
+        let whole = {
+            let mut script = self.script();
+            script.batches.push(objects.len());
+            script.deletes.pop_front()
+        };
+        if let Some(Whole::Refused(failure)) = whole {
+            return BatchOutcome::uniform(&asked, &KeyOutcome::Failed(failure));
+        }
+        let done = self.inner.delete_unchanged(permit, bucket, objects).await;
+        match whole {
+            Some(Whole::Lost(why)) => BatchOutcome::lost(&asked, why),
+            _ => done,
+        }
+    }
+
     async fn list_uploads(
         &self,
         bucket: &str,

@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 
 use super::{
     BucketFacts, Cursor, MAX_BATCH, ObjectEntry, ObjectLock, ObjectStore, ObjectsError, PERMIT_OVER, Page, Permit,
-    UnfinishedUpload, UploadPage, UploadsListed, Versioning, not_attempted,
+    UnfinishedUpload, UploadPage, UploadsListed, Versioning, no_conditions, not_attempted,
 };
 use crate::domain::outcome::{BatchOutcome, EntryKind, FailureClass, KeyFailure, KeyOutcome, ObjectRef, distinct};
 
@@ -115,6 +115,11 @@ impl MemoryStore {
         self.lock().get(bucket).map_or(0, |bucket| bucket.keys.values().map(Vec::len).sum())
     }
 
+    /// The keys of a bucket, in their order.
+    pub fn keys(&self, bucket: &str) -> Vec<String> {
+        self.lock().get(bucket).map_or_else(Vec::new, |bucket| bucket.keys.keys().cloned().collect())
+    }
+
     /// A panic while the lock is held leaves whole objects behind, so a poisoned lock is as good as any.
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Bucket>> {
         self.buckets.lock().unwrap_or_else(PoisonError::into_inner)
@@ -169,6 +174,20 @@ impl Bucket {
         KeyOutcome::Deleted
     }
 
+    fn delete_unchanged(&mut self, object: &ObjectRef, etag: &str) -> KeyOutcome {
+        if object.version.is_some() {
+            return no_conditions();
+        }
+        match self.keys.get(&object.key).and_then(|versions| versions.first()).filter(|version| !version.is_marker) {
+            Some(current) if etag_of(current.size) == etag => self.delete(object),
+            // of what is absent as well, as SeaweedFS has it
+            Some(_) | None => {
+                let (code, message) = ("PreconditionFailed".to_owned(), "it has another ETag".to_owned());
+                KeyOutcome::Failed(KeyFailure { code, message, class: FailureClass::Permanent })
+            }
+        }
+    }
+
     /// Everything below `prefix` after `after`, in order. A cursor without a version lies after all of its key.
     fn below<'a>(&'a self, prefix: &'a str, after: Option<&'a Cursor>) -> impl Iterator<Item = ObjectEntry> + 'a {
         let keys = self.keys.range(prefix.to_owned()..).take_while(move |(key, _)| key.starts_with(prefix));
@@ -189,6 +208,11 @@ impl Bucket {
             },
         })
     }
+}
+
+/// Objects here have no content: their size stands for it.
+pub fn etag_of(size: u64) -> String {
+    format!("{size:032x}")
 }
 
 fn no_such_bucket(operation: &'static str, bucket: &str) -> ObjectsError {
@@ -226,6 +250,21 @@ impl ObjectStore for MemoryStore {
         };
         let asked = distinct(objects);
         let outcomes: Vec<_> = asked.iter().map(|object| (object.clone(), found.delete(object))).collect();
+        BatchOutcome::reconcile(&asked, [], outcomes)
+    }
+
+    async fn delete_unchanged(&self, permit: &Permit, bucket: &str, objects: &[(ObjectRef, String)]) -> BatchOutcome {
+        let asked: Vec<ObjectRef> = objects.iter().map(|(object, _)| object.clone()).collect();
+        if !permit.holds() {
+            return BatchOutcome::uniform(&asked, &not_attempted(PERMIT_OVER));
+        }
+        let mut buckets = self.lock();
+        let Some(found) = buckets.get_mut(bucket) else {
+            let ObjectsError { code, message, class, .. } = no_such_bucket("Delete", bucket);
+            return BatchOutcome::uniform(&asked, &KeyOutcome::Failed(KeyFailure { code, message, class }));
+        };
+        let outcomes: Vec<_> =
+            objects.iter().map(|(object, etag)| (object.clone(), found.delete_unchanged(object, etag))).collect();
         BatchOutcome::reconcile(&asked, [], outcomes)
     }
 

@@ -209,6 +209,16 @@ fn not_attempted(message: &str) -> KeyOutcome {
     KeyOutcome::Failed(KeyFailure { code, message, class: FailureClass::Transient })
 }
 
+/// The code of objects that were to be deleted only while they are unchanged, where nobody can tell.
+pub const NO_CONDITIONS: &str = "NoConditionalDelete";
+
+fn no_conditions() -> KeyOutcome {
+    let message =
+        "the store does not heed ETags in deletes, or keeps versions: it cannot be told whether it is unchanged";
+    let (code, message) = (NO_CONDITIONS.to_owned(), message.to_owned());
+    KeyOutcome::Failed(KeyFailure { code, message, class: FailureClass::Permanent })
+}
+
 /// A store of objects. All implementations pass `tests/contract/objects.rs`.
 #[async_trait]
 pub trait ObjectStore: Send + Sync + std::fmt::Debug {
@@ -233,6 +243,14 @@ pub trait ObjectStore: Send + Sync + std::fmt::Debug {
         } else {
             BatchOutcome::uniform(objects, &not_attempted(PERMIT_OVER))
         }
+    }
+
+    /// As [`ObjectStore::delete_while`], but each object only while it has this ETag (without its quotes). One that has
+    /// another fails with `PreconditionFailed`; some stores say that of one that is absent, too. Sends nothing to a store
+    /// that does not heed such conditions, and no version: what is not compared is not deleted.
+    async fn delete_unchanged(&self, _: &Permit, _bucket: &str, objects: &[(ObjectRef, String)]) -> BatchOutcome {
+        let objects: Vec<ObjectRef> = objects.iter().map(|(object, _)| object.clone()).collect();
+        BatchOutcome::uniform(&objects, &no_conditions())
     }
 
     /// One page of the uploads below `prefix` that are neither completed nor aborted, after `after`. A store that does not
@@ -267,6 +285,10 @@ impl<S: ObjectStore + ?Sized> ObjectStore for Arc<S> {
 
     async fn delete_while(&self, permit: &Permit, bucket: &str, objects: &[ObjectRef]) -> BatchOutcome {
         (**self).delete_while(permit, bucket, objects).await
+    }
+
+    async fn delete_unchanged(&self, permit: &Permit, bucket: &str, objects: &[(ObjectRef, String)]) -> BatchOutcome {
+        (**self).delete_unchanged(permit, bucket, objects).await
     }
 
     async fn list_uploads(

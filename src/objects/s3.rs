@@ -16,6 +16,7 @@ mod lock;
 mod permitted;
 mod retry_after;
 mod settings;
+mod unchanged;
 mod uploads;
 
 use std::collections::HashMap;
@@ -237,6 +238,10 @@ impl ObjectStore for S3Store {
 
     async fn delete_while(&self, permit: &Permit, bucket: &str, objects: &[ObjectRef]) -> BatchOutcome {
         self.delete_all(permit, bucket, objects).await
+    }
+
+    async fn delete_unchanged(&self, permit: &Permit, bucket: &str, objects: &[(ObjectRef, String)]) -> BatchOutcome {
+        self.delete_if_unchanged(permit, bucket, objects).await
     }
 
     async fn list_uploads(

@@ -7,7 +7,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use super::{ObjectStore, flow::Flow};
-use crate::domain::location::{Location, StoreName};
+use crate::domain::location::{KeyPlace, Location, StoreName};
 
 /// A store and what the configuration says of it.
 #[derive(Debug, Clone)]
@@ -71,9 +71,13 @@ impl Stores {
     /// [`PlaceError`]: the store is gone or is another one now, or the bucket is no longer listed.
     pub fn at(&self, location: &Location) -> Result<&NamedStore, PlaceError> {
         let Location { store, bucket, endpoint, .. } = location;
+        self.reach(store, bucket, endpoint.as_ref())
+    }
+
+    fn reach(&self, store: &StoreName, bucket: &str, endpoint: Option<&String>) -> Result<&NamedStore, PlaceError> {
         let named = self.0.get(store).ok_or_else(|| PlaceError::UnknownStore(store.clone()))?;
-        if !named.buckets.contains(bucket) {
-            return Err(PlaceError::UnlistedBucket { store: store.clone(), bucket: bucket.clone() });
+        if !named.buckets.iter().any(|listed| listed == bucket) {
+            return Err(PlaceError::UnlistedBucket { store: store.clone(), bucket: bucket.to_owned() });
         }
         match endpoint {
             Some(was) if *was != named.address => {
@@ -82,6 +86,15 @@ impl Stores {
             // a location of before addresses were kept has none
             Some(_) | None => Ok(named),
         }
+    }
+
+    /// The store in which recorded objects are, if it may be touched.
+    ///
+    /// # Errors
+    /// As [`Stores::at`].
+    pub fn at_keys(&self, place: &KeyPlace) -> Result<&NamedStore, PlaceError> {
+        let KeyPlace { store, bucket, endpoint, .. } = place;
+        self.reach(store, bucket, Some(endpoint))
     }
 
     /// Every store with its name.

@@ -34,9 +34,21 @@ pub(super) struct Checkpoint {
     /// The batch that was sent, or was about to be, where nothing goes by ranges.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) in_hand: Vec<Entry>,
+    /// How far the last look at recorded objects has come, where one slice was too short for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) looked: Option<Looked>,
     /// What the pass has left behind so far.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) leftovers: Vec<Leftover>,
+}
+
+/// Recorded objects up to here were found gone, or needed by others.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Looked {
+    /// Which of the places of recorded objects.
+    pub(super) place: usize,
+    /// The last of its keys; none: at its beginning.
+    pub(super) after: Option<Cursor>,
 }
 
 /// One object of the batch in hand, short, since a thousand of them are written at a time.

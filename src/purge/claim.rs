@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::{Purger, SliceEnd, checkpoint::Checkpoint};
 use crate::{
-    bystanders::{self, Leaving},
+    bystanders::{self, Leaving, named},
     domain::{
         ids::{IdType, TombstoneId},
         map::ResourceKind,
@@ -170,6 +170,12 @@ impl Purger {
         if let Some(error) = tombstone.locations.iter().find_map(|at| self.stores.at(at).err()) {
             return self.defer(tx, &tombstone, wait, error.to_string()).await;
         }
+        let recorded = &tombstone.recorded;
+        let astray = recorded.iter().find_map(|at| self.stores.at_keys(at).err().map(|error| error.to_string()));
+        let untold = recorded.iter().find_map(|at| named::can_tell(&self.map, &tombstone.resource, at).err());
+        if let Some(reason) = astray.or(untold.map(|error| error.to_string())) {
+            return self.defer(tx, &tombstone, wait, reason).await;
+        }
         let looked = self.look(&mut tx, kind, &tombstone, references).await;
         failpoint::at("claim.looked");
         let (row_found, mut blockers) = match looked {
@@ -194,6 +200,7 @@ impl Purger {
         let begun = purging::begin(&mut tx, tombstone.id, &self.owner, self.config.lease, row_found).await?;
         let Some(lease) = begun else { return Ok(Claim::Nothing("it was closed meanwhile")) };
         let details = json!({ "row_found": row_found, "locations": tombstone.locations });
+        let details = with_recorded(details, &tombstone);
         history::record_without_task(&mut tx, Happened::PurgeBegun, &tombstone, &self.provenance(), details).await?;
         failpoint::at("claim.uncommitted");
         commit(tx).await?;
@@ -310,6 +317,14 @@ async fn keeper_of(tx: &mut Tx, tombstone: &Tombstone) -> Result<Option<String>,
         return Ok(Some(format!("held{along} by {}{why}", hold.actor)));
     }
     Ok(pauses::concerning(&mut *tx, tombstone).await?.as_ref().map(paused_by))
+}
+
+/// Names the places of recorded objects too, where there are some.
+fn with_recorded(mut details: serde_json::Value, tombstone: &Tombstone) -> serde_json::Value {
+    if !tombstone.recorded.is_empty() {
+        details["recorded"] = json!(tombstone.recorded);
+    }
+    details
 }
 
 /// What a cascade of it brought into the trash goes first.

@@ -5,7 +5,9 @@
 //! are tried again alone; one that cannot be deleted holds up no other.
 
 mod careful;
+mod keyed;
 mod lane;
+pub(super) mod look;
 mod pipeline;
 pub(super) mod range;
 mod settle;
@@ -16,6 +18,7 @@ use crate::{
     store::tombstones::purging::{self, Fenced},
 };
 
+pub(super) use keyed::Left;
 use pipeline::Pipeline;
 use settle::Place;
 
@@ -65,6 +68,7 @@ impl Purger {
     pub(super) async fn empty(&self, mut claimed: Box<Claimed>, budget: &Budget) -> Result<Emptying, PurgeError> {
         if claimed.checkpoint.is_fresh() {
             claimed.progress.begin_pass();
+            self.record_late(&claimed).await?;
         }
         while let Some(location) = claimed.tombstone.locations.get(claimed.checkpoint.location).cloned() {
             let place = Place::new(self.stores.at(&location)?, &location, &claimed.lease);
@@ -87,6 +91,11 @@ impl Purger {
                     failpoint::at("empty.location_done");
                 }
             }
+        }
+        match self.empty_recorded(&mut claimed, budget).await? {
+            End::OutOfTime => return Ok(Emptying::OutOfTime(claimed)),
+            End::Paused => return Ok(Emptying::Paused(claimed)),
+            End::Listed | End::Split | End::Unsorted => {}
         }
         // nothing is written here: what goes on from here writes the counters with its own end, and a crash before that
         // lists the last batches again

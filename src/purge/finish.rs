@@ -11,7 +11,7 @@ use crate::{
     queue::message::PurgeTask,
     store::{
         audit::Happened,
-        commit, outbox, platform,
+        commit, outbox, platform, recorded,
         tombstones::{
             self,
             purging::{self, Fenced},
@@ -37,6 +37,10 @@ impl Purger {
             return Err(PurgeError::LeaseLost);
         }
         claimed.progress.rows_deleted += rows;
+        if !claimed.tombstone.recorded.is_empty() {
+            // a worker that was cut off may have written some after they were forgotten
+            recorded::forget_all(&mut tx, claimed.tombstone.id).await?;
+        }
         let mut tombstone = claimed.tombstone;
         tombstone.progress = claimed.progress;
         let seconds = (locked.ends - locked.began).as_seconds_f64();
@@ -59,7 +63,7 @@ impl Purger {
 /// What the purge did, as the audit log keeps it.
 fn receipt(tombstone: &Tombstone, row_deleted: u64, seconds: f64) -> Value {
     let progress = &tombstone.progress;
-    json!({
+    let mut receipt = json!({
         "objects": {
             "listed": progress.objects_listed,
             "deleted": progress.objects_deleted,
@@ -78,5 +82,10 @@ fn receipt(tombstone: &Tombstone, row_deleted: u64, seconds: f64) -> Value {
         "seconds": seconds,
         "trashed_by": tombstone.actor,
         "name": tombstone.name,
-    })
+    });
+    if !tombstone.recorded.is_empty() {
+        receipt["objects"]["kept"] = progress.objects_kept.into();
+        receipt["recorded"] = json!(tombstone.recorded);
+    }
+    receipt
 }

@@ -11,7 +11,7 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tokio::time::{Instant, timeout_at};
 
 use super::{Purger, checkpoint::Leftover, claim::Claimed};
-use crate::objects::{LockMode, ObjectLock, Retention};
+use crate::objects::{LockMode, ObjectEntry, ObjectLock, Retention, stores::NamedStore};
 
 /// Objects of a pass that are asked about.
 const MOST_ASKED: usize = 1000;
@@ -52,7 +52,7 @@ pub(super) fn may_be_locked(left: &Leftover) -> bool {
 }
 
 impl Purger {
-    /// Asks about what is left below the tombstone's prefixes.
+    /// Asks about what is left below the tombstone's prefixes, and of what is recorded by key.
     pub(super) async fn ask_locks(&self, claimed: &Claimed) -> Locks {
         let deadline = Instant::now() + LONGEST;
         let (mut locks, mut asked) = (Locks::default(), 0);
@@ -62,19 +62,25 @@ impl Purger {
             loop {
                 let page = store.objects.list(&location.bucket, location.prefix.as_str(), after.as_ref());
                 let Ok(Ok(page)) = timeout_at(deadline, page).await else { return locks.cut_short() };
-                for chunk in page.entries.chunks(IN_FLIGHT) {
-                    if asked >= MOST_ASKED || (asked > 0 && locks.is_nothing()) {
-                        return locks;
-                    }
-                    let asks = chunk.iter().map(|entry| store.objects.lock_of(&location.bucket, &entry.object));
-                    let Ok(answers) = timeout_at(deadline, join_all(asks)).await else { return locks.cut_short() };
-                    asked += chunk.len();
-                    for (entry, answer) in chunk.iter().zip(answers) {
-                        let lock = answer.inspect_err(|error| tracing::debug!(%error, "lock not told"));
-                        locks.count(&entry.object.key, lock.ok(), OffsetDateTime::now_utc());
-                    }
+                if let Asked::Enough = locks.ask(store, &location.bucket, &page.entries, &mut asked, deadline).await {
+                    return locks;
                 }
                 match page.next {
+                    Some(next) => after = Some(next),
+                    None => break,
+                }
+            }
+        }
+        for (at, recorded) in claimed.tombstone.recorded.iter().enumerate() {
+            let Ok(store) = self.stores.at_keys(recorded) else { continue };
+            let mut after = None;
+            loop {
+                let page = timeout_at(deadline, self.recorded_left(claimed, at, recorded, after.as_ref())).await;
+                let Ok(Ok((left, next))) = page else { return locks.cut_short() };
+                if let Asked::Enough = locks.ask(store, &recorded.bucket, &left, &mut asked, deadline).await {
+                    return locks;
+                }
+                match next {
                     Some(next) => after = Some(next),
                     None => break,
                 }
@@ -84,7 +90,40 @@ impl Purger {
     }
 }
 
+/// Whether to ask about more.
+enum Asked {
+    More,
+    Enough,
+}
+
 impl Locks {
+    /// Asks about some objects, as far as the bounds let it.
+    async fn ask(
+        &mut self,
+        store: &NamedStore,
+        bucket: &str,
+        entries: &[ObjectEntry],
+        asked: &mut usize,
+        deadline: Instant,
+    ) -> Asked {
+        for chunk in entries.chunks(IN_FLIGHT) {
+            if *asked >= MOST_ASKED || (*asked > 0 && self.is_nothing()) {
+                return Asked::Enough;
+            }
+            let asks = chunk.iter().map(|entry| store.objects.lock_of(bucket, &entry.object));
+            let Ok(answers) = timeout_at(deadline, join_all(asks)).await else {
+                self.other += 1;
+                return Asked::Enough;
+            };
+            *asked += chunk.len();
+            for (entry, answer) in chunk.iter().zip(answers) {
+                let lock = answer.inspect_err(|error| tracing::debug!(%error, "lock not told"));
+                self.count(&entry.object.key, lock.ok(), OffsetDateTime::now_utc());
+            }
+        }
+        Asked::More
+    }
+
     fn count(&mut self, key: &str, lock: Option<ObjectLock>, now: OffsetDateTime) {
         let Some(ObjectLock { retention, legal_hold }) = lock else {
             self.other += 1;

@@ -172,8 +172,9 @@ impl Purger {
                 return Ok(Outcome::Paused(claimed.lease));
             }
         };
-        let verified = match self.verify(no_uploads).await? {
+        let verified = match self.verify(no_uploads, budget).await? {
             Verification::Verified(verified) => verified,
+            Verification::OutOfTime(claimed) => return Ok(Outcome::OutOfTime(claimed.lease)),
             Verification::Refilled(mut claimed, found) => {
                 self.begin_anew(&mut claimed).await?;
                 let reason = format!(

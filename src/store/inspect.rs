@@ -2,16 +2,18 @@
 //!
 //! Invariant: looks only; every statement is a `select` of nothing or a look into the catalogue.
 
-use sqlx::{AssertSqlSafe, PgConnection};
+use serde_json::Value;
+use sqlx::{AssertSqlSafe, PgConnection, types::Json};
 
 use super::{
     StoreError,
     error::said,
     platform::{Locking, bind_id, find, reference_sql, text_sql},
+    recorded,
 };
 use crate::domain::{
     ids::{IdType, ResourceId},
-    map::{ObjectsAt, ResourceKind, SoftDelete},
+    map::{NamedObjects, ObjectsAt, ResourceKind, SoftDelete},
 };
 
 /// Whether the index `i` finds the rows whose column `a` has a given value: it begins with the column, is whole, and leaves
@@ -73,6 +75,21 @@ pub async fn try_queries(conn: &mut PgConnection, kind: &ResourceKind) -> Vec<St
     for at in &kind.objects {
         if let ObjectsAt::Query { query, .. } = at {
             statements.push(("the objects query".to_owned(), text_sql(query)));
+        }
+    }
+    for named in kind.named_objects() {
+        let (keys, namers) = recorded::trial_sql(kind, named);
+        statements.push(("the keys query".to_owned(), keys));
+        let asked = recorded::bind_nobody(sqlx::query(AssertSqlSafe(namers)).persistent(false));
+        if let Err(error) = asked.fetch_all(&mut *conn).await {
+            failures.push(format!("the named_by query failed: {}", said(&error)));
+        }
+        if let Some(below) = &named.named_below {
+            let asked = sqlx::query(AssertSqlSafe(recorded::trial_below_sql(kind, below))).persistent(false);
+            let asked = asked.bind("reprieve-check-nothing/").bind(None::<String>).bind(Vec::<String>::new());
+            if let Err(error) = asked.fetch_all(&mut *conn).await {
+                failures.push(format!("the named_below query failed: {}", said(&error)));
+            }
         }
     }
     for rows in &kind.rows {
@@ -218,4 +235,39 @@ pub async fn is_indexed(conn: &mut PgConnection, table: &str, column: &str) -> R
     .bind(column)
     .fetch_one(conn)
     .await?)
+}
+
+/// The tables that a query about objects' names would have to read whole, since no index finds what it asks for. A query
+/// that does not prepare has none; [`try_queries`] tells of it.
+///
+/// # Errors
+/// The statement failed.
+pub async fn scanned_for_names(conn: &mut PgConnection, named: &NamedObjects) -> Result<Vec<String>, StoreError> {
+    let sql = format!("explain (format json) select * from (\n{}\n) as q(name, id)", named.named_by.as_str());
+    // whatever has an index is read by it then, also a table that is too small to be worth it today
+    sqlx::query("set enable_seqscan = off").execute(&mut *conn).await?;
+    let explain = sqlx::query_scalar(AssertSqlSafe(sql)).persistent(false);
+    let plan: Result<Json<Value>, _> =
+        explain.bind(vec!["reprieve-check-nothing".to_owned()]).fetch_one(&mut *conn).await;
+    sqlx::query("reset enable_seqscan").execute(&mut *conn).await?;
+    let mut tables = Vec::new();
+    if let Ok(Json(plan)) = plan {
+        scans_of(&plan, &mut tables);
+    }
+    tables.sort();
+    tables.dedup();
+    Ok(tables)
+}
+
+fn scans_of(plan: &Value, tables: &mut Vec<String>) {
+    match plan {
+        Value::Array(parts) => parts.iter().for_each(|part| scans_of(part, tables)),
+        Value::Object(node) => {
+            if node.get("Node Type").and_then(Value::as_str) == Some("Seq Scan") {
+                tables.extend(node.get("Relation Name").and_then(Value::as_str).map(str::to_owned));
+            }
+            node.values().for_each(|part| scans_of(part, tables));
+        }
+        _ => {}
+    }
 }

@@ -19,6 +19,7 @@ pub mod migrate;
 pub mod outbox;
 pub mod pauses;
 pub mod platform;
+pub mod recorded;
 pub mod requests;
 pub mod tombstones;
 

@@ -87,7 +87,7 @@ pub async fn concerning(conn: &mut PgConnection, tombstone: &Tombstone) -> Resul
          where scope = 'all' or (scope = 'kind' and name = $1) or (scope = 'store' and name = any($2)) limit 1",
     )
     .bind(tombstone.resource.kind.as_str())
-    .bind(tombstone.locations.iter().map(|at| at.store.as_str().to_owned()).collect::<Vec<_>>())
+    .bind(tombstone.stores())
     .fetch_optional(conn)
     .await?)
 }

@@ -95,7 +95,7 @@ fn not_unique(kind: &ResourceKind, id: &ResourceId, rows: u64) -> StoreError {
 fn template_columns(kind: &ResourceKind) -> impl Iterator<Item = &str> {
     kind.objects.iter().flat_map(|at| match at {
         ObjectsAt::Template { prefix, .. } => prefix.columns().collect::<Vec<_>>(),
-        ObjectsAt::Query { .. } => Vec::new(),
+        ObjectsAt::Query { .. } | ObjectsAt::Keys(_) => Vec::new(),
     })
 }
 

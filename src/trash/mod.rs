@@ -18,7 +18,7 @@ use serde::Serialize;
 pub use self::{
     count::{Count, Uploads, count},
     error::{Refusals, TrashError, how_far},
-    plan::{Member, Plan},
+    plan::{KeyPlan, Member, Plan},
     request_purge::PurgeAnswer,
     restore::{IfChildrenLost, Restored},
     write::Trashed,

@@ -10,10 +10,10 @@ use sqlx::PgConnection;
 
 use super::{Refusals, TrashBin, TrashError, TrashRequest};
 use crate::{
-    bystanders::{self, Leaving},
+    bystanders::{self, Leaving, named},
     domain::{
-        ids::{Kind, ResourceRef},
-        location::Location,
+        ids::{Kind, ResourceRef, TombstoneId},
+        location::{KeyPlace, Location},
         map::ResourceKind,
         retention::Retention,
         tombstone::Tombstone,
@@ -22,7 +22,7 @@ use crate::{
     store::{
         holds,
         platform::{self, Locking, ResourceRow},
-        tombstones,
+        recorded, tombstones,
     },
 };
 
@@ -37,6 +37,22 @@ pub struct Plan {
     pub children_already: Vec<Tombstone>,
 }
 
+/// Objects that would be recorded by key.
+#[derive(Debug, Clone, Serialize)]
+pub struct KeyPlan {
+    /// Where, and how many.
+    #[serde(flatten)]
+    pub place: KeyPlace,
+    /// Of those looked at, how many somebody else names as well, and keeps.
+    pub shared: u64,
+    /// Not all of them were looked at.
+    pub at_least: bool,
+}
+
+/// Keys of a plan of which somebody else is asked for, and how many at a time.
+const MOST_SHARED: usize = 100_000;
+const ASKED_AT_ONCE: usize = 1000;
+
 /// One resource that would be trashed.
 #[derive(Debug, Clone, Serialize)]
 pub struct Member {
@@ -49,6 +65,9 @@ pub struct Member {
     pub parent: Option<usize>,
     /// What its purge would empty.
     pub locations: Vec<Location>,
+    /// And what it would delete one by one.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub recorded: Vec<KeyPlan>,
     /// Its restore window.
     #[serde(serialize_with = "as_text")]
     pub retention: Retention,
@@ -63,6 +82,12 @@ impl Plan {
     }
 }
 
+impl From<KeyPlace> for KeyPlan {
+    fn from(place: KeyPlace) -> Self {
+        Self { place, shared: 0, at_least: false }
+    }
+}
+
 fn as_text<S: serde::Serializer>(retention: &Retention, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(retention)
 }
@@ -74,7 +99,54 @@ impl TrashBin {
     /// As the real run: [`TrashError`].
     pub async fn plan(&self, request: &TrashRequest) -> Result<Plan, TrashError> {
         let mut tx = self.store.begin().await?;
-        self.plan_in(&mut tx, request).await
+        let mut plan = self.plan_in(&mut tx, request).await?;
+        for member in &mut plan.members {
+            self.count_keys(&mut tx, member).await?;
+        }
+        Ok(plan)
+    }
+
+    /// Records a member's keys as the real run would, and asks who else names them. The transaction ends without a commit.
+    async fn count_keys(&self, conn: &mut PgConnection, member: &mut Member) -> Result<(), TrashError> {
+        let nobody = TombstoneId::new();
+        self.record(&mut *conn, member, nobody).await?;
+        for (at, keys) in member.recorded.iter_mut().enumerate() {
+            let (mut seen, mut last) = (0, None::<String>);
+            loop {
+                let from = last.as_deref().map_or(recorded::From::Start, recorded::From::After);
+                let page = recorded::page(&mut *conn, nobody, at, from, ASKED_AT_ONCE).await?;
+                let asked: Vec<&str> = page.iter().map(|object| object.key.as_str()).collect();
+                let kept = named::kept(&mut *conn, &self.map, &member.resource, &keys.place, &asked).await?;
+                keys.shared += kept.len() as u64;
+                seen += page.len();
+                keys.at_least = seen >= MOST_SHARED && page.len() == ASKED_AT_ONCE;
+                if keys.at_least || page.len() < ASKED_AT_ONCE {
+                    break;
+                }
+                last = page.into_iter().next_back().map(|object| object.key);
+            }
+        }
+        Ok(())
+    }
+
+    /// Records a member's keys for a tombstone. The transaction is spoiled by an error.
+    pub(super) async fn record(
+        &self,
+        conn: &mut PgConnection,
+        member: &mut Member,
+        tombstone: TombstoneId,
+    ) -> Result<(), TrashError> {
+        let resource = &member.resource;
+        let mut places: Vec<KeyPlace> = member.recorded.iter().map(|keys| keys.place.clone()).collect();
+        if !places.is_empty() {
+            let kind = self.kind_of(resource)?;
+            let recorded = places::record(conn, kind, &resource.id, tombstone, &mut places).await;
+            recorded.map_err(|error| TrashError::of_place(resource, error))?;
+        }
+        for (keys, place) in member.recorded.iter_mut().zip(places) {
+            keys.place = place;
+        }
+        Ok(())
     }
 
     /// Plans in the caller's transaction, with the rows locked until it ends.
@@ -113,6 +185,7 @@ impl TrashBin {
             }
             plan.members.push(Member {
                 locations: self.places_of(&mut *conn, kind, &resource, &row).await?,
+                recorded: kind.key_places().into_iter().map(KeyPlan::from).collect(),
                 retention: self.window(kind, &resource, request.retention)?,
                 marked: row.marked == Some(true),
                 name: row.name,

@@ -19,7 +19,7 @@ use crate::{
         audit::Happened,
         commit,
         platform::{self, Locking},
-        tombstones,
+        recorded, tombstones,
     },
 };
 
@@ -132,6 +132,9 @@ impl TrashBin {
             return Err(TrashError::PastReturn { tombstone: Box::new(now) });
         };
         platform::mark(&mut *conn, kind, &restored.resource.id, false).await?;
+        if !restored.recorded.is_empty() {
+            recorded::forget_all(&mut *conn, restored.id).await?;
+        }
         let details = json!({ "parent": restored.parent });
         history::record_without_task(conn, Happened::Restored, &restored, by, details).await?;
         Ok(restored)

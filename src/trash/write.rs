@@ -10,7 +10,11 @@ use time::OffsetDateTime;
 
 use super::{Plan, TrashBin, TrashError, TrashRequest};
 use crate::{
-    domain::{ids::TombstoneId, location::Location, tombstone::Tombstone},
+    domain::{
+        ids::TombstoneId,
+        location::{KeyPlace, Location},
+        tombstone::Tombstone,
+    },
     failpoint, history,
     queue::message::PurgeTask,
     store::{audit::Happened, commit, outbox, platform, tombstones},
@@ -35,6 +39,8 @@ struct TrashedDetails<'a> {
     #[serde(with = "time::serde::rfc3339")]
     purge_after: OffsetDateTime,
     locations: &'a [Location],
+    #[serde(skip_serializing_if = "<[KeyPlace]>::is_empty")]
+    recorded: &'a [KeyPlace],
     parent: Option<TombstoneId>,
 }
 
@@ -52,18 +58,20 @@ impl TrashBin {
         Ok(trashed)
     }
 
-    /// As [`TrashBin::trash`], in the caller's transaction. A refusal has written nothing.
+    /// As [`TrashBin::trash`], in the caller's transaction. Roll it back on an error: part of it may be written.
     ///
     /// # Errors
     /// [`TrashError`].
     pub async fn trash_in(&self, conn: &mut PgConnection, request: &TrashRequest) -> Result<Trashed, TrashError> {
-        let Plan { members, already, children_already } = self.plan_in(&mut *conn, request).await?;
+        let Plan { mut members, already, children_already } = self.plan_in(&mut *conn, request).await?;
         if let Some(tombstone) = already {
             return Ok(Trashed { tombstone, already: true, children: Vec::new(), children_already });
         }
         let ids: Vec<TombstoneId> = members.iter().map(|_| TombstoneId::new()).collect();
         let mut written = Vec::with_capacity(members.len());
-        for (member, id) in members.iter().zip(&ids) {
+        for (member, id) in members.iter_mut().zip(&ids) {
+            self.record(&mut *conn, member, *id).await?;
+            let recorded: Vec<KeyPlace> = member.recorded.iter().map(|keys| keys.place.clone()).collect();
             let kind = self.kind_of(&member.resource)?;
             platform::mark(&mut *conn, kind, &member.resource.id, true).await?;
             let new = tombstones::NewTombstone {
@@ -74,6 +82,7 @@ impl TrashBin {
                 retention: member.retention,
                 parent: member.parent.map(|at| ids[at]),
                 locations: &member.locations,
+                recorded: &recorded,
             };
             let tombstone = tombstones::insert(&mut *conn, new).await?;
             let task = PurgeTask { tombstone: *id }.encode();
@@ -81,6 +90,7 @@ impl TrashBin {
             let details = json!(TrashedDetails {
                 purge_after: tombstone.purge_after,
                 locations: &tombstone.locations,
+                recorded: &tombstone.recorded,
                 parent: tombstone.parent,
             });
             history::record(&mut *conn, Happened::Trashed, &tombstone, &request.by, details).await?;

@@ -52,6 +52,7 @@ macro_rules! object_store {
         an_upload_that_has_ended_is_absent
         nothing_is_aborted_without_a_permit
         what_is_locked_is_denied_and_the_store_says_until_when
+        a_version_is_never_deleted_on_a_condition
     })* };
 }
 
@@ -67,6 +68,12 @@ object_store! { in_memory: memory without_faults: faulty embedded: embedded on_s
 
 s3_store! { s3_embedded: embedded s3_on_seaweedfs: seaweedfs }
 
+contract! { etags_in_memory, memory: an_object_goes_only_while_it_has_its_etag }
+contract! { etags_without_faults, faulty: an_object_goes_only_while_it_has_its_etag }
+contract! { etags_embedded, embedded: an_object_goes_only_while_it_has_its_etag }
+contract! { etags_on_seaweedfs, seaweedfs: an_object_goes_only_while_it_has_its_etag }
+// it would delete whatever the ETag is
+contract! { etags_on_moto, moto: a_store_that_heeds_no_etags_gets_no_conditional_delete }
 contract! { s3_on_moto, moto: a_suspended_bucket_is_emptied_of_its_old_versions }
 contract! { odd_in_memory, memory: keys_that_xml_cannot_carry_are_aborted_too }
 contract! { odd_embedded, embedded: keys_that_xml_cannot_carry_are_aborted_too }
@@ -469,6 +476,60 @@ async fn governance_can_be_bypassed_by_who_says_so(subject: &Subject) {
 }
 
 /// All pages of the unfinished uploads.
+async fn an_object_goes_only_while_it_has_its_etag(subject: &Subject) {
+    let bucket = subject.bucket(Versioning::Off).await;
+    let names: Vec<String> = (0..7).map(|n| format!("k/{n}")).chain(["k/odd\u{1}".to_owned()]).collect();
+    subject.put_all(&bucket, &names).await;
+    let mut asked = Vec::new();
+    for (n, key) in names.iter().enumerate() {
+        let etag = subject.etag(&bucket, key).await;
+        let etag = if n % 2 == 0 { etag } else { "0123456789abcdef0123456789abcdef".to_owned() };
+        asked.push((ObjectRef { key: key.clone(), version: None }, etag));
+    }
+    let answer = subject.store().delete_unchanged(&Permit::unlimited(), &bucket, &asked).await;
+    let outcomes = answer.into_outcomes();
+    assert_eq!(outcomes.len(), asked.len());
+    for (n, (object, outcome)) in outcomes.iter().enumerate() {
+        match outcome {
+            KeyOutcome::Deleted => assert_eq!(n % 2, 0, "{object:?}"),
+            KeyOutcome::Failed(why) => {
+                assert_eq!((n % 2, why.code.as_str(), why.class), (1, "PreconditionFailed", FailureClass::Permanent));
+            }
+            other => panic!("{object:?}: {other:?}"),
+        }
+    }
+    let left: Vec<String> = names.iter().skip(1).step_by(2).cloned().collect();
+    assert_eq!(keys(&everything(subject, &bucket, "").await), left, "those that are not as they were");
+    // of what is gone, no store says that it was deleted
+    let again = subject.store().delete_unchanged(&Permit::unlimited(), &bucket, &asked[..1]).await;
+    let (_, outcome) = &again.into_outcomes()[0];
+    let denied = |outcome: &KeyOutcome| matches!(outcome, KeyOutcome::Failed(why) if why.code == "PreconditionFailed");
+    assert!(*outcome == KeyOutcome::AlreadyAbsent || denied(outcome), "{outcome:?}");
+}
+
+async fn a_store_that_heeds_no_etags_gets_no_conditional_delete(subject: &Subject) {
+    let bucket = subject.bucket(Versioning::Off).await;
+    subject.put_all(&bucket, &["a".to_owned()]).await;
+    let asked = [(ObjectRef { key: "a".into(), version: None }, subject.etag(&bucket, "a").await)];
+    for _ in 0..2 {
+        let answer = subject.store().delete_unchanged(&Permit::unlimited(), &bucket, &asked).await;
+        let (_, outcome) = &answer.into_outcomes()[0];
+        assert!(matches!(outcome, KeyOutcome::Failed(why) if why.code == "NoConditionalDelete"), "{outcome:?}");
+    }
+    assert_eq!(everything(subject, &bucket, "").await.len(), 1);
+}
+
+async fn a_version_is_never_deleted_on_a_condition(subject: &Subject) {
+    let bucket = subject.bucket(Versioning::Kept).await;
+    subject.put_all(&bucket, &["a".to_owned()]).await;
+    let entry = everything(subject, &bucket, "").await.remove(0);
+    let asked = [(entry.object, subject.etag(&bucket, "a").await)];
+    let answer = subject.store().delete_unchanged(&Permit::unlimited(), &bucket, &asked).await;
+    let (_, outcome) = &answer.into_outcomes()[0];
+    assert!(matches!(outcome, KeyOutcome::Failed(why) if why.code == "NoConditionalDelete"), "{outcome:?}");
+    assert_eq!(everything(subject, &bucket, "").await.len(), 1);
+}
+
 async fn all_uploads(subject: &Subject, bucket: &str, prefix: &str) -> Vec<UnfinishedUpload> {
     let mut uploads = Vec::new();
     let mut cursor = None;

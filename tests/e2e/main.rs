@@ -18,6 +18,7 @@ mod embedded;
 mod golden;
 mod killed;
 mod messages;
+mod named;
 mod paused;
 mod producer;
 mod reconnects;

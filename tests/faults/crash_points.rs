@@ -30,6 +30,8 @@ enum Scene {
     Wide,
     /// A purge from a store that does not list in the order of the keys.
     Unsorted,
+    /// A purge of objects that are named one by one too, one of which the bystander names as well.
+    Named,
     /// A purge of many slices.
     Slices,
     /// It is held when it comes due.
@@ -51,8 +53,8 @@ enum Scene {
 }
 
 use Scene::{
-    Again, Held, InUse, Lost, Panics, Purge, Refused, Requests, RestoreCommand, RetryCommand, Slices, TrashCommand,
-    Unsorted, Wide,
+    Again, Held, InUse, Lost, Named, Panics, Purge, Refused, Requests, RestoreCommand, RetryCommand, Slices,
+    TrashCommand, Unsorted, Wide,
 };
 
 /// Points, and how often a process passes them before it dies there.
@@ -87,6 +89,14 @@ const MATRIX: &[(Scene, &str, &[u32])] = &[
     (Unsorted, "careful.written", &[0, 1]),
     (Unsorted, "careful.answered", &[0, 1]),
     (Unsorted, "careful.counted", &[0, 1]),
+    (Named, "keyed.uncommitted", &[0, 1]),
+    (Named, "keyed.recorded", &[0, 1]),
+    (Named, "keyed.asked", &[0, 1, 2]),
+    (Named, "careful.written", &[0, 1]),
+    (Named, "careful.answered", &[0, 1]),
+    (Named, "careful.counted", &[0, 1]),
+    (Named, "keyed.place_done", &[0]),
+    (Named, "keyed.forgotten", &[0]),
     (Purge, "empty.location_done", &[0, 1]),
     (Purge, "empty.pass_done", &[0]),
     (Slices, "empty.begun_anew", &[0, 1]),
@@ -188,7 +198,7 @@ async fn whatever_step_a_process_dies_at_the_end_is_the_same() {
 /// Lets a process die there, and looks at the end that it comes to. Gives back the service that brought it there.
 async fn play(lane: &mut Lane, visit: Visit) -> Service {
     match visit.scene {
-        Purge | Again | Wide | Unsorted | Slices | Panics | Lost => purge(lane, visit).await,
+        Purge | Again | Wide | Unsorted | Named | Slices | Panics | Lost => purge(lane, visit).await,
         Held => held(lane, visit).await,
         InUse => in_use(lane, visit).await,
         Refused | RetryCommand => refused(lane, visit).await,
@@ -198,7 +208,11 @@ async fn play(lane: &mut Lane, visit: Visit) -> Service {
 }
 
 async fn purge(lane: &mut Lane, visit: Visit) -> Service {
-    let doomed = if visit.scene == Unsorted { lane.unsorted().await } else { lane.dataset().await };
+    let doomed = match visit.scene {
+        Unsorted => lane.unsorted().await,
+        Named => lane.with_attachments().await,
+        _ => lane.dataset().await,
+    };
     lane.trash_due(doomed).await;
     match visit.scene {
         Lost => lane.run("delete from reprieve.outbox where topic = 'purge'").await,
@@ -211,6 +225,7 @@ async fn purge(lane: &mut Lane, visit: Visit) -> Service {
     visit.a_service_dies(lane).await;
     let service = lane.serve(visit.env());
     lane.is_purged(doomed).await;
+    assert_eq!(lane.attachments(doomed).await, i64::from(visit.scene == Named), "what the bystander names too");
     service
 }
 

@@ -29,6 +29,17 @@ const SHAPE: Shape = Shape { samples: 12, receivers: 1 };
 /// Two batches below the second prefix.
 const OLDER_LAYOUT: usize = 6;
 
+/// Objects that are named one by one and are its alone.
+const ATTACHED: u32 = 7;
+
+/// What the map says of them.
+const NAMED: &str = "[[resource.objects]]
+store = \"main\"
+bucket = \"BUCKET\"
+keys = \"select key from heimdall.attachments where dataset_id = $1\"
+named_by = \"select key, dataset_id from heimdall.attachments where key = any($1)\"
+";
+
 /// The dataset, its samples, its features.
 const ROWS: i64 = 1 + 12 + 3;
 
@@ -64,6 +75,15 @@ pub struct Lane {
 impl Lane {
     pub async fn new() -> Lane {
         let world = World::new(settings()).await;
+        let map = world.config.with_file_name("map.toml");
+        let text = std::fs::read_to_string(&map).expect("the world's map");
+        let named = NAMED.replace("BUCKET", &world.bucket);
+        let text = text.replacen("[[resource.objects]]", &format!("{named}[[resource.objects]]"), 1);
+        std::fs::write(&map, text).expect("our own directory");
+        sqlx::raw_sql("create table heimdall.attachments (dataset_id uuid, key text)")
+            .execute(&world.pool)
+            .await
+            .expect("a new table");
         // the queues, before anything is published
         let mut first = world.serve(&[]);
         let amqp = Amqp::beside(&world, &first).await;
@@ -78,6 +98,25 @@ impl Lane {
     /// A dataset in both layouts, with an object beside its prefix.
     pub async fn dataset(&self) -> Doomed {
         dataset(&self.world).await
+    }
+
+    /// The same with two batches of objects that are named one by one, and one that the bystander names as well.
+    pub async fn with_attachments(&self) -> Doomed {
+        let Doomed { id, put, rows } = self.dataset().await;
+        let keys: Vec<String> = (0..=ATTACHED).map(|n| format!("attached/{id}/{n}")).collect();
+        let named = |of: Uuid, keys: &[String]| {
+            let values: Vec<String> = keys.iter().map(|key| format!("('{of}', '{key}')")).collect();
+            format!("insert into heimdall.attachments values {}", values.join(", "))
+        };
+        self.run(&named(id, &keys)).await;
+        self.run(&named(self.bystander.id, &keys[2..3])).await;
+        heimdall::put_keys(&self.world.s3, &self.world.bucket, keys).await;
+        Doomed { id, put: put + i64::from(ATTACHED), rows }
+    }
+
+    /// What is left of them.
+    pub async fn attachments(&self, of: Doomed) -> i64 {
+        self.world.objects_below(&format!("attached/{}/", of.id)).await
     }
 
     /// The same with an object that a store which lists by path shows after others that it comes before.

@@ -210,6 +210,18 @@ impl ObjectStore for GateStore {
         BatchOutcome::reconcile(objects, [], outcome.into_outcomes()).with_lost_answer(lost).with_retry_after(wait)
     }
 
+    async fn delete_unchanged(&self, permit: &Permit, bucket: &str, objects: &[(ObjectRef, String)]) -> BatchOutcome {
+        let gate = self.gate_for_this();
+        if let Some(gate) = gate.as_ref().filter(|gate| gate.at == At::Before) {
+            gate.wait().await;
+        }
+        let outcome = self.faults.delete_unchanged(permit, bucket, objects).await;
+        if let Some(gate) = gate.filter(|gate| gate.at == At::After) {
+            gate.wait().await;
+        }
+        outcome
+    }
+
     async fn list_uploads(
         &self,
         bucket: &str,

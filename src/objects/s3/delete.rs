@@ -8,6 +8,7 @@
 //! malformed is halved to find the bad key, and a batch that it refuses as such is deleted one by one. What a store has
 //! shown in this is remembered for the next batches (see [`super::learned`]).
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use aws_sdk_s3::operation::delete_objects::DeleteObjectsOutput;
@@ -33,15 +34,22 @@ const SMALL: usize = 8;
 
 /// No request is started later than this after the call began (requests that were started have their own limits): a
 /// thousand single deletes on a slow store must not hold a worker for long.
-const BUDGET: Duration = Duration::from_secs(120);
+pub(super) const BUDGET: Duration = Duration::from_secs(120);
 
-/// How long a call may begin requests.
-struct Limits<'a> {
-    deadline: Instant,
-    permit: &'a Permit,
+/// How long a call may begin requests, and on which conditions.
+pub(super) struct Limits<'a> {
+    pub(super) deadline: Instant,
+    pub(super) permit: &'a Permit,
+    /// The ETags with which objects are to be deleted; none: whatever they have.
+    pub(super) unchanged: Option<&'a HashMap<ObjectRef, String>>,
 }
 
 impl Limits<'_> {
+    /// As requests carry it.
+    fn etag(&self, object: &ObjectRef) -> Option<String> {
+        self.unchanged?.get(object).map(|etag| format!("\"{etag}\""))
+    }
+
     /// What objects come to that may no longer be tried; `None` while they may.
     fn reached(&self) -> Option<KeyOutcome> {
         if !self.permit.holds() {
@@ -53,7 +61,7 @@ impl Limits<'_> {
 }
 
 /// What became of a part, or why one has to go about it differently.
-enum Part {
+pub(super) enum Part {
     Done(BatchOutcome),
     Halve,
     /// Not with this checksum, or not at all.
@@ -65,22 +73,32 @@ enum Part {
 
 impl S3Store {
     pub(super) async fn delete_all(&self, permit: &Permit, bucket: &str, objects: &[ObjectRef]) -> BatchOutcome {
-        let limits = Limits { deadline: Instant::now() + BUDGET, permit };
+        let limits = Limits { deadline: Instant::now() + BUDGET, permit, unchanged: None };
+        self.delete_within(&limits, bucket, objects, false).await
+    }
+
+    pub(super) async fn delete_within(
+        &self,
+        limits: &Limits<'_>,
+        bucket: &str,
+        objects: &[ObjectRef],
+        singly: bool,
+    ) -> BatchOutcome {
         let asked = distinct(objects);
         let (batches, alone): (Vec<_>, Vec<_>) = asked.iter().cloned().partition(|object| xml_can_carry(&object.key));
         let mut done = BatchOutcome::uniform(&[], &KeyOutcome::Unknown);
         let mut rest = &batches[..];
         while !rest.is_empty() {
-            if self.learned.is_single() {
-                done = done.merge(self.delete_singly(bucket, rest, &limits).await);
+            if singly || self.learned.is_single() {
+                done = done.merge(self.delete_singly(bucket, rest, limits).await);
                 break;
             }
             // asked each time: what times out shortens the next
             let (batch, later) = rest.split_at(self.learned.most().min(MAX_BATCH).min(rest.len()));
-            done = done.merge(self.delete_batch(bucket, batch, &limits).await);
+            done = done.merge(self.delete_batch(bucket, batch, limits).await);
             rest = later;
         }
-        done = done.merge(self.delete_singly(bucket, &alone, &limits).await);
+        done = done.merge(self.delete_singly(bucket, &alone, limits).await);
         done.in_order_of(&asked)
     }
 
@@ -93,7 +111,7 @@ impl S3Store {
                 done = done.merge(BatchOutcome::uniform(part, &untried));
                 continue;
             }
-            match self.delete_part(bucket, part, limits.permit).await {
+            match self.delete_part(bucket, part, limits).await {
                 Part::Done(outcome) => done = done.merge(outcome),
                 Part::Halve if part.len() > SMALL => {
                     let (left, right) = part.split_at(part.len() / 2);
@@ -130,25 +148,25 @@ impl S3Store {
     }
 
     /// One DeleteObjects request, or a second one with another checksum where the first was refused.
-    async fn delete_part(&self, bucket: &str, part: &[ObjectRef], permit: &Permit) -> Part {
+    pub(super) async fn delete_part(&self, bucket: &str, part: &[ObjectRef], limits: &Limits<'_>) -> Part {
         let checksum = self.learned.checksum();
-        match (self.send_part(bucket, part, permit, checksum).await, self.learned.instead_of(checksum)) {
+        match (self.send_part(bucket, part, limits, checksum).await, self.learned.instead_of(checksum)) {
             (Part::Refused(verdict), Some(other)) if may_mean_checksum(&verdict) => {
-                self.send_part(bucket, part, permit, other).await
+                self.send_part(bucket, part, limits, other).await
             }
             (part, _) => part,
         }
     }
 
-    async fn send_part(&self, bucket: &str, part: &[ObjectRef], permit: &Permit, checksum: Checksum) -> Part {
+    async fn send_part(&self, bucket: &str, part: &[ObjectRef], limits: &Limits<'_>, checksum: Checksum) -> Part {
         let scope = Scope { operation: "DeleteObjects", bucket, subject: "" };
         let identifiers = part.iter().map(|object| {
             let identifier = ObjectIdentifier::builder().key(&object.key).set_version_id(object.version.clone());
-            identifier.build().expect("the key is set on the line above")
+            identifier.set_e_tag(limits.etag(object)).build().expect("the key is set on the line above")
         });
         let delete = Delete::builder().set_objects(Some(identifiers.collect())).quiet(false).build();
         let delete = delete.expect("the objects are set on the line above");
-        let permitted = Permitted::by(permit);
+        let permitted = Permitted::by(limits.permit);
         let request = self.client.delete_objects().bucket(bucket).delete(delete);
         let request = request.set_bypass_governance_retention(self.bypass).customize();
         let request = request.mutate_request(move |request| checksum::replace(request, checksum));
@@ -206,7 +224,7 @@ impl S3Store {
     }
 
     /// One DeleteObject request.
-    async fn delete_one(&self, bucket: &str, object: &ObjectRef, limits: &Limits<'_>) -> BatchOutcome {
+    pub(super) async fn delete_one(&self, bucket: &str, object: &ObjectRef, limits: &Limits<'_>) -> BatchOutcome {
         let asked = std::slice::from_ref(object);
         if let Some(untried) = limits.reached() {
             return BatchOutcome::uniform(asked, &untried);
@@ -214,7 +232,7 @@ impl S3Store {
         let scope = Scope { operation: "DeleteObject", bucket, subject: &object.key };
         let permitted = Permitted::by(limits.permit);
         let request = self.client.delete_object().bucket(bucket).key(&object.key);
-        let request = request.set_bypass_governance_retention(self.bypass);
+        let request = request.set_bypass_governance_retention(self.bypass).set_if_match(limits.etag(object));
         let request = request.set_version_id(object.version.clone()).customize().interceptor(permitted.clone());
         let verdict = match request.send().await {
             Ok(_) => return BatchOutcome::uniform(asked, &KeyOutcome::Deleted),

@@ -3,6 +3,7 @@
 //! Invariant: what is learned here changes how objects are named to the store, and never which, nor what an answer means.
 //! It is of one client, and is forgotten with it. A setting is heeded and not learned over.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
 use super::settings::{ChecksumPolicy, DeletePolicy, S3Settings};
@@ -23,6 +24,16 @@ pub(super) enum Checksum {
     None,
 }
 
+/// Which conditions a store heeds in deletes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Conditions {
+    None,
+    /// In single deletes.
+    Single,
+    /// In batches as well.
+    Batches,
+}
+
 #[derive(Debug)]
 pub(super) struct Learned {
     checksum: ChecksumPolicy,
@@ -31,6 +42,8 @@ pub(super) struct Learned {
     takes_md5: AtomicBool,
     /// It has said that it has no batches.
     no_batches: AtomicBool,
+    /// What it has shown of conditions; nothing before it was asked.
+    conditions: OnceLock<Conditions>,
     /// Server errors in a row for batches.
     in_vain: AtomicU32,
     /// Keys in a batch that it can be expected to answer in time.
@@ -44,6 +57,7 @@ impl Learned {
             delete: settings.delete,
             takes_md5: AtomicBool::new(false),
             no_batches: AtomicBool::new(false),
+            conditions: OnceLock::new(),
             in_vain: AtomicU32::new(0),
             most: AtomicUsize::new(MAX_BATCH),
         }
@@ -111,6 +125,16 @@ impl Learned {
     /// It has answered a batch with a server error; whether that has been so for long.
     pub(super) fn failed(&self) -> bool {
         self.in_vain.fetch_add(1, Ordering::Relaxed) + 1 >= LASTING
+    }
+
+    /// Which conditions it heeds, once it was asked.
+    pub(super) fn conditions(&self) -> Option<Conditions> {
+        self.conditions.get().copied()
+    }
+
+    /// It has shown which conditions it heeds. Who asked first is believed.
+    pub(super) fn heeds(&self, conditions: Conditions) {
+        let _ = self.conditions.set(conditions);
     }
 
     /// It has no batches.

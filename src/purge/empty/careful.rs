@@ -1,16 +1,20 @@
-//! One batch at a time, for stores that do not list their keys in their order.
+//! One batch at a time, for stores that do not list their keys in their order, and for objects that are recorded by key.
 //!
 //! Invariant: a batch is written down, key by key, before it is sent. Whoever resumes sends it again (deleting twice is
 //! deleting once) and counts it then, so every object is counted exactly once, whenever a worker died: no order of keys
 //! is needed to know which of them were sent.
 
+use std::collections::BTreeMap;
+
 use super::{
     End, Go,
+    keyed::{Spot, Withheld},
     settle::{Order, Place, Settled, Tried},
 };
 use crate::{
     domain::{outcome::KeyOutcome, progress::Progress},
     failpoint,
+    objects::flow::Pass,
     purge::{
         Budget, PurgeError, Purger,
         checkpoint::{Entry, Staying},
@@ -29,7 +33,7 @@ impl Purger {
         let in_hand = std::mem::take(&mut claimed.checkpoint.in_hand);
         if !in_hand.is_empty() {
             // sent by whoever worked on this before; nobody has counted it
-            if let Some(end) = self.delete_in_hand(place, claimed, in_hand, budget).await? {
+            if let Some(end) = self.delete_in_hand(place, claimed, in_hand, None, budget).await? {
                 return Ok(end);
             }
         }
@@ -37,7 +41,7 @@ impl Purger {
             let page = place.list(claimed.checkpoint.after.as_ref()).await?;
             for chunk in page.entries.chunks(place.store.batch_size) {
                 let batch = chunk.iter().map(Entry::from).collect();
-                if let Some(end) = self.delete_in_hand(place, claimed, batch, budget).await? {
+                if let Some(end) = self.delete_in_hand(place, claimed, batch, None, budget).await? {
                     return Ok(end);
                 }
             }
@@ -48,12 +52,14 @@ impl Purger {
         }
     }
 
-    /// Writes the batch down, deletes it, counts it. `Some`: the slice has to end here.
-    async fn delete_in_hand(
+    /// Writes the batch down, deletes it, counts it; of recorded objects those that nobody else needs. `Some`: the slice
+    /// has to end here.
+    pub(super) async fn delete_in_hand(
         &self,
         place: &Place,
         claimed: &mut Claimed,
         batch: Vec<Entry>,
+        recorded: Option<Spot<'_>>,
         budget: &Budget,
     ) -> Result<Option<End>, PurgeError> {
         claimed.checkpoint.in_hand = batch;
@@ -66,14 +72,15 @@ impl Purger {
             return Ok(Some(End::Paused));
         }
         failpoint::at("careful.written");
-        let mut tried = Tried::default();
-        let objects: Vec<_> = claimed.checkpoint.in_hand.iter().map(Entry::object).collect();
-        let pass = place.enter(objects.len()).await?;
-        let answer = place.delete(&objects).await;
-        pass.heard(&answer);
-        tried.take(answer);
-        let order = Order::From(claimed.checkpoint.after.as_ref());
-        let Settled { outcomes, lost_answer, away } = self.settle(place, &claimed.lease, tried, order, budget).await?;
+        let last = claimed.checkpoint.in_hand.last().map(Entry::cursor);
+        let pass = place.enter(claimed.checkpoint.in_hand.len()).await?;
+        // right before the request, with nothing but its own way to the store in between
+        let withheld = match recorded {
+            Some(spot) => self.withhold(place, claimed, spot).await?,
+            None => Withheld::default(),
+        };
+        let place = &withheld.conditions(place);
+        let Settled { outcomes, lost_answer, away } = self.send_in_hand(place, claimed, pass, recorded, budget).await?;
         failpoint::at("careful.answered");
         claimed.has_worked = true;
         let mut batch = std::mem::take(&mut claimed.checkpoint.in_hand);
@@ -96,12 +103,40 @@ impl Purger {
         }
         self.metrics.count_objects(&place.location.store, &counted);
         if let Some(error) = away {
+            withheld.back_in_hand(&mut claimed.checkpoint);
             let _ = self.write_checkpoint(claimed).await?;
             return Err(error.into());
         }
-        claimed.checkpoint.after = batch.last().map(Entry::cursor);
+        withheld.count(&mut claimed.progress);
+        claimed.checkpoint.after = last;
         // counted here alone: a crash before the next batch is written down sends this one again
         failpoint::at("careful.counted");
         Ok(None)
+    }
+
+    /// Sends the batch in hand, now that the gate has let it through, and again what has to be.
+    async fn send_in_hand(
+        &self,
+        place: &Place,
+        claimed: &Claimed,
+        pass: Pass,
+        recorded: Option<Spot<'_>>,
+        budget: &Budget,
+    ) -> Result<Settled, PurgeError> {
+        let objects: Vec<_> = claimed.checkpoint.in_hand.iter().map(Entry::object).collect();
+        if objects.is_empty() {
+            return Ok(Settled { outcomes: BTreeMap::new(), lost_answer: None, away: None });
+        }
+        let mut tried = Tried::default();
+        let answer = place.delete(&objects).await;
+        pass.heard(&answer);
+        tried.take(answer);
+        let order = match recorded {
+            Some(_) => Order::Named,
+            None => Order::From(claimed.checkpoint.after.as_ref()),
+        };
+        let mut settled = self.settle(place, &claimed.lease, tried, order, budget).await?;
+        self.explain_changes(place, &mut settled.outcomes).await?;
+        Ok(settled)
     }
 }

@@ -10,10 +10,10 @@ use std::{
     time::Duration,
 };
 
-use super::range::just_before;
+use super::{look::look, range::just_before};
 use crate::{
     domain::{
-        location::Location,
+        location::{KeyPlace, Location, StoreName},
         outcome::{BatchOutcome, FailureClass, KeyFailure, KeyOutcome, ObjectRef, RetryAfter},
     },
     objects::{
@@ -36,9 +36,20 @@ const LAST_REQUESTS: usize = 8;
 #[derive(Debug, Clone)]
 pub(super) struct Place {
     pub(super) store: NamedStore,
-    pub(super) location: Location,
+    pub(super) location: Below,
     pub(super) gate: Arc<Gate>,
     pub(super) permit: Permit,
+    /// Of recorded objects that must not have changed, the ETags, by key.
+    pub(super) unchanged: Arc<BTreeMap<String, String>>,
+}
+
+/// What a purge has in its hands there.
+#[derive(Debug, Clone)]
+pub(super) struct Below {
+    pub(super) store: StoreName,
+    pub(super) bucket: String,
+    /// Empty where objects are recorded by key. Nothing is deleted for lying below it then.
+    pub(super) prefix: String,
 }
 
 /// Tries so far of some objects: what is settled, and what another try may change.
@@ -67,6 +78,8 @@ pub(super) enum Order<'a> {
     Sorted,
     /// Some other; these were listed one after the other from here on.
     From(Option<&'a Cursor>),
+    /// Nobody has listed: these are known by their keys.
+    Named,
 }
 
 impl Place {
@@ -75,8 +88,26 @@ impl Place {
         Self {
             gate: store.flow.gate(&location.bucket),
             store: store.clone(),
-            location: location.clone(),
+            location: Below {
+                store: location.store.clone(),
+                bucket: location.bucket.clone(),
+                prefix: location.prefix.as_str().to_owned(),
+            },
             permit: Permit::new(move || lease.is_certain()),
+            unchanged: Arc::default(),
+        }
+    }
+
+    /// Where objects are recorded by key.
+    pub(super) fn of_keys(store: &NamedStore, place: &KeyPlace, lease: &Lease) -> Self {
+        let lease = lease.clone();
+        let (store_name, bucket) = (place.store.clone(), place.bucket.clone());
+        Self {
+            gate: store.flow.gate(&place.bucket),
+            store: store.clone(),
+            location: Below { store: store_name, bucket, prefix: String::new() },
+            permit: Permit::new(move || lease.is_certain()),
+            unchanged: Arc::default(),
         }
     }
 
@@ -96,11 +127,32 @@ impl Place {
     /// Sends one request, now that the gate has let it through.
     pub(super) async fn delete(&self, objects: &[ObjectRef]) -> BatchOutcome {
         let bucket = &self.location.bucket;
-        let answer = self.store.objects.delete_while(&self.permit, bucket, objects).await;
+        let answer = if self.unchanged.is_empty() {
+            self.store.objects.delete_while(&self.permit, bucket, objects).await
+        } else {
+            self.delete_unchanged(objects).await
+        };
         if let Some(why) = answer.lost_answer() {
             tracing::warn!(s3.bucket = bucket, code = why.code, message = why.message, "answer lost");
         }
         answer
+    }
+
+    /// Each object that must not have changed on that condition, the others as ever.
+    async fn delete_unchanged(&self, objects: &[ObjectRef]) -> BatchOutcome {
+        let bucket = &self.location.bucket;
+        let (mut plain, mut conditional) = (Vec::new(), Vec::new());
+        for object in objects {
+            match self.unchanged.get(&object.key) {
+                Some(etag) => conditional.push((object.clone(), etag.clone())),
+                None => plain.push(object.clone()),
+            }
+        }
+        let mut answer = self.store.objects.delete_unchanged(&self.permit, bucket, &conditional).await;
+        if !plain.is_empty() {
+            answer = answer.merge(self.store.objects.delete_while(&self.permit, bucket, &plain).await);
+        }
+        answer.in_order_of(objects)
     }
 
     /// One request, or several when one that named the same objects was not answered: a key that the store stumbles over
@@ -134,6 +186,11 @@ impl Place {
         match order {
             Order::Sorted => self.still_there_by_key(asked).await,
             Order::From(after) => self.still_there_from(*after, asked).await,
+            Order::Named => {
+                let keys: BTreeSet<&str> = asked.keys().map(|object| object.key.as_str()).collect();
+                let shown = look(&self.store, &self.location.bucket, &keys).await?;
+                Ok(shown.into_iter().map(|entry| entry.object).filter(|object| asked.contains_key(object)).collect())
+            }
         }
     }
 

@@ -9,6 +9,7 @@ mod row;
 
 use std::time::Duration;
 
+use serde::Serialize;
 use sqlx::{AssertSqlSafe, PgConnection, types::Json};
 use uuid::Uuid;
 
@@ -16,7 +17,7 @@ use self::row::Row;
 use super::{StoreError, pauses::Scope};
 use crate::domain::{
     ids::{Kind, ResourceId, ResourceRef, TombstoneId},
-    location::Location,
+    location::{KeyPlace, Location},
     retention::Retention,
     state::State,
     tombstone::{Blocker, Provenance, Tombstone},
@@ -25,7 +26,7 @@ use crate::domain::{
 /// Every column of a [`Row`].
 const COLUMNS: &str = "id, kind, resource_id, name, state, actor, origin, reason, trashed_at, purge_after, parent, \
      locations, blockers, attempts, next_attempt_at, retry_at, last_error, fence, lease_owner, lease_until, objects_listed, \
-     objects_deleted, objects_absent, versions_gone, markers_gone, objects_failed, objects_unknown, uploads_aborted, bytes_freed, rows_deleted, \
+     objects_deleted, objects_absent, versions_gone, markers_gone, objects_failed, objects_unknown, uploads_aborted, objects_kept, bytes_freed, rows_deleted, \
      row_found, purging_at, closed_at";
 
 /// What a trash writes.
@@ -45,6 +46,16 @@ pub struct NewTombstone<'a> {
     pub parent: Option<TombstoneId>,
     /// What to empty.
     pub locations: &'a [Location],
+    /// Where its objects are recorded by key.
+    pub recorded: &'a [KeyPlace],
+}
+
+/// An element of the column `locations`. Only one of keys has a member `keys`.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Place<'a> {
+    Prefix(&'a Location),
+    Keys(&'a KeyPlace),
 }
 
 /// Which tombstones to list, newest first.
@@ -70,6 +81,9 @@ pub async fn insert(conn: &mut PgConnection, new: NewTombstone<'_>) -> Result<To
          from (select now() + $10 * interval '1 second' as at) as due
          returning {COLUMNS}"
     );
+    // one list, so that a pause of a store finds both in it
+    let places: Vec<Place<'_>> =
+        new.locations.iter().map(Place::Prefix).chain(new.recorded.iter().map(Place::Keys)).collect();
     let row: Row = sqlx::query_as(AssertSqlSafe(sql))
         .bind(new.id.0)
         .bind(new.resource.kind.as_str())
@@ -79,7 +93,7 @@ pub async fn insert(conn: &mut PgConnection, new: NewTombstone<'_>) -> Result<To
         .bind(&new.by.origin)
         .bind(new.by.reason.as_deref())
         .bind(new.parent.map(|id| id.0))
-        .bind(Json(new.locations))
+        .bind(Json(places))
         .bind(new.retention.duration().as_secs_f64())
         .fetch_one(conn)
         .await?;
@@ -162,7 +176,7 @@ pub async fn is_kept(conn: &mut PgConnection, tombstone: &Tombstone) -> Result<b
     )
     .bind(tombstone.id.0)
     .bind(tombstone.resource.kind.as_str())
-    .bind(tombstone.locations.iter().map(|at| at.store.as_str().to_owned()).collect::<Vec<_>>())
+    .bind(tombstone.stores())
     .fetch_one(conn)
     .await?)
 }

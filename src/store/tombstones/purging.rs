@@ -153,7 +153,7 @@ pub async fn checkpoint(
     let paused: Option<bool> = sqlx::query_scalar(concat!(
         "update reprieve.tombstones t
              set objects_listed = $3, objects_deleted = $4, objects_absent = $5, objects_failed = $6,
-                 objects_unknown = $7, versions_gone = $11, markers_gone = $12, bytes_freed = $8, checkpoint = $9,
+                 objects_unknown = $7, versions_gone = $11, markers_gone = $12, objects_kept = $13, bytes_freed = $8, checkpoint = $9,
                  lease_until = clock_timestamp() + $10 * interval '1 second',
                  deaths = case when $4 + $5 > t.objects_deleted + t.objects_absent then 0 else t.deaths end
              where id = $1 and fence = $2 and state = 'purging' returning ",
@@ -171,6 +171,7 @@ pub async fn checkpoint(
     .bind(lease.duration.as_secs_f64())
     .bind(n(progress.versions_gone))
     .bind(n(progress.markers_gone))
+    .bind(n(progress.objects_kept))
     .fetch_optional(conn)
     .await?;
     Ok(extended(lease, asked, paused))
@@ -421,7 +422,7 @@ pub async fn finish(
          set state = 'purged', closed_at = now(), lease_owner = null, lease_until = null, checkpoint = null,
              last_error = null, objects_listed = $3, objects_deleted = $4, objects_absent = $5, objects_failed = $6,
              objects_unknown = $7, bytes_freed = $8, rows_deleted = rows_deleted + $9, versions_gone = $10,
-             markers_gone = $11
+             markers_gone = $11, objects_kept = $12
          where id = $1 and fence = $2 and state = 'purging' and $6 = 0 and $7 = 0",
     )
     .bind(lease.id.0)
@@ -435,6 +436,7 @@ pub async fn finish(
     .bind(n(rows))
     .bind(n(progress.versions_gone))
     .bind(n(progress.markers_gone))
+    .bind(n(progress.objects_kept))
     .execute(conn)
     .await?;
     Ok(ours(done.rows_affected()))

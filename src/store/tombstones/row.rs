@@ -11,6 +11,7 @@ use uuid::Uuid;
 use crate::{
     domain::{
         ids::{Fence, Kind, ResourceId, ResourceRef, TombstoneId},
+        location::{KeyPlace, Location},
         progress::Progress,
         state::State,
         tombstone::Tombstone,
@@ -48,6 +49,7 @@ pub(super) struct Row {
     objects_failed: i64,
     objects_unknown: i64,
     uploads_aborted: i64,
+    objects_kept: i64,
     bytes_freed: i64,
     rows_deleted: i64,
     row_found: Option<bool>,
@@ -80,6 +82,15 @@ impl TryFrom<Row> for Tombstone {
         let state = State::parse(&row.state).ok_or_else(|| {
             StoreError::Unusable(format!("tombstone {} has the unknown state {:?}", row.id, row.state))
         })?;
+        let places: Vec<Value> = parsed(row.id, "locations", row.locations.0)?;
+        let (mut locations, mut recorded) = (Vec::<Location>::new(), Vec::<KeyPlace>::new());
+        for place in places {
+            if place.get("keys").is_some() {
+                recorded.push(parsed(row.id, "locations", place)?);
+            } else {
+                locations.push(parsed(row.id, "locations", place)?);
+            }
+        }
         Ok(Self {
             id: TombstoneId(row.id),
             resource: ResourceRef { kind: Kind::from_stored(row.kind), id: ResourceId::from_stored(row.resource_id) },
@@ -91,7 +102,8 @@ impl TryFrom<Row> for Tombstone {
             trashed_at: row.trashed_at,
             purge_after: row.purge_after,
             parent: row.parent.map(TombstoneId),
-            locations: parsed(row.id, "locations", row.locations.0)?,
+            locations,
+            recorded,
             blockers: parsed(row.id, "blockers", row.blockers.0)?,
             attempts: u32::try_from(row.attempts).unwrap_or(0),
             next_attempt_at: row.next_attempt_at,
@@ -109,6 +121,7 @@ impl TryFrom<Row> for Tombstone {
                 objects_failed: count(row.objects_failed),
                 objects_unknown: count(row.objects_unknown),
                 uploads_aborted: count(row.uploads_aborted),
+                objects_kept: count(row.objects_kept),
                 bytes_freed: count(row.bytes_freed),
                 rows_deleted: count(row.rows_deleted),
             },

@@ -11,7 +11,7 @@ use aws_sdk_s3::types::{
 use futures_util::{StreamExt, stream};
 use reprieve::embedded::s3::{EmbeddedS3, Options, REGION};
 use reprieve::objects::faulty::FaultyStore;
-use reprieve::objects::memory::MemoryStore;
+use reprieve::objects::memory::{MemoryStore, etag_of};
 use reprieve::objects::s3::{S3Credentials, S3Settings, S3Store};
 use reprieve::objects::{LockMode, ObjectLock, ObjectStore, Retention, Versioning};
 
@@ -253,6 +253,17 @@ impl Subject {
                 for key in keys {
                     client.put_object().bucket(bucket).key(key).send().await.expect("put");
                 }
+            }
+        }
+    }
+
+    /// What an object can be told by that [`Subject::put_all`] wrote, without its quotes.
+    pub(crate) async fn etag(&self, bucket: &str, key: &str) -> String {
+        match &self.filler {
+            Filler::Memory(_) => etag_of(1),
+            Filler::S3 { client, .. } => {
+                let head = client.head_object().bucket(bucket).key(key).send().await.expect("it is there");
+                head.e_tag().expect("every object has one").trim_matches('"').to_owned()
             }
         }
     }

@@ -1,12 +1,13 @@
 //! DeleteObject and DeleteObjects.
 //!
-//! Invariant: deleting what is not there succeeds, as on S3. A batch is refused whole or carried out key by key, and
+//! Invariant: deleting what is not there succeeds, as on S3, unless on a condition. A batch is refused whole or carried out key by key, and
 //! then says of each key what became of it, unless the request is quiet or a fault rule has it otherwise.
 
 use s3s::dto::*;
 use s3s::{S3Error, S3Request, S3Result, s3_error};
 
 use super::Handlers;
+use super::objects::check_conditions;
 use crate::embedded::s3::bucket::{Bucket, Deletion};
 use crate::embedded::s3::faults::{Effect, KeyAnswer, KeyFault};
 use crate::embedded::s3::lock::Bypass;
@@ -21,12 +22,15 @@ const MAX_KEY: usize = 1024;
 
 impl Handlers {
     pub(super) fn delete_one(&self, asked: &DeleteObjectInput) -> S3Result<DeleteObjectOutput> {
-        if asked.if_match.is_some() || asked.if_match_last_modified_time.is_some() || asked.if_match_size.is_some() {
-            return Err(s3_error!(NotImplemented, "conditional deletes are not supported"));
+        if asked.if_match_last_modified_time.is_some() || asked.if_match_size.is_some() {
+            return Err(s3_error!(NotImplemented, "of conditions, deletes know ETags alone"));
         }
         let version = version_named(asked.version_id.as_deref())?;
         let bypass = Bypass::from(asked.bypass_governance_retention);
-        let done = self.store.with_mut(&asked.bucket, |bucket| bucket.delete(&asked.key, version, bypass))?;
+        let done = self.store.with_mut(&asked.bucket, |bucket| {
+            check_conditions(bucket, &asked.key, asked.if_match.as_ref(), None)?;
+            bucket.delete(&asked.key, version, bypass)
+        })?;
         let (delete_marker, id) = match done {
             Deletion::Gone => (None, None),
             Deletion::Version(id) => (None, Some(id)),
@@ -95,6 +99,8 @@ fn delete_in(bucket: &mut Bucket, object: &ObjectIdentifier, bypass: Bypass) -> 
     if object.key.len() > MAX_KEY {
         return Err(s3_error!(KeyTooLongError, "Your key is too long"));
     }
+    let wanted = object.e_tag.clone().map(ETagCondition::ETag);
+    check_conditions(bucket, &object.key, wanted.as_ref(), None)?;
     let version = match object.version_id.as_deref() {
         // Unlike DeleteObject, a batch answers NoSuchVersion for ids that S3 never gave out.
         Some(id) => Some(VersionId::parse(id).ok_or_else(|| {
@@ -132,11 +138,8 @@ fn check_batch(objects: &[ObjectIdentifier]) -> S3Result<()> {
             "The XML you provided was not well-formed or did not validate against our published schema"
         ));
     }
-    let conditional = |object: &ObjectIdentifier| {
-        object.e_tag.is_some() || object.last_modified_time.is_some() || object.size.is_some()
-    };
-    if objects.iter().any(conditional) {
-        return Err(s3_error!(NotImplemented, "conditional deletes are not supported"));
+    if objects.iter().any(|object| object.last_modified_time.is_some() || object.size.is_some()) {
+        return Err(s3_error!(NotImplemented, "of conditions, deletes know ETags alone"));
     }
     Ok(())
 }

@@ -95,11 +95,30 @@ async fn a_batch_without_a_checksum_or_with_conditions_is_refused() {
         .send()
         .await;
     assert_eq!(refusal(bare), refused("InvalidRequest", 400));
-    let conditional = ObjectIdentifier::builder().key("a").e_tag("\"x\"").build().unwrap();
+    let conditional = ObjectIdentifier::builder().key("a").size(4).build().unwrap();
     assert_eq!(refusal(batch(&client, vec![conditional]).send().await), refused("NotImplemented", 501));
-    let conditional = client.delete_object().bucket(BUCKET).key("a").if_match("\"x\"").send().await;
+    let conditional = client.delete_object().bucket(BUCKET).key("a").if_match_size(4).send().await;
     assert_eq!(refusal(conditional), refused("NotImplemented", 501));
     assert_eq!(server.store().count(BUCKET, ""), 1);
+}
+
+#[tokio::test]
+async fn what_has_another_etag_than_the_one_asked_for_is_not_deleted() {
+    let (server, client) = server().await;
+    server.store().put_all(BUCKET, ["a", "b", "c"].map(str::to_owned), "body").unwrap();
+    let head = client.head_object().bucket(BUCKET).key("a").send().await.unwrap();
+    let right = head.e_tag().unwrap();
+    let named = |key: &str, etag: &str| ObjectIdentifier::builder().key(key).e_tag(etag).build().unwrap();
+    let asked = vec![named("a", right), named("b", "\"x\""), named("gone", right)];
+    let answer = batch(&client, asked).send().await.unwrap();
+    assert_eq!(deleted(&answer), ["a"]);
+    assert_eq!(failed(&answer), [("b", "PreconditionFailed"), ("gone", "NoSuchKey")]);
+    let single = |key: &str, etag: &str| client.delete_object().bucket(BUCKET).key(key).if_match(etag).send();
+    assert_eq!(refusal(single("b", "\"x\"").await), refused("PreconditionFailed", 412));
+    assert_eq!(refusal(single("gone", right).await), refused("NoSuchKey", 404));
+    single("b", right).await.unwrap();
+    single("c", "*").await.unwrap();
+    assert_eq!(server.store().count(BUCKET, ""), 0);
 }
 
 #[tokio::test]

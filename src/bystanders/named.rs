@@ -1,0 +1,212 @@
+//! Which recorded objects another resource needs too.
+//!
+//! Invariant: an object is nobody else's only when every kind that can name it has been asked and has said so. A query
+//! that fails, or answers what it was not asked, or an entry that the map no longer has, means that nobody knows, and the
+//! caller must not go on. Who waits in the trash may be restored, and needs its objects like who is live; who is past
+//! the point of no return needs them no more.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use sqlx::PgConnection;
+
+use crate::{
+    domain::{
+        ids::{Kind, ResourceId, ResourceRef},
+        location::{KeyPlace, Location},
+        map::{ObjectsAt, ResourceKind, ResourceMap},
+        state::State,
+    },
+    store::{
+        StoreError,
+        platform::{self, Locking},
+        recorded, tombstones,
+    },
+};
+
+/// Keys that stay, each with one of those who need it.
+pub type Kept = BTreeMap<String, String>;
+
+/// Of `keys` in a place of the resource `of`, those that somebody else needs.
+///
+/// # Errors
+/// A query failed, or says something that cannot be understood; or the map no longer knows who else names them.
+pub async fn kept(
+    conn: &mut PgConnection,
+    map: &ResourceMap,
+    of: &ResourceRef,
+    at: &KeyPlace,
+    keys: &[&str],
+) -> Result<Kept, StoreError> {
+    can_tell(map, of, at)?;
+    let mut kept = Kept::new();
+    if keys.is_empty() {
+        return Ok(kept);
+    }
+    for kind in map.kinds() {
+        named(&mut *conn, map, kind, of, at, keys, &mut kept).await?;
+        live_below(&mut *conn, map, kind, of, at, keys, &mut kept).await?;
+    }
+    // the platform may have removed their rows, or its query may pass over what is in the trash
+    for (key, kind, id) in recorded::waiting_for(&mut *conn, of, at, keys).await? {
+        kept.entry(key).or_insert_with(|| format!("{kind} {id}"));
+    }
+    let above: BTreeMap<&str, Vec<&str>> = keys.iter().fold(BTreeMap::new(), |mut above, key| {
+        key.match_indices('/').for_each(|(at, _)| above.entry(&key[..=at]).or_default().push(key));
+        above
+    });
+    let prefixes: Vec<&str> = above.keys().copied().collect();
+    for (prefix, kind, id) in recorded::waiting_below(&mut *conn, of, at, &prefixes).await? {
+        for key in above.get(prefix.as_str()).into_iter().flatten() {
+            kept.entry((*key).to_owned()).or_insert_with(|| format!("{kind} {id}, whose prefix it lies below"));
+        }
+    }
+    Ok(kept)
+}
+
+/// Who else names an object below one of these prefixes, and which: of live resources where the map has a query for it
+/// (`named_below`), of those in the trash by what is recorded for them.
+///
+/// # Errors
+/// A query failed: then nobody knows.
+pub async fn below(
+    conn: &mut PgConnection,
+    map: &ResourceMap,
+    of: &ResourceRef,
+    prefixes: &[Location],
+) -> Result<Vec<(ResourceRef, String)>, StoreError> {
+    let mut found = Vec::new();
+    if map.kinds().all(|kind| kind.named_objects().next().is_none()) {
+        return Ok(found);
+    }
+    for at in prefixes {
+        for kind in map.kinds() {
+            for named in kind.named_objects().filter(|named| named.reaches(&at.store, &at.bucket)) {
+                let Some(query) = &named.named_below else { continue };
+                let mut starts = vec![format!("s3://{}/{}", at.bucket, at.prefix)];
+                starts.extend(named.only_bucket().map(|_| at.prefix.to_string()));
+                for start in starts {
+                    for (name, id) in recorded::namers_below(&mut *conn, map, kind, query, of, &start).await? {
+                        let id = ResourceId::from_stored(id.unwrap_or_else(|| "without an id".to_owned()));
+                        found.push((ResourceRef { kind: kind.kind.clone(), id }, name.unwrap_or_default()));
+                    }
+                }
+            }
+        }
+        for (kind, id, key) in recorded::recorded_below(&mut *conn, of, at).await? {
+            found.push((ResourceRef { kind: Kind::from_stored(kind), id: ResourceId::from_stored(id) }, key));
+        }
+    }
+    Ok(found)
+}
+
+/// Whether the map still says who else may name what is recorded in a place.
+///
+/// # Errors
+/// It does not.
+pub fn can_tell(map: &ResourceMap, of: &ResourceRef, at: &KeyPlace) -> Result<(), StoreError> {
+    let kind = map.kind(of.kind.as_str()).ok();
+    let is_known = kind.is_some_and(|kind| kind.named_objects().any(|named| named.reaches(&at.store, &at.bucket)));
+    if is_known {
+        return Ok(());
+    }
+    Err(StoreError::Unusable(format!(
+        "the resource map no longer says who names the objects of {} in s3://{}/ (store {}): an entry of \
+         [[resource.objects]] with `keys` and `named_by` is missing; add it again to go on",
+        of.kind, at.bucket, at.store
+    )))
+}
+
+/// Asks the inverse queries of a kind.
+async fn named(
+    conn: &mut PgConnection,
+    map: &ResourceMap,
+    kind: &ResourceKind,
+    of: &ResourceRef,
+    at: &KeyPlace,
+    keys: &[&str],
+    kept: &mut Kept,
+) -> Result<(), StoreError> {
+    for named in kind.named_objects().filter(|named| named.reaches(&at.store, &at.bucket)) {
+        // in both forms in which the platform may have them
+        let mut names: BTreeMap<String, &str> =
+            keys.iter().map(|key| (format!("s3://{}/{key}", at.bucket), *key)).collect();
+        if named.only_bucket() == Some(at.bucket.as_str()) {
+            names.extend(keys.iter().map(|key| ((*key).to_owned(), *key)));
+        }
+        let asked: Vec<String> = names.keys().cloned().collect();
+        for (name, id) in recorded::namers(&mut *conn, map, kind, named, of, &asked).await? {
+            let key = name.as_deref().and_then(|name| names.get(name)).ok_or_else(|| {
+                let name = name.as_deref().unwrap_or("a null");
+                StoreError::Unusable(format!(
+                    "the named_by query of kind {} returned {name:?}, which was not among the names in $1: its first \
+                     column has to be the name as it was asked",
+                    kind.kind
+                ))
+            })?;
+            let who = id.unwrap_or_else(|| "without an id".to_owned());
+            kept.entry((*key).to_owned()).or_insert_with(|| format!("{} {who}", kind.kind));
+        }
+    }
+    Ok(())
+}
+
+/// Looks for live resources below whose own prefix a key lies. Where a query says the prefixes of a kind, only those of
+/// what is in the trash are known.
+async fn live_below(
+    conn: &mut PgConnection,
+    map: &ResourceMap,
+    kind: &ResourceKind,
+    of: &ResourceRef,
+    at: &KeyPlace,
+    keys: &[&str],
+    kept: &mut Kept,
+) -> Result<(), StoreError> {
+    let mut owners: BTreeMap<ResourceId, BTreeSet<&str>> = BTreeMap::new();
+    let templates = kind.objects.iter().filter_map(|objects| match objects {
+        ObjectsAt::Template { store, bucket, prefix, .. } if *store == at.store && *bucket == at.bucket => Some(prefix),
+        _ => None,
+    });
+    let templates: Vec<_> = templates.collect();
+    let own_kind = map.kind(of.kind.as_str()).ok();
+    let is_own_row = |id: &ResourceId| *id == of.id && own_kind.is_some_and(|own| own.table == kind.table);
+    for key in keys.iter().filter(|key| !kept.contains_key(**key)) {
+        for id in templates.iter().filter_map(|template| template.id_in(key, kind.id_type)) {
+            owners.entry(id).or_default().insert(key);
+        }
+    }
+    let mut found = Vec::new();
+    for (id, below) in owners.into_iter().filter(|(id, _)| !is_own_row(id)) {
+        let Some(row) = platform::find(&mut *conn, kind, &id, Locking::None).await?.filter(|row| row.fits) else {
+            continue;
+        };
+        let owner = ResourceRef { kind: kind.kind.clone(), id };
+        if is_leaving(&mut *conn, map, kind, &owner).await? {
+            continue;
+        }
+        let prefixes = templates.iter().filter_map(|template| {
+            template.render(&owner.id, |column| row.columns.get(column).cloned().flatten()).ok()
+        });
+        let prefixes: Vec<_> = prefixes.collect();
+        let inside = below.into_iter().filter(|key| prefixes.iter().any(|prefix| key.starts_with(prefix.as_str())));
+        found.extend(inside.map(|key| (key.to_owned(), format!("{owner}, whose prefix it lies below"))));
+    }
+    kept.extend(found);
+    Ok(())
+}
+
+/// Whether it is past the point of no return itself, by whichever kind of its table.
+async fn is_leaving(
+    conn: &mut PgConnection,
+    map: &ResourceMap,
+    kind: &ResourceKind,
+    owner: &ResourceRef,
+) -> Result<bool, StoreError> {
+    for kin in map.kinds().filter(|kin| kin.table == kind.table) {
+        let resource = ResourceRef { kind: kin.kind.clone(), id: owner.id.clone() };
+        let open = tombstones::open_of(&mut *conn, &resource).await?;
+        if open.is_some_and(|open| matches!(open.state, State::Purging | State::Stuck)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}

@@ -25,8 +25,10 @@ use crate::domain::outcome::{BatchOutcome, FailureClass, KeyOutcome, RetryAfter}
 /// Refusals in a row after which nobody waits at the gate: the store is away.
 const AWAY: u32 = 4;
 
-/// Requests in flight at first: a store that is throttling already is not met with many. Doubles with each round.
+/// Requests in flight at first: a store that is throttling already is not met with many. Doubles with each round, and no
+/// sooner than after this time: one that answers at once would be met with all of them before its first refusal.
 const FIRST: f64 = 1.0;
+const DOUBLES_IN: Duration = Duration::from_millis(100);
 
 /// Requests that stay in flight to a store that does not answer.
 const AT_LEAST: f64 = 4.0;
@@ -109,6 +111,8 @@ struct State {
     allowed: f64,
     /// Whether the store has never asked for less: the number grows with every answer until then.
     unhurt: bool,
+    /// Until then it grows no further than to this.
+    grows_to: (f64, Instant),
     /// Refusals in a row.
     refusals: u32,
     /// Nothing leaves before.
@@ -145,6 +149,7 @@ impl Gate {
             in_flight: 0,
             allowed: FIRST.min(f64::from(ceiling.concurrency.get())),
             unhurt: true,
+            grows_to: (FIRST, now + DOUBLES_IN),
             refusals: 0,
             closed_until: now,
             paid_until: now,
@@ -237,8 +242,11 @@ impl State {
             Heard::Answer => {
                 self.refusals = 0;
                 let is_measuring = self.pace.measured_from.is_some() && self.pace.rate.is_none();
+                if self.unhurt && now >= self.grows_to.1 {
+                    self.grows_to = (2.0 * self.allowed, now + DOUBLES_IN);
+                }
                 let step = match () {
-                    () if self.unhurt => 1.0,
+                    () if self.unhurt => (self.grows_to.0 - self.allowed).clamp(0.0, 1.0),
                     // alone until the rate is known: several would be refused at once
                     () if is_measuring => 0.0,
                     () => 1.0 / self.allowed,

@@ -13,13 +13,16 @@ const SHARE: f64 = 0.97;
 const SPELL: Duration = Duration::from_millis(400);
 /// After a longer one, the rate was nearly right.
 const LONG_SPELL: Duration = Duration::from_secs(5);
-const STEP_BACK: f64 = 0.96;
+/// What a refusal takes off the rate where what was measured leaves it open, and at least.
+const STEP_BACK: f64 = 0.95;
+const SMALL_STEP_BACK: f64 = 0.985;
 /// When so many in a row come soon, whatever the rate, they have nothing to do with it: some stores fail at random with the
 /// same code. Then nothing is paced for a while.
 const IN_VAIN: u32 = 5;
 const UNPACED: Duration = Duration::from_secs(60);
-/// Within so many requests, one more or less is a large share.
-const A_FEW_REQUESTS: f64 = 4.0;
+/// What the first measurement cannot tell, since keys come a request at a time, is tried in steps so large and so often.
+const STEP_EVERY: Duration = Duration::from_secs(2);
+const STEP_BY: f64 = 0.02;
 
 /// How long a rate holds before a little more is tried, and by how much more. Twice as much after each [`CALM`] without
 /// a refusal, so that a store that was busy for a while is soon asked for all that it gives.
@@ -43,6 +46,8 @@ pub(super) struct Pace {
     pub(super) measured_from: Option<Instant>,
     /// Keys taken since.
     pub(super) taken: f64,
+    /// By what share more the store may well grant than was measured.
+    doubt: f64,
     /// When more was tried last.
     probed_at: Instant,
     /// Refusals that came soon although the rate had been lowered.
@@ -57,6 +62,7 @@ impl Pace {
         Self {
             rate: None,
             best: 0.0,
+            doubt: 0.0,
             refused_at: None,
             measured_from: None,
             taken: 0.0,
@@ -66,15 +72,13 @@ impl Pace {
         }
     }
 
-    /// The store had nothing left to grant for a request of so many keys: since the last time it has granted what was
-    /// taken. Where that were only a few requests, this one may just have been too early, and counts.
+    /// The store had nothing left to grant for a request of so many keys: since the last time it has granted what was taken.
     pub(super) fn refuse(&mut self, keys: usize, now: Instant) {
         self.refused_at = Some(now);
         self.probed_at = now;
         if now < self.unpaced_until {
             return;
         }
-        let keys = keys as f64;
         let spell = self.measured_from.map(|from| now - from);
         self.in_vain = if spell.is_some_and(|spell| spell >= LONG_SPELL) { 0 } else { self.in_vain + 1 };
         if self.in_vain > IN_VAIN {
@@ -82,14 +86,8 @@ impl Pace {
             self.unpaced_until = now + UNPACED;
             return;
         }
-        if let (Some(rate), Some(true)) = (self.rate, spell.map(|spell| spell >= LONG_SPELL)) {
-            // it was a little too much, and perhaps for the last little while alone
-            self.rate = Some(rate * STEP_BACK);
-        } else if let Some(spell) = spell.filter(|spell| *spell >= SPELL && self.taken > 0.0) {
-            let granted = if self.taken < A_FEW_REQUESTS * keys { self.taken + keys } else { self.taken };
-            let measured = granted / spell.as_secs_f64();
-            self.best = self.best.max(measured);
-            self.rate = Some((measured * SHARE).max(self.best / 2.0));
+        if let Some(spell) = spell.filter(|spell| *spell >= SPELL && self.taken > 0.0) {
+            self.measure(keys as f64, spell);
         }
         if spell.is_none_or(|spell| spell >= SPELL) {
             self.measured_from = Some(now);
@@ -97,9 +95,34 @@ impl Pace {
         }
     }
 
+    /// Both at the beginning and at the end of a spell less was left than a request takes. After the pause that comes
+    /// first it was as much as the store ever leaves, so at the end of that half a request is left, more or less.
+    fn measure(&mut self, keys: f64, spell: Duration) {
+        let seconds = spell.as_secs_f64();
+        let Some(rate) = self.rate else {
+            self.best = (self.taken + keys / 2.0) / seconds;
+            self.rate = Some(self.best * SHARE);
+            self.doubt = keys / 2.0 / (self.taken + keys / 2.0);
+            return;
+        };
+        self.best = self.best.max(self.taken / seconds);
+        self.doubt = 0.0;
+        let least = (self.taken - keys) / seconds * SHARE;
+        // in a longer spell the store may have had more to grant than was asked for
+        let most = if spell < LONG_SPELL { (self.taken + keys) / seconds * SHARE } else { f64::INFINITY };
+        let back = (rate * STEP_BACK).max(least).min(most).min(rate * SMALL_STEP_BACK);
+        self.rate = Some(back.max(self.best / 2.0));
+    }
+
     /// The rate, a little more of it from time to time.
     pub(super) fn in_force(&mut self, now: Instant) -> Option<f64> {
         let rate = self.rate?;
+        if self.doubt > 0.0 && now - self.probed_at >= STEP_EVERY {
+            self.rate = Some(rate * (1.0 + STEP_BY));
+            self.doubt -= STEP_BY;
+            self.probed_at = now;
+            return self.rate;
+        }
         if now - self.probed_at >= PROBE_EVERY {
             let calm = self.refused_at.map_or(Duration::ZERO, |at| now - at);
             let doublings = (calm.as_secs() / CALM.as_secs()).min(16);

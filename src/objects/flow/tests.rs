@@ -158,6 +158,7 @@ async fn one_key_that_is_refused_is_no_news_of_the_bucket() {
     let gate = Flow::new(ceiling(4, None)).gate("b");
     for _ in 0..5 {
         let pass = gate.enter(1).await.expect("open");
+        tokio::time::sleep(DOUBLES_IN).await;
         pass.heard(&answer(1, &slow_down()));
     }
     assert!(gate.allowed() == 4 && gate.try_enter(1).is_some());
@@ -177,4 +178,39 @@ async fn refusals_at_random_do_not_bring_the_rate_to_nothing() {
     }
     let rate = granted as f64 / began.elapsed().as_secs_f64();
     assert!(rate > 3.0, "{rate} batches a second, of 8 that the latency lets through one at a time");
+}
+
+/// Deletes so many batches of a thousand as fast as the gate lets it; says in how many seconds.
+async fn delete_batches(gate: &Arc<Gate>, store: &Arc<Mutex<Granting>>, batches: usize, latency: Duration) -> f64 {
+    let (began, mut senders) = (Instant::now(), JoinSet::new());
+    for _ in 0..16 {
+        let (gate, store) = (gate.clone(), store.clone());
+        senders.spawn(async move {
+            while store.lock().expect("no panic").granted < batches * 1000 {
+                let pass = gate.enter(1000).await.expect("never away");
+                let outcome = store.lock().expect("no panic").ask(1000);
+                tokio::time::sleep(latency).await;
+                pass.heard(&answer(1000, &outcome));
+            }
+        });
+    }
+    while let Some(ended) = senders.join_next().await {
+        ended.expect("no panic");
+    }
+    began.elapsed().as_secs_f64()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rate_that_nobody_knows_yet_is_found_at_the_cost_of_a_few_refusals() {
+    for latency in [2, 20].map(Duration::from_millis) {
+        for rate in [1_500.0, 2_500.0, 3_000.0, 3_500.0, 4_200.0, 5_000.0, 7_700.0, 10_000.0, 20_000.0] {
+            let gate = Flow::new(ceiling(16, None)).gate("b");
+            let store = Granting::new(rate);
+            // what it takes half a minute to grant
+            let seconds = delete_batches(&gate, &store, (rate * 30.0) as usize / 1000, latency).await;
+            let store = store.lock().expect("no panic");
+            let share = store.granted as f64 / (rate + rate * seconds);
+            assert!(share > 0.94 && store.refused <= 5, "{share} of {rate}, answers in {latency:?}: {store:?}");
+        }
+    }
 }

@@ -50,6 +50,7 @@ impl Purger {
     pub(super) async fn delete_rows(&self, verified: Verified, budget: &Budget) -> Result<Rows, PurgeError> {
         let Verified { mut claimed } = verified;
         let kind = self.kind_of(&claimed)?;
+        let mut is_long = false;
         loop {
             if budget.is_spent(claimed.has_worked) {
                 return Ok(Rows::OutOfTime(claimed));
@@ -78,6 +79,10 @@ impl Purger {
             failpoint::at("rows.committed");
             claimed.progress.rows_deleted += deleted;
             claimed.has_worked = true;
+            if !std::mem::replace(&mut is_long, true) {
+                // the end, which would tell it, is some way off
+                self.keep_counts(&claimed).await?;
+            }
             if paused {
                 return Ok(Rows::Paused(claimed));
             }

@@ -237,6 +237,26 @@ async fn a_dead_letter_does_not_expire_and_survives_a_foreign_user_id() {
     assert!(shown("x-reprieve-reason").starts_with("ööö"));
 }
 
+/// Headers are never split: whoever publishes with RabbitMQ's own 128 KiB may send some that are longer than our frames.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn headers_and_bodies_that_are_longer_than_a_frame_come_in_and_go_to_the_dead_letters() {
+    let (queue, settings, raw) = shared().await;
+    let mut headers = FieldTable::default();
+    headers.insert("x-long".into(), AMQPValue::LongString("h".repeat(100_000).into()));
+    let body = vec![b'b'; 1_000_000];
+    let properties = BasicProperties::default().with_headers(headers);
+    raw.publish(&settings.namespace, "purge", &body, properties).await;
+    raw.publish(&settings.namespace, "purge", b"next", BasicProperties::default()).await;
+    let mut consumer = queue.consumer(Source::Purge, 2).await.expect("consumes");
+    let long = next(&mut consumer).await;
+    assert!(long.body == body);
+    assert!(long.answer.dead_letter("too long").await.expect("is set aside"));
+    assert_eq!(next(&mut consumer).await.body, b"next");
+    let dead = raw.take(&format!("{}.dead", settings.namespace), 1).await.remove(0);
+    assert!(dead.data == body);
+    assert_eq!(header(&dead.properties, "x-reprieve-reason").expect("says why"), "too long");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_count_that_the_sender_has_made_up_is_not_the_brokers() {
     let (queue, settings, raw) = shared().await;

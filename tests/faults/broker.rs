@@ -163,7 +163,7 @@ async fn a_delivery_that_the_broker_takes_back_from_a_long_slice_comes_again_and
     let (first, second) = (ready(&world, &[]).await, ready(&world, &[]).await);
     let amqp = Amqp::beside(&world, &first).await;
     world.trash("dataset", locked).await;
-    world.until("its objects are gone, and its rows locked", locked, |now| now.gone() == put).await;
+    wait_until("its objects are gone, and its rows locked", SOON, async || world.objects(locked).await == 0).await;
     let said = |text: &str| first.log().contains(text) || second.log().contains(text);
     wait_until("the broker takes it back", SOON, async || {
         broker.check_ack_timeouts();

@@ -21,7 +21,7 @@ use lapin::{
 use tokio::time::Instant;
 
 use super::{
-    QueueError, RabbitSettings, Session,
+    Headers, QueueError, RabbitSettings, Session,
     copies::{Copies, Original},
     explain, short,
     topology::Topology,
@@ -51,7 +51,7 @@ impl RabbitConsumer {
         prefetch: u16,
     ) -> Result<Self, QueueError> {
         let queue = topology.queue(source);
-        let session = Session::open(settings, &format!("consumer of {queue}")).await?;
+        let session = Session::open(settings, &format!("consumer of {queue}"), Headers::Anybodys).await?;
         let qos = session.channel.basic_qos(prefetch, BasicQosOptions::default());
         session.step("set the prefetch", qos).await?;
         let consume = session.channel.basic_consume(

@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use super::{
-    QueueError, RabbitSettings,
+    Headers, QueueError, RabbitSettings,
     consumer::DELIVERY_COUNT,
     publisher::{ConfirmChannel, PERSISTENT, Wire},
     short,
@@ -108,7 +108,7 @@ impl Copies {
             let mut idle = self.channel.lock().await;
             let mut channel = match idle.take().filter(|channel| channel.usable().is_ok()) {
                 Some(channel) => channel,
-                None => ConfirmChannel::open(&self.settings, "copies").await?,
+                None => ConfirmChannel::open(&self.settings, "copies", Headers::Anybodys).await?,
             };
             let outcomes = channel.publish(&[wire]).await?;
             *idle = Some(channel);

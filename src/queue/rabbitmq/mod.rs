@@ -102,7 +102,7 @@ impl fmt::Debug for RabbitQueue {
 #[async_trait]
 impl TaskQueue for RabbitQueue {
     async fn prepare(&self) -> Result<(), QueueError> {
-        let session = Session::open(&self.settings, "topology").await?;
+        let session = Session::open(&self.settings, "topology", Headers::Ours).await?;
         if self.settings.declare {
             self.topology.declare(&session).await?;
         } else {
@@ -120,12 +120,25 @@ impl TaskQueue for RabbitQueue {
     }
 
     async fn depths(&self) -> Result<Depths, QueueError> {
-        let session = Session::open(&self.settings, "depths").await?;
+        let session = Session::open(&self.settings, "depths", Headers::Ours).await?;
         let depths = self.topology.depths(&session).await?;
         session.close().await?;
         Ok(depths)
     }
 }
+
+/// Whose headers a connection has to carry. They are never split, and the broker ends a connection over a message whose
+/// headers are longer than a frame: on each delivery of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Headers {
+    /// Short ones of our own. The client has buffers for 64 frames on each connection, which is 8 MiB with RabbitMQ's 128 KiB.
+    Ours,
+    /// Anybody's, as long as the broker takes them.
+    Anybodys,
+}
+
+/// Bytes of a frame for our own headers, where the URL does not say it. A longer body is several frames.
+const OUR_FRAME_MAX: u32 = 16 * 1024;
 
 /// One connection with one channel on it. Dropping it closes both, in the background.
 #[derive(Debug)]
@@ -137,8 +150,11 @@ struct Session {
 
 impl Session {
     /// Connects; `purpose` shows in the broker's list of connections.
-    async fn open(settings: &RabbitSettings, purpose: &str) -> Result<Self, QueueError> {
-        let uri = settings.uri()?;
+    async fn open(settings: &RabbitSettings, purpose: &str, headers: Headers) -> Result<Self, QueueError> {
+        let mut uri = settings.uri()?;
+        if headers == Headers::Ours {
+            uri.query.frame_max.get_or_insert(OUR_FRAME_MAX);
+        }
         let (host, port, vhost) = (uri.authority.host.clone(), uri.authority.port, uri.vhost.clone());
         let doing = format!("connect to {host}:{port}, vhost `{vhost}`, as `{}`", uri.authority.userinfo.username);
         let name = format!("{} {purpose}", settings.namespace);

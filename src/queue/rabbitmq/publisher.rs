@@ -23,7 +23,7 @@ use lapin::{
 use tokio::time::{Instant, timeout_at};
 
 use super::{
-    QueueError, RabbitSettings, Session, explain, short,
+    Headers, QueueError, RabbitSettings, Session, explain, short,
     topology::{PURGE_KEY, Topology},
     until,
 };
@@ -48,7 +48,7 @@ pub(super) struct RabbitPublisher {
 impl RabbitPublisher {
     pub(super) async fn open(settings: &Arc<RabbitSettings>, topology: &Arc<Topology>) -> Result<Self, QueueError> {
         Ok(Self {
-            wire: ConfirmChannel::open(settings, "publisher").await?,
+            wire: ConfirmChannel::open(settings, "publisher", Headers::Ours).await?,
             topology: Arc::clone(topology),
             settings: Arc::clone(settings),
             looks: None,
@@ -132,7 +132,7 @@ impl Publisher for RabbitPublisher {
     async fn tasks_waiting(&mut self) -> Result<u64, QueueError> {
         let session = match self.looks.take().filter(|session| session.connection.status().connected()) {
             Some(session) => session,
-            None => Session::open(&self.settings, "depth").await?,
+            None => Session::open(&self.settings, "depth", Headers::Ours).await?,
         };
         let waiting = self.topology.tasks_waiting(&session).await?;
         self.looks = Some(session);
@@ -156,6 +156,7 @@ pub(super) struct ConfirmChannel {
     session: Session,
     settings: Arc<RabbitSettings>,
     purpose: &'static str,
+    headers: Headers,
     /// Why nothing more goes out here.
     broken: Option<String>,
     /// A confirm did not come in time.
@@ -186,13 +187,17 @@ impl From<&lapin::Error> for Failed {
 }
 
 impl ConfirmChannel {
-    pub(super) async fn open(settings: &Arc<RabbitSettings>, purpose: &'static str) -> Result<Self, QueueError> {
-        let session = Self::connect(settings, purpose).await?;
-        Ok(Self { session, settings: Arc::clone(settings), purpose, broken: None, unanswered: false })
+    pub(super) async fn open(
+        settings: &Arc<RabbitSettings>,
+        purpose: &'static str,
+        headers: Headers,
+    ) -> Result<Self, QueueError> {
+        let session = Self::connect(settings, purpose, headers).await?;
+        Ok(Self { session, settings: Arc::clone(settings), purpose, headers, broken: None, unanswered: false })
     }
 
-    async fn connect(settings: &RabbitSettings, purpose: &str) -> Result<Session, QueueError> {
-        let session = Session::open(settings, purpose).await?;
+    async fn connect(settings: &RabbitSettings, purpose: &str, headers: Headers) -> Result<Session, QueueError> {
+        let session = Session::open(settings, purpose, headers).await?;
         let select = session.channel.confirm_select(ConfirmSelectOptions::default());
         session.step("turn on publisher confirms", select).await?;
         Ok(session)
@@ -260,7 +265,7 @@ impl ConfirmChannel {
     /// A new connection, not just a channel: frames that were under way to the old one could reach the new one, which
     /// gets the same number, before it is open, and the broker would take the connection down for that.
     async fn renew(&mut self) -> Result<(), QueueError> {
-        self.session = Self::connect(&self.settings, self.purpose).await?;
+        self.session = Self::connect(&self.settings, self.purpose, self.headers).await?;
         Ok(())
     }
 

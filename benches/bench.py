@@ -29,7 +29,7 @@ SCENARIOS = {
     "c": dict(behaviour={"latency_ms": 100}, objects=[100_000], smoke=[3_000],
               who=[who for who in EVERYONE if who != "rclone"]),
     "d": dict(behaviour=FAULTS, objects=[20_000], smoke=[3_000], who=[who for who in EVERYONE if who != "bare"]),
-    "e": dict(behaviour={"keys_a_second": LIMIT}, objects=[50_000], smoke=[5_000],
+    "e": dict(behaviour={"keys_a_second": LIMIT}, objects=[200_000], smoke=[5_000],
               who=["reprieve", "s5cmd", "boto3", "minio-py"]),
     "f": dict(behaviour={}, objects=[1_000, 10_000, 100_000, 1_000_000], smoke=[1_000, 2_000],
               who=["reprieve", "s5cmd"]),

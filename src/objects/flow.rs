@@ -27,7 +27,7 @@ const AWAY: u32 = 4;
 
 /// Requests in flight at first: a store that is throttling already is not met with many. Doubles with each round, and no
 /// sooner than after this time: one that answers at once would be met with all of them before its first refusal.
-const FIRST: f64 = 1.0;
+const FIRST: f64 = 2.0;
 const DOUBLES_IN: Duration = Duration::from_millis(100);
 
 /// Requests that stay in flight to a store that does not answer.

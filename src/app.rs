@@ -123,7 +123,10 @@ impl App {
         let mut stores = Vec::new();
         for (name, store) in &config.stores {
             let objects = Arc::new(S3Store::new(&s3_settings(store)).await);
-            let (batch_size, buckets, address) = (store.batch_size, store.buckets.clone(), store.address());
+            let (buckets, address) = (store.buckets.clone(), store.address());
+            // a request that is more than a second's share would keep all others waiting, and whoever stops a purge
+            let share = store.ceiling.objects_per_second.map_or(usize::MAX, |most| most.get() as usize);
+            let batch_size = store.batch_size.min(share);
             let named = NamedStore { objects, batch_size, buckets, address, flow: Flow::new(store.ceiling) };
             stores.push((name.clone(), named));
         }

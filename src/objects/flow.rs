@@ -207,9 +207,7 @@ impl Gate {
             return Err(Wait::Until(from));
         }
         state.in_flight += 1;
-        if let Some(rate) = state.rate(self.ceiling, now) {
-            state.paid_until = now + Duration::from_secs_f64(keys as f64 / rate);
-        }
+        state.paid_until = now + state.price(keys, self.ceiling, now);
         Ok(Pass { gate: self.clone(), sent_at: now })
     }
 
@@ -225,12 +223,12 @@ fn whole(allowed: f64) -> u32 {
 }
 
 impl State {
-    fn rate(&mut self, ceiling: Ceiling, now: Instant) -> Option<f64> {
-        let most = ceiling.objects_per_second.map(|most| f64::from(most.get()));
-        match (self.pace.in_force(now), most) {
-            (Some(rate), Some(most)) => Some(rate.min(most)),
-            (rate, most) => rate.or(most),
-        }
+    /// How long after so many keys the next may leave.
+    fn price(&mut self, keys: usize, ceiling: Ceiling, now: Instant) -> Duration {
+        let at = |rate: f64| Duration::try_from_secs_f64(keys as f64 / rate).unwrap_or(Duration::MAX);
+        // whatever was measured, nobody stands first in the row for longer than this
+        let measured = self.pace.in_force(now).map_or(Duration::ZERO, |rate| at(rate).min(LONGEST_PAUSE));
+        measured.max(ceiling.objects_per_second.map_or(Duration::ZERO, |most| at(f64::from(most.get()))))
     }
 
     fn hear(&mut self, heard: Heard, met: Met, ceiling: Ceiling) {
@@ -241,7 +239,7 @@ impl State {
         match heard {
             Heard::Answer => {
                 self.refusals = 0;
-                let is_measuring = self.pace.measured_from.is_some() && self.pace.rate.is_none();
+                let is_measuring = self.pace.is_measuring(now);
                 if self.unhurt && now >= self.grows_to.1 {
                     self.grows_to = (2.0 * self.allowed, now + DOUBLES_IN);
                 }
@@ -269,7 +267,7 @@ impl State {
             Heard::Silence => {
                 self.unhurt = false;
                 // one request that hangs is not to hold up all the others
-                self.allowed = (self.allowed / 2.0).max(AT_LEAST).min(f64::from(ceiling.concurrency.get()));
+                self.allowed = (self.allowed / 2.0).max(AT_LEAST.min(self.allowed));
             }
         }
     }

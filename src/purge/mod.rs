@@ -133,6 +133,15 @@ impl Budget {
     fn is_spent(&self, has_worked: bool) -> bool {
         self.stop.is_cancelled() || (has_worked && Instant::now() >= self.deadline)
     }
+
+    /// Returns when it is spent.
+    async fn is_over(&self, has_worked: bool) {
+        let deadline = if has_worked { Some(self.deadline) } else { None };
+        tokio::select! {
+            () = self.stop.cancelled() => {}
+            () = async { tokio::time::sleep_until(deadline.expect("looked at")).await }, if deadline.is_some() => {}
+        }
+    }
 }
 
 impl Purger {

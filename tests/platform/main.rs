@@ -29,6 +29,7 @@ mod requesting;
 mod restoring;
 mod rows;
 mod shared;
+mod stops;
 mod tables;
 mod trashing;
 mod unanswered;

@@ -86,7 +86,9 @@ impl Pace {
             self.unpaced_until = now + UNPACED;
             return;
         }
-        if let Some(spell) = spell.filter(|spell| *spell >= SPELL && self.taken > 0.0) {
+        // with no rate in force nobody knows how much of a long time was spent asking
+        let longest = if self.rate.is_some() { Duration::MAX } else { LONG_SPELL };
+        if let Some(spell) = spell.filter(|spell| (SPELL..=longest).contains(spell) && self.taken > 0.0) {
             self.measure(keys as f64, spell);
         }
         if spell.is_none_or(|spell| spell >= SPELL) {
@@ -112,6 +114,11 @@ impl Pace {
         let most = if spell < LONG_SPELL { (self.taken + keys) / seconds * SHARE } else { f64::INFINITY };
         let back = (rate * STEP_BACK).max(least).min(most).min(rate * SMALL_STEP_BACK);
         self.rate = Some(back.max(self.best / 2.0));
+    }
+
+    /// Whether the store was just found to have a rate, which is not known yet.
+    pub(super) fn is_measuring(&self, now: Instant) -> bool {
+        self.rate.is_none() && self.measured_from.is_some_and(|from| now - from < LONG_SPELL)
     }
 
     /// The rate, a little more of it from time to time.

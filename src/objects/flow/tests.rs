@@ -214,3 +214,41 @@ async fn a_rate_that_nobody_knows_yet_is_found_at_the_cost_of_a_few_refusals() {
         }
     }
 }
+
+/// A request of so many keys, answered after a while.
+async fn ask(gate: &Arc<Gate>, keys: usize, outcome: &KeyOutcome) {
+    let pass = gate.enter(keys).await.expect("never away");
+    tokio::time::sleep(Duration::from_millis(150)).await;
+    pass.heard(&answer(keys, outcome));
+}
+
+#[tokio::test(start_paused = true)]
+async fn refusals_far_apart_tell_no_rate() {
+    let gate = Flow::new(ceiling(16, None)).gate("b");
+    ask(&gate, 1000, &slow_down()).await;
+    for _ in 0..72 {
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        ask(&gate, 50, &KeyOutcome::Deleted).await;
+    }
+    ask(&gate, 1000, &slow_down()).await;
+    for _ in 0..10 {
+        let before = Instant::now();
+        ask(&gate, 1000, &KeyOutcome::Deleted).await;
+        assert!(before.elapsed() <= LONGEST_PAUSE, "{:?}", before.elapsed());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_one_refusal_requests_in_flight_grow_again_and_silence_lets_no_more_of_them_through() {
+    let gate = Flow::new(ceiling(16, None)).gate("b");
+    ask(&gate, 1000, &slow_down()).await;
+    assert_eq!(gate.allowed(), 1);
+    let why = KeyFailure { code: "Timeout".into(), message: String::new(), class: FailureClass::Transient };
+    let object = ObjectRef { key: "k".into(), version: None };
+    gate.enter(1).await.expect("never away").heard(&BatchOutcome::lost(&[object], why));
+    assert_eq!(gate.allowed(), 1, "a store that does not answer is not asked for more");
+    for _ in 0..500 {
+        ask(&gate, 1000, &KeyOutcome::Deleted).await;
+    }
+    assert_eq!(gate.allowed(), 16);
+}

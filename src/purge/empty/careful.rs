@@ -73,7 +73,11 @@ impl Purger {
         }
         failpoint::at("careful.written");
         let last = claimed.checkpoint.in_hand.last().map(Entry::cursor);
-        let pass = place.enter(claimed.checkpoint.in_hand.len()).await?;
+        let pass = tokio::select! {
+            biased;
+            () = budget.is_over(claimed.has_worked) => return Ok(Some(End::OutOfTime)),
+            pass = place.enter(claimed.checkpoint.in_hand.len()) => pass?,
+        };
         // right before the request, with nothing but its own way to the store in between
         let withheld = match recorded {
             Some(spot) => self.withhold(place, claimed, spot).await?,

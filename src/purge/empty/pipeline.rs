@@ -169,6 +169,7 @@ impl<'a> Pipeline<'a> {
                 // made once, so that it keeps its place in the row
                 entering = Some(Box::pin(async move { place.enter(keys).await }));
             }
+            let is_waiting = entering.is_some() || !self.deletes.is_empty() || !self.pages.is_empty();
             tokio::select! {
                 biased;
                 Some(answered) = self.deletes.join_next() => {
@@ -181,6 +182,8 @@ impl<'a> Pipeline<'a> {
                         return Ok(End::Unsorted);
                     }
                 }
+                // a row at the gate can be long, and so can an answer
+                () = self.budget.is_over(self.claimed.has_worked), if is_waiting => self.end = Some(End::OutOfTime),
                 pass = async { entering.as_mut().expect("looked at").await }, if entering.is_some() => {
                     entering = None;
                     self.send(pass?).await?;

@@ -327,6 +327,11 @@ impl Purger {
             away: Some(error),
         };
         let store = &place.location.store;
+        let tries = match order {
+            // before another try, others have to be asked again whether they need it: that is up to the next pass
+            Order::Named => 1,
+            Order::Sorted | Order::From(_) => self.config.key_attempts,
+        };
         for attempt in 1.. {
             if tried.passing.is_empty() {
                 break;
@@ -338,7 +343,7 @@ impl Purger {
             {
                 return Ok(away(tried, error));
             }
-            if attempt >= self.config.key_attempts {
+            if attempt >= tries {
                 break;
             }
             self.metrics.key_retries(store, tried.passing.len());

@@ -70,7 +70,10 @@ fn list(text: &str) -> Option<ListObjectsV2Output> {
     let (mut contents, mut object) = (Vec::new(), Object::builder());
     let mut is_whole = true;
     walk(text, "ListBucketResult", |path, text| match path {
-        ["IsTruncated"] => page = page.clone().is_truncated(text.trim() == "true"),
+        ["IsTruncated"] => match boolean(text) {
+            Some(more) => page = page.clone().is_truncated(more),
+            None => is_whole = false,
+        },
         ["EncodingType"] => page = page.clone().encoding_type(EncodingType::from(text)),
         ["NextContinuationToken"] => page = page.clone().next_continuation_token(text),
         ["Contents", "Key"] => object = std::mem::take(&mut object).key(text),
@@ -92,7 +95,10 @@ fn versions(text: &str) -> Option<ListObjectVersionsOutput> {
     let mut is_whole = true;
     let written = |text: &str| DateTime::from_str(text.trim(), DateTimeFormat::DateTimeWithOffset);
     walk(text, "ListVersionsResult", |path, text| match path {
-        ["IsTruncated"] => page = page.clone().is_truncated(text.trim() == "true"),
+        ["IsTruncated"] => match boolean(text) {
+            Some(more) => page = page.clone().is_truncated(more),
+            None => is_whole = false,
+        },
         ["EncodingType"] => page = page.clone().encoding_type(EncodingType::from(text)),
         ["NextKeyMarker"] => page = page.clone().next_key_marker(text),
         ["NextVersionIdMarker"] => page = page.clone().next_version_id_marker(text),
@@ -139,6 +145,15 @@ fn deletes(text: &str) -> Option<DeleteObjectsOutput> {
         _ => {}
     })?;
     Some(DeleteObjectsOutput::builder().set_deleted(Some(gone)).set_errors(Some(refused)).build())
+}
+
+/// As stores write it. What is neither of the two must not be taken for "no", which ends a listing.
+fn boolean(text: &str) -> Option<bool> {
+    match text.trim() {
+        "true" => Some(true),
+        "false" => Some(false),
+        _ => None,
+    }
 }
 
 /// Calls `leave` at the end of each element below the root, with its path from there and its text. `None`: this is no
@@ -283,5 +298,15 @@ mod tests {
         assert!(versions(version).is_none());
         assert!(list("<ListBucketResult><Contents><Size>many</Size></Contents></ListBucketResult>").is_none());
         assert!(list("<ListBucketResult><Name>&nope;</Name></ListBucketResult>").is_none());
+    }
+
+    #[test]
+    fn a_page_that_says_neither_yes_nor_no_to_more_is_none() {
+        for said in ["<IsTruncated/>", "<IsTruncated>1</IsTruncated>", "<IsTruncated>TRUE</IsTruncated>"] {
+            assert!(list(&format!("<ListBucketResult>{said}</ListBucketResult>")).is_none(), "{said}");
+            assert!(versions(&format!("<ListVersionsResult>{said}</ListVersionsResult>")).is_none(), "{said}");
+        }
+        let spaced = list("<ListBucketResult><IsTruncated> false\n</IsTruncated></ListBucketResult>");
+        assert_eq!(spaced.and_then(|page| page.is_truncated), Some(false));
     }
 }

@@ -4,9 +4,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use reprieve::domain::outcome::{FailureClass, KeyOutcome};
+use reprieve::domain::outcome::{FailureClass, KeyOutcome, ObjectRef};
 use reprieve::objects::s3::{S3Credentials, S3Settings, S3Store, VersionsPolicy};
-use reprieve::objects::{NOT_ATTEMPTED, ObjectStore, Permit};
+use reprieve::objects::{NO_CONDITIONS, NOT_ATTEMPTED, ObjectStore, Permit};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
@@ -117,7 +117,7 @@ async fn an_answer_with_nothing_in_it_is_not_an_empty_prefix() {
 
 #[tokio::test]
 async fn an_error_after_a_lost_answer_is_the_error_that_it_is() {
-    let lost = "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n<ListBucketResult>";
+    let lost = "HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n<ListBucketResult>";
     for (status, code, class) in
         [(403, "AccessDenied", FailureClass::Permanent), (503, "SlowDown", FailureClass::Throttled)]
     {
@@ -235,6 +235,17 @@ async fn no_attempt_leaves_without_a_permit_not_even_a_retry_of_the_client_itsel
             assert_eq!(lost.as_deref() == Some(NOT_ATTEMPTED), (1..=3).contains(&permits), "{lost:?}");
         }
     }
+}
+
+#[tokio::test]
+async fn a_version_that_is_to_be_deleted_on_a_condition_is_refused_before_the_store_is_asked_about_conditions() {
+    let (address, arrived) = busy_server().await;
+    let object = ObjectRef { key: "a/1".into(), version: Some("v1".into()) };
+    let asked = [(object, "etag".to_owned())];
+    let answer = store_at(address).await.delete_unchanged(&Permit::unlimited(), "bucket", &asked).await;
+    let (_, outcome) = answer.into_outcomes().remove(0);
+    assert!(matches!(&outcome, KeyOutcome::Failed(why) if why.code == NO_CONDITIONS), "{outcome:?}");
+    assert_eq!(arrived.load(Ordering::SeqCst), 0, "a question may leave a delete marker");
 }
 
 #[tokio::test]

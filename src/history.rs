@@ -11,6 +11,7 @@ use crate::{
     store::{
         StoreError,
         audit::{self, Event, Happened, NewEntry, PurgeTask},
+        storable_json,
     },
 };
 
@@ -50,6 +51,7 @@ struct Of<'a> {
 
 async fn write(conn: &mut PgConnection, event: Happened, of: Of<'_>, task: PurgeTask) -> Result<(), StoreError> {
     let Of { tombstone, by, details } = of;
+    let details = storable_json(details);
     let payload = &message::event(event.as_str(), tombstone, by.actor.as_str(), &details);
     let routing_key = &format!("{}.{}", tombstone.resource.kind, event.as_str());
     let entry = NewEntry { event, tombstone: Some(tombstone.id), resource: Some(&tombstone.resource), by, details };

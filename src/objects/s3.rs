@@ -134,7 +134,8 @@ impl S3Store {
 
     async fn look_up_versioning(&self, bucket: &str) -> Result<Versioning, ObjectsError> {
         let scope = Scope { operation: "GetBucketVersioning", bucket, subject: "" };
-        let versioning = match self.client.get_bucket_versioning().bucket(bucket).send().await {
+        let request = self.client.get_bucket_versioning().bucket(bucket).customize();
+        let versioning = match request.interceptor(decode::Decode::Versioning).send().await {
             Ok(answer) => match answer.status() {
                 Some(BucketVersioningStatus::Enabled | BucketVersioningStatus::Suspended) => Versioning::Kept,
                 None => Versioning::Off,

@@ -2,8 +2,11 @@
 //!
 //! Invariant: what is sent is written down before: how many objects of which range of keys, or, where a store lists in
 //! another order, which objects. So every object is counted exactly once, whenever a worker died.
+//!
+//! A key may hold the character NUL, and JSON in PostgreSQL may not: text with one is written as its parts.
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use super::empty::range::Range;
 use crate::{
@@ -13,6 +16,9 @@ use crate::{
 
 /// Different reasons that are kept of a pass; more are counted under the last.
 const MOST_REASONS: usize = 20;
+
+/// Names the parts of a text between its NULs. No field of a checkpoint is called so.
+const PARTS: &str = "nul";
 
 /// The position in a pass over the locations.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -94,6 +100,19 @@ pub(super) enum Staying<'a> {
 }
 
 impl Checkpoint {
+    /// As the database takes it.
+    pub(super) fn to_json(&self) -> Result<Value, serde_json::Error> {
+        let mut value = serde_json::to_value(self)?;
+        part(&mut value);
+        Ok(value)
+    }
+
+    /// From what the database holds.
+    pub(super) fn from_json(mut value: Value) -> Result<Self, serde_json::Error> {
+        join(&mut value);
+        serde_json::from_value(value)
+    }
+
     /// Whether a pass begins here.
     pub(super) fn is_fresh(&self) -> bool {
         *self == self.anew()
@@ -166,6 +185,32 @@ impl Checkpoint {
     }
 }
 
+/// Parts every text with a NUL in it.
+fn part(value: &mut Value) {
+    match value {
+        Value::String(text) if text.contains('\0') => {
+            *value = json!({ PARTS: text.split('\0').collect::<Vec<_>>() });
+        }
+        Value::Array(values) => values.iter_mut().for_each(part),
+        Value::Object(fields) => fields.values_mut().for_each(part),
+        _ => {}
+    }
+}
+
+/// Undoes [`part`].
+fn join(value: &mut Value) {
+    match value {
+        Value::Array(values) => values.iter_mut().for_each(join),
+        Value::Object(fields) => match fields.get(PARTS).and_then(Value::as_array) {
+            Some(parts) => {
+                *value = Value::String(parts.iter().filter_map(Value::as_str).collect::<Vec<_>>().join("\0"))
+            }
+            None => fields.values_mut().for_each(join),
+        },
+        _ => {}
+    }
+}
+
 impl<'a> Staying<'a> {
     /// Why an object with this outcome stays behind; `None`: it is gone.
     pub(super) fn of(outcome: &'a KeyOutcome, lost_answer: Option<&'a KeyFailure>) -> Option<Self> {
@@ -217,5 +262,31 @@ mod tests {
         }
         assert_eq!(checkpoint.leftovers.len(), MOST_REASONS);
         assert_eq!(checkpoint.leftovers.iter().map(|left| left.objects).sum::<u64>(), 100);
+    }
+
+    #[test]
+    fn a_key_with_nul_is_written_without_it_and_comes_back() {
+        let cursor = |key: &str| Cursor { key: key.into(), version: None };
+        let entry = |key: &str| Entry { key: key.into(), version: Some("v".into()), size: 1, kind: EntryKind::Older };
+        let range = json!({ "after": { "key": "\0" }, "until": "a\0\0b" });
+        let mut checkpoint = Checkpoint {
+            ranges: vec![serde_json::from_value(range).expect("a range")],
+            after: Some(cursor("plain")),
+            in_hand: vec![entry("\0a"), entry("nul"), entry("a\0")],
+            ..Checkpoint::default()
+        };
+        checkpoint.leave(&ObjectRef { key: "b\0".into(), version: None }, Staying::Unmentioned);
+        let written = checkpoint.to_json().expect("json");
+        assert!(!written.to_string().contains("\\u0000"), "{written}");
+        assert_eq!(written["after"], json!({ "key": "plain" }), "as before");
+        assert_eq!(Checkpoint::from_json(written).expect("a checkpoint"), checkpoint);
+    }
+
+    #[test]
+    fn a_checkpoint_of_an_earlier_release_is_read() {
+        let written =
+            json!({ "location": 1, "ranges": [{ "after": { "key": "a" }, "owed": { "objects": 2, "bytes": 3 } }] });
+        let checkpoint = Checkpoint::from_json(written).expect("a checkpoint");
+        assert_eq!((checkpoint.location, checkpoint.ranges.len()), (1, 1));
     }
 }

@@ -109,7 +109,7 @@ impl Purger {
 
     /// Fences, settles, extends, and asks for pauses, in one write.
     async fn write_checkpoint(&self, claimed: &Claimed) -> Result<Go, PurgeError> {
-        let checkpoint = serde_json::to_value(&claimed.checkpoint)?;
+        let checkpoint = claimed.checkpoint.to_json()?;
         let write = async {
             let mut conn = self.store.conn().await?;
             purging::checkpoint(&mut conn, &claimed.lease, &claimed.progress, &checkpoint).await

@@ -204,7 +204,7 @@ impl Purger {
             return Ok(Checkpoint::default());
         }
         let stored = purging::load_checkpoint(&mut *self.store.conn().await?, claimed.lease.id).await?;
-        Ok(stored.map(serde_json::from_value).transpose().map(Option::unwrap_or_default).unwrap_or_else(|error| {
+        Ok(stored.map(Checkpoint::from_json).transpose().map(Option::unwrap_or_default).unwrap_or_else(|error| {
             // of another version; it only says where to go on, and a pass from the beginning ends at the same place
             tracing::warn!(tombstone.id = %claimed.lease.id, %error, "checkpoint cannot be read, the pass begins anew");
             Checkpoint::default()

@@ -23,9 +23,10 @@ pub mod recorded;
 pub mod requests;
 pub mod tombstones;
 
-use std::{str::FromStr, time::Duration};
+use std::{borrow::Cow, str::FromStr, time::Duration};
 
 use secrecy::ExposeSecret;
+use serde_json::Value;
 use sqlx::{
     PgConnection, PgPool, Postgres, Transaction,
     postgres::{PgConnectOptions, PgPoolOptions},
@@ -185,6 +186,25 @@ pub async fn impatient(tx: &mut Tx, limit: Duration) -> Result<(), StoreError> {
     let limit = format!("{}ms", limit.as_millis());
     sqlx::query("select set_config('lock_timeout', $1, true)").bind(limit).execute(&mut **tx).await?;
     Ok(())
+}
+
+/// A text for people, as the database takes it: keys in it may hold the character NUL, which shows as the sign for it.
+pub(crate) fn storable(text: &str) -> Cow<'_, str> {
+    if text.contains('\0') { text.replace('\0', "\u{2400}").into() } else { text.into() }
+}
+
+/// Every text of it [`storable`].
+pub(crate) fn storable_json(mut value: Value) -> Value {
+    fn clean(value: &mut Value) {
+        match value {
+            Value::String(text) if text.contains('\0') => *text = storable(text).into_owned(),
+            Value::Array(values) => values.iter_mut().for_each(clean),
+            Value::Object(fields) => fields.values_mut().for_each(clean),
+            _ => {}
+        }
+    }
+    clean(&mut value);
+    value
 }
 
 /// Commits, with the store's error.

@@ -127,6 +127,24 @@ async fn a_key_that_no_answer_mentions_and_that_is_still_there_keeps_the_rows_an
 }
 
 #[tokio::test]
+async fn a_directory_marker_that_no_answer_mentions_is_seen_where_paths_are_listed_in_their_order() {
+    let (bench, dataset, id) = due(0).await;
+    bench.objects.list_by_path();
+    let marker = format!("synthetic/{dataset}/x/");
+    let objects = [format!("synthetic/{dataset}/a"), marker.clone(), format!("{marker}0"), format!("{marker}1")];
+    objects.iter().for_each(|key| bench.objects.memory().put(BUCKET, key, 1));
+    bench.objects.ignore(&marker);
+    let SliceEnd::Failed(reason) = bench.slice(id).await else { panic!("one is left") };
+    assert!(reason.contains("NoAnswer") && reason.contains(&marker), "{reason}");
+    let progress = bench.tombstone(id).await.progress;
+    assert_eq!((progress.objects_gone(), progress.objects_absent, progress.objects_unknown), (3, 0, 1));
+    bench.objects.heed();
+    bench.make_due(id).await;
+    assert_eq!(bench.slice(id).await, SliceEnd::Purged);
+    assert_eq!(bench.tombstone(id).await.progress.objects_gone(), 4, "each once");
+}
+
+#[tokio::test]
 async fn a_listing_that_fails_is_a_failure_and_never_an_empty_prefix() {
     let (bench, _, id) = due(10).await;
     bench.objects.faults.fail_next_list(failure("InternalError", FailureClass::Transient));

@@ -7,11 +7,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
-use reprieve::domain::outcome::{BatchOutcome, KeyFailure, KeyOutcome, ObjectRef};
+use reprieve::domain::outcome::{BatchOutcome, EntryKind, KeyFailure, KeyOutcome, ObjectRef};
 use reprieve::objects::faulty::FaultyStore;
 use reprieve::objects::memory::MemoryStore;
 use reprieve::objects::{
-    BucketFacts, Cursor, ObjectLock, ObjectStore, ObjectsError, Page, Permit, UnfinishedUpload, UploadPage,
+    BucketFacts, Cursor, ObjectEntry, ObjectLock, ObjectStore, ObjectsError, Page, Permit, UnfinishedUpload, UploadPage,
 };
 use tokio::sync::{Notify, Semaphore};
 
@@ -70,6 +70,7 @@ pub struct GateStore {
     hollow_lists: Mutex<Vec<usize>>,
     finishing: Mutex<Option<String>>,
     is_silent: AtomicBool,
+    lists_by_path: AtomicBool,
 }
 
 impl GateStore {
@@ -77,13 +78,30 @@ impl GateStore {
         let faults = FaultyStore::new(memory);
         let (gate, ignored, late) = (Mutex::default(), Mutex::default(), Mutex::default());
         let (failing_list, hollow_lists, finishing) = (Mutex::default(), Mutex::default(), Mutex::default());
-        let is_silent = AtomicBool::new(false);
-        Self { faults, gate, ignored, late, failing_list, hollow_lists, finishing, is_silent }
+        let (is_silent, lists_by_path) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { faults, gate, ignored, late, failing_list, hollow_lists, finishing, is_silent, lists_by_path }
     }
 
     /// No listing is answered any more.
     pub fn fall_silent(&self) {
         self.is_silent.store(true, Ordering::Relaxed);
+    }
+
+    /// Keys are paths from here on, as SeaweedFS lists them: a directory comes where its name does, without the slash.
+    pub fn list_by_path(&self) {
+        self.lists_by_path.store(true, Ordering::Relaxed);
+    }
+
+    /// One page with everything, of a bucket without versions and objects of one byte.
+    fn page_by_path(&self, bucket: &str, prefix: &str, after: Option<&Cursor>) -> Page {
+        let path = |key: &str| key.replace('/', "\0");
+        let is_after = |key: &String| after.is_none_or(|after| path(key) > path(&after.key));
+        let mut keys = self.memory().keys(bucket);
+        keys.retain(|key| key.starts_with(prefix) && is_after(key));
+        keys.sort_by_key(|key| path(key));
+        let object = |key| ObjectRef { key, version: None };
+        let entry = |key| ObjectEntry { object: object(key), size: 1, kind: EntryKind::Current };
+        Page { entries: keys.into_iter().map(entry).collect(), next: None }
     }
 
     /// The delete, or abort, after the next `passes` has to wait; whoever holds the keeper says for how long.
@@ -190,7 +208,10 @@ impl ObjectStore for GateStore {
             let start = Cursor { key: prefix.to_owned(), version: None };
             return Ok(Page { entries: Vec::new(), next: Some(after.cloned().unwrap_or(start)) });
         }
-        let page = self.faults.list(bucket, prefix, after).await;
+        let page = match self.lists_by_path.load(Ordering::Relaxed) {
+            true => Ok(self.page_by_path(bucket, prefix, after)),
+            false => self.faults.list(bucket, prefix, after).await,
+        };
         self.write_what_is_late();
         page
     }

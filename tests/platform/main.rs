@@ -24,6 +24,7 @@ mod kinds;
 mod leases;
 mod locked;
 mod migrating;
+mod nul;
 mod places;
 mod requesting;
 mod restoring;

@@ -81,6 +81,11 @@ pub fn pathlike(prefix: &str) -> Vec<String> {
     names.map(|name| format!("{prefix}{name}")).into()
 }
 
+/// Keys with the character that Amazon S3 takes and PostgreSQL does not, at either end and between. SeaweedFS refuses them.
+pub fn with_nul(prefix: &str) -> Vec<String> {
+    ["\0", "\0x", "x\0", "x\0y", "x\0\0"].map(|name| format!("{prefix}{name}")).into()
+}
+
 /// Keys that share all of the prefix but its slash, and some of the nasty ones below such prefixes.
 pub fn siblings(prefix: &str) -> Vec<String> {
     let stem = prefix.trim_end_matches('/');

@@ -10,6 +10,7 @@ use aws_sdk_s3::primitives::DateTime;
 use aws_sdk_s3::types::{ObjectLockLegalHoldStatus, ObjectLockMode, ObjectLockRetentionMode};
 use time::OffsetDateTime;
 
+use super::decode::Decode;
 use super::{S3Store, Scope, not_offered};
 use crate::domain::outcome::ObjectRef;
 use crate::objects::{DefaultRetention, LockMode, ObjectLock, ObjectsError, Retention};
@@ -48,7 +49,8 @@ impl S3Store {
     async fn retention(&self, bucket: &str, object: &ObjectRef) -> Result<Option<Retention>, ObjectsError> {
         let scope = Scope { operation: "GetObjectRetention", bucket, subject: &object.key };
         let request = self.client.get_object_retention().bucket(bucket).key(&object.key);
-        match request.set_version_id(object.version.clone()).send().await {
+        let request = request.set_version_id(object.version.clone()).customize();
+        match request.interceptor(Decode::Retention).send().await {
             Ok(answer) => {
                 let Some(retention) = answer.retention() else { return Ok(None) };
                 let mode = match retention.mode() {
@@ -65,7 +67,8 @@ impl S3Store {
     async fn legal_hold(&self, bucket: &str, object: &ObjectRef) -> Result<bool, ObjectsError> {
         let scope = Scope { operation: "GetObjectLegalHold", bucket, subject: &object.key };
         let request = self.client.get_object_legal_hold().bucket(bucket).key(&object.key);
-        match request.set_version_id(object.version.clone()).send().await {
+        let request = request.set_version_id(object.version.clone()).customize();
+        match request.interceptor(Decode::LegalHold).send().await {
             Ok(answer) => {
                 let status = answer.legal_hold().and_then(|hold| hold.status());
                 Ok(status == Some(&ObjectLockLegalHoldStatus::On))

@@ -28,13 +28,17 @@ impl S3Store {
         if !permit.holds() {
             return BatchOutcome::uniform(&asked, &not_attempted(PERMIT_OVER));
         }
+        // S3 compares the current version alone (S3 User Guide, conditional deletes), whichever is named
+        let (plain, versions): (Vec<_>, Vec<_>) = asked.iter().cloned().partition(|object| object.version.is_none());
+        if plain.is_empty() {
+            // nor is the store asked: on a bucket with versions one that heeds nothing leaves a delete marker of the question
+            return BatchOutcome::uniform(&versions, &no_conditions());
+        }
         let found = match self.conditions(permit, bucket).await {
             Ok(Conditions::None) => return BatchOutcome::uniform(&asked, &no_conditions()),
             Ok(found) => found,
             Err(why) => return BatchOutcome::uniform(&asked, &KeyOutcome::Failed(why)),
         };
-        // S3 compares the current version alone (S3 User Guide, conditional deletes), whichever is named
-        let (plain, versions): (Vec<_>, Vec<_>) = asked.iter().cloned().partition(|object| object.version.is_none());
         let unchanged = objects.iter().cloned().collect();
         let limits = Limits { deadline: Instant::now() + BUDGET, permit, unchanged: Some(&unchanged) };
         let singly = found == Conditions::Single;

@@ -6,6 +6,7 @@
 use aws_sdk_s3::operation::list_multipart_uploads::ListMultipartUploadsOutput;
 use aws_sdk_s3::types::EncodingType;
 
+use super::decode::Decode;
 use super::list::{EMPTY_PAGES, PAGE, decode};
 use super::permitted::Permitted;
 use super::{S3Store, Scope, not_offered};
@@ -44,7 +45,8 @@ impl S3Store {
         let mut place = after.cloned();
         for _ in 0..EMPTY_PAGES {
             let (key, id) = place.clone().map(|cursor| (cursor.key, cursor.version)).unzip();
-            let answer = match request.clone().set_key_marker(key).set_upload_id_marker(id.flatten()).send().await {
+            let asked = request.clone().set_key_marker(key).set_upload_id_marker(id.flatten()).customize();
+            let answer = match asked.interceptor(Decode::Uploads).send().await {
                 Ok(answer) => answer,
                 Err(error) => {
                     let verdict = self.verdict(scope, &error);

@@ -6,7 +6,7 @@
 //! counted by their answer, and the others have gone. That holds while a store lists its keys in their order; one that
 //! does not is not emptied this way.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 
 use super::range::{Owed, Range, Weight};
 use crate::{
@@ -114,6 +114,7 @@ impl Lane {
         let inside = entries.partition_point(|entry| !is_beyond(&entry.object.key));
         self.is_listed = next.is_none() || inside < entries.len();
         entries.truncate(inside);
+        drop_repeated(&mut entries);
         self.next = next;
         if !self.is_listed {
             self.carried = last_versions(&mut entries);
@@ -216,6 +217,14 @@ impl Lane {
 fn in_order(a: &ObjectEntry, b: &ObjectEntry) -> bool {
     let (a, b) = (&a.object, &b.object);
     if b.version.is_some() { a.key <= b.key } else { a.key < b.key }
+}
+
+/// Keeps one of each: a version that a page shows twice is gone once. Keys alone never repeat: they are in order.
+fn drop_repeated(entries: &mut Vec<ObjectEntry>) {
+    if entries.windows(2).any(|pair| pair[0].object.key == pair[1].object.key) {
+        let mut seen = HashSet::with_capacity(entries.len());
+        entries.retain(|entry| seen.insert(entry.object.clone()));
+    }
 }
 
 /// Takes the versions of the last key, unless there is no other key before them.
@@ -430,6 +439,20 @@ mod tests {
         assert!(Lane::new(Range { after, ..Range::default() }).take(of(&["a"]), 10).is_err());
         let versions = Page { entries: vec![entry("a", Some(2)), entry("a", Some(1))], next: None };
         assert_eq!(Lane::new(Range::default()).take(versions, 10).map(|batches| batches.len()), Ok(1));
+    }
+
+    #[test]
+    fn a_version_that_is_listed_twice_is_waited_for_once() {
+        let entries = [("a", 2), ("a", 1), ("a", 2), ("b", 1), ("b", 1)].map(|(key, n)| entry(key, Some(n)));
+        let mut lane = Lane::new(Range::default());
+        let batches = lane.take(Page { entries: entries.into(), next: None }, 10).expect("in order");
+        assert_eq!(batches.iter().map(Vec::len).collect::<Vec<_>>(), [3]);
+        let number = lane.announce(&batches[0]);
+        // a delete answers once for each different object
+        let answered: BTreeSet<_> = batches[0].iter().map(|entry| &entry.object).collect();
+        answered.iter().for_each(|_| lane.gone(number, WEIGHT));
+        lane.settle(&mut Progress::default(), &mut Checkpoint::default());
+        assert!(lane.is_done());
     }
 
     #[test]

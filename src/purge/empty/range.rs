@@ -158,12 +158,15 @@ fn next_of(c: char) -> char {
     char::from_u32(u32::from(c) + 1).unwrap_or(c)
 }
 
-/// A key right before this one: with nothing in between that a platform would use as a name.
+/// A key right before this one: with nothing in between that a platform would use as a name. `None`: nothing is before it.
 pub(super) fn just_before(key: &str) -> Option<String> {
     let last = key.chars().next_back()?;
     let rest = &key[..key.len() - last.len_utf8()];
+    let Some(before) = u32::from(last).checked_sub(1) else {
+        // before the first of all characters comes none at all
+        return (!rest.is_empty()).then(|| rest.to_owned());
+    };
     // below the surrogates' gap comes its lower end
-    let before = u32::from(last).checked_sub(1)?;
     let before = char::from_u32(before).unwrap_or('\u{d7ff}');
     Some(format!("{rest}{before}{}", char::MAX))
 }
@@ -216,6 +219,8 @@ mod tests {
             let before = just_before(key).expect("not empty");
             assert!(earlier < before.as_str() && before.as_str() < key, "{before:?}");
         }
+        assert_eq!(just_before("d/x\0").as_deref(), Some("d/x"));
+        assert_eq!([just_before(""), just_before("\0")], [None, None]);
     }
 
     proptest! {
@@ -236,9 +241,11 @@ mod tests {
         }
 
         #[test]
-        fn right_before_any_key_is_before_it(key in "\\PC{1,8}") {
+        fn right_before_any_key_is_before_it(key in "[\\PC\0]{1,8}") {
             if let Some(before) = just_before(&key) {
                 prop_assert!(before < key);
+            } else {
+                prop_assert_eq!(key, "\0");
             }
         }
     }

@@ -74,7 +74,7 @@ pub(super) struct Settled {
 
 /// In which order a store lists, which decides how to look for a few objects among many.
 pub(super) enum Order<'a> {
-    /// By key.
+    /// By key, as far as was seen: SeaweedFS lists `x/` as `x`, before `x.y`.
     Sorted,
     /// Some other; these were listed one after the other from here on.
     From(Option<&'a Cursor>),
@@ -184,14 +184,27 @@ impl Place {
         asked: &BTreeMap<ObjectRef, KeyOutcome>,
     ) -> Result<BTreeSet<ObjectRef>, PurgeError> {
         match order {
-            Order::Sorted => self.still_there_by_key(asked).await,
-            Order::From(after) => self.still_there_from(*after, asked).await,
-            Order::Named => {
-                let keys: BTreeSet<&str> = asked.keys().map(|object| object.key.as_str()).collect();
-                let shown = look(&self.store, &self.location.bucket, &keys).await?;
-                Ok(shown.into_iter().map(|entry| entry.object).filter(|object| asked.contains_key(object)).collect())
+            Order::Sorted => {
+                // what is shown is there; what is not may lie elsewhere in an order that nobody has noticed
+                let mut present = self.still_there_by_key(asked).await?;
+                let missing = asked.keys().filter(|object| !present.contains(object));
+                present.extend(self.looked_for(missing, asked).await?);
+                Ok(present)
             }
+            Order::From(after) => self.still_there_from(*after, asked).await,
+            Order::Named => self.looked_for(asked.keys(), asked).await,
         }
+    }
+
+    /// Looks for the keys of these, and says which of `asked` are there.
+    async fn looked_for(
+        &self,
+        these: impl Iterator<Item = &ObjectRef>,
+        asked: &BTreeMap<ObjectRef, KeyOutcome>,
+    ) -> Result<BTreeSet<ObjectRef>, PurgeError> {
+        let keys: BTreeSet<&str> = these.map(|object| object.key.as_str()).collect();
+        let shown = look(&self.store, &self.location.bucket, &keys).await?;
+        Ok(shown.into_iter().map(|entry| entry.object).filter(|object| asked.contains_key(object)).collect())
     }
 
     /// Lists from right before the first of them, and from one page to the next of them that it does not reach.

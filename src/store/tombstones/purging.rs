@@ -17,6 +17,7 @@ use crate::domain::{
     ids::{Fence, TombstoneId},
     progress::Progress,
 };
+use crate::store::storable;
 
 /// What the fenced write found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -314,7 +315,7 @@ pub async fn pass_on(
     .bind(wait.as_secs_f64())
     .bind(attempts)
     .bind(waits)
-    .bind(error)
+    .bind(error.map(storable))
     .execute(conn)
     .await?;
     Ok(ours(done.rows_affected()))
@@ -359,7 +360,7 @@ pub async fn give_up(conn: &mut PgConnection, lease: &Lease, setback: &Setback) 
     )
     .bind(lease.id.0)
     .bind(lease.fence.0)
-    .bind(&setback.reason)
+    .bind(storable(&setback.reason))
     .bind(setback.until)
     .bind(setback.at_least.as_secs_f64())
     .fetch_optional(conn)

@@ -4,9 +4,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use reprieve::domain::outcome::{FailureClass, KeyOutcome};
+use reprieve::domain::outcome::{FailureClass, KeyOutcome, ObjectRef};
 use reprieve::objects::s3::{S3Credentials, S3Settings, S3Store, VersionsPolicy};
-use reprieve::objects::{NOT_ATTEMPTED, ObjectStore, Permit};
+use reprieve::objects::{NO_CONDITIONS, NOT_ATTEMPTED, ObjectStore, Permit};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
@@ -116,6 +116,40 @@ async fn an_answer_with_nothing_in_it_is_not_an_empty_prefix() {
 }
 
 #[tokio::test]
+async fn an_error_after_a_lost_answer_is_the_error_that_it_is() {
+    let lost = "HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n<ListBucketResult>";
+    for (status, code, class) in
+        [(403, "AccessDenied", FailureClass::Permanent), (503, "SlowDown", FailureClass::Throttled)]
+    {
+        let body = format!("<Error><Code>{code}</Code></Error>");
+        let length = body.len();
+        let refused = format!("HTTP/1.1 {status} No\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}");
+        let answers = move |n| Some(if n == 0 { lost.to_owned() } else { refused.clone() });
+        let settings = S3Settings { versions: VersionsPolicy::Current, ..settings(server_of(answers).await) };
+        let patient = Duration::from_secs(20);
+        let timeouts = S3Settings { operation_timeout: patient, attempt_timeout: patient, ..settings };
+        let store = S3Store::new(&S3Settings { attempts: 2, ..timeouts }).await;
+        let error = store.list("bucket", "a/", None).await.expect_err("refused");
+        assert_eq!((error.code.as_str(), error.class), (code, class));
+    }
+}
+
+/// Without a length, the end of the connection is the end of the answer, wherever it was cut.
+#[tokio::test]
+async fn an_answer_that_is_cut_before_it_says_what_there_is_does_not_say_that_there_is_nothing() {
+    let cut = |body: &str| format!("HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{body}");
+    let none_listed = page("", None);
+    let versioning = cut("<VersioningConfiguration>");
+    let answers = move |n| Some(if n == 0 { versioning.clone() } else { none_listed.clone() });
+    let listed = store_at(server_of(answers).await).await.list("bucket", "a/", None).await;
+    let error = listed.expect_err("nobody knows whether it keeps versions");
+    assert_eq!((error.operation, error.code.as_str()), ("GetBucketVersioning", "UnreadableAnswer"));
+    let uploads = cut("<ListMultipartUploadsResult><IsTruncated>false</IsTruncated>");
+    let store = store_at(server_of(move |_| Some(uploads.clone())).await).await;
+    assert_eq!(store.list_uploads("bucket", "a/", None).await.expect_err("cut").code, "UnreadableAnswer");
+}
+
+#[tokio::test]
 async fn empty_pages_that_promise_more_are_followed_to_the_first_entry() {
     let entry = "<Contents><Key>a/1</Key><Size>7</Size></Contents>";
     let answers = move |n| Some(if n < 3 { page("", Some("on")) } else { page(entry, Some("further")) });
@@ -201,6 +235,17 @@ async fn no_attempt_leaves_without_a_permit_not_even_a_retry_of_the_client_itsel
             assert_eq!(lost.as_deref() == Some(NOT_ATTEMPTED), (1..=3).contains(&permits), "{lost:?}");
         }
     }
+}
+
+#[tokio::test]
+async fn a_version_that_is_to_be_deleted_on_a_condition_is_refused_before_the_store_is_asked_about_conditions() {
+    let (address, arrived) = busy_server().await;
+    let object = ObjectRef { key: "a/1".into(), version: Some("v1".into()) };
+    let asked = [(object, "etag".to_owned())];
+    let answer = store_at(address).await.delete_unchanged(&Permit::unlimited(), "bucket", &asked).await;
+    let (_, outcome) = answer.into_outcomes().remove(0);
+    assert!(matches!(&outcome, KeyOutcome::Failed(why) if why.code == NO_CONDITIONS), "{outcome:?}");
+    assert_eq!(arrived.load(Ordering::SeqCst), 0, "a question may leave a delete marker");
 }
 
 #[tokio::test]

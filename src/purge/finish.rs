@@ -31,7 +31,11 @@ impl Purger {
     pub(super) async fn finish(&self, gone: RowsGone) -> Result<Finished, PurgeError> {
         let RowsGone { mut claimed, mut tx, locked, uncounted } = gone;
         let kind = self.kind_of(&claimed)?;
-        let row = platform::delete_row(&mut tx, kind, &claimed.tombstone.resource.id).await?;
+        let id = &claimed.tombstone.resource.id;
+        let row = platform::delete_row(&mut tx, kind, id).await?;
+        if row == 0 && platform::has_row(&mut tx, kind, id).await? {
+            return Err(PurgeError::RowsStay(kind.table.to_string()));
+        }
         let rows = uncounted + row;
         if purging::finish(&mut tx, &claimed.lease, &claimed.progress, rows).await? == Fenced::Lost {
             return Err(PurgeError::LeaseLost);

@@ -9,8 +9,7 @@ use crate::{
     domain::{map::ResourceKind, tombstone::Tombstone},
     failpoint,
     store::{
-        StoreError, Tx, commit,
-        platform::{self, Locking},
+        StoreError, Tx, commit, platform,
         tombstones::purging::{self, Fenced, Locked},
     },
 };
@@ -42,7 +41,7 @@ pub(super) enum Rows {
 enum Chunk {
     /// The last rows that there were.
     Last(u64),
-    /// As many as fit, or all but what somebody was just changing.
+    /// As many as fit, or all but what somebody was just changing; never none.
     Some(u64),
 }
 
@@ -90,9 +89,9 @@ impl Purger {
     }
 
     /// Deletes up to a chunk of rows, table after table, as the map has them: children first.
-    async fn delete_chunk(&self, tx: &mut Tx, kind: &ResourceKind, tombstone: &Tombstone) -> Result<Chunk, StoreError> {
+    async fn delete_chunk(&self, tx: &mut Tx, kind: &ResourceKind, tombstone: &Tombstone) -> Result<Chunk, PurgeError> {
         let (id, chunk) = (&tombstone.resource.id, u64::from(self.config.row_chunk));
-        let mut deleted = 0;
+        let (mut deleted, mut is_again) = (0, false);
         let mut tables: Vec<_> = kind.rows.iter().collect();
         loop {
             tables = platform::tables_with_rows(&mut *tx, kind, id, tables).await?;
@@ -102,8 +101,15 @@ impl Purger {
             for rows in &tables {
                 let gone = platform::delete_child_rows(&mut *tx, kind, rows, id, chunk - deleted).await?;
                 deleted += gone;
-                if gone == 0 || deleted >= chunk {
+                if deleted >= chunk || (gone == 0 && deleted > 0) {
                     return Ok(Chunk::Some(deleted));
+                }
+                if gone == 0 {
+                    // whoever was just changing them has been waited for, and has done so by the second time
+                    if std::mem::replace(&mut is_again, true) {
+                        return Err(PurgeError::RowsStay(rows.table.to_string()));
+                    }
+                    break;
                 }
                 failpoint::at("rows.table_done");
             }
@@ -121,9 +127,9 @@ impl Purger {
         if tombstone.row_found != Some(false) {
             return Ok(());
         }
-        match platform::find(tx, kind, &tombstone.resource.id, Locking::None).await? {
-            None => Ok(()),
-            Some(_) => Err(PurgeError::Newcomer),
+        match platform::has_row(tx, kind, &tombstone.resource.id).await? {
+            false => Ok(()),
+            true => Err(PurgeError::Newcomer),
         }
     }
 

@@ -1,7 +1,9 @@
+use reprieve::domain::ids::TombstoneId;
 use reprieve::domain::state::State;
 use reprieve::purge::SliceEnd;
 
 use crate::bench::{Bench, HEIMDALL, SIZE, alice};
+use crate::support::SOON;
 use crate::support::heimdall::{Dataset, Model};
 
 #[tokio::test]
@@ -43,6 +45,64 @@ async fn a_row_that_is_changed_at_the_moment_of_its_end_is_not_left_behind() {
     assert_eq!(working.await.expect("no panic").expect("the database is there"), SliceEnd::Purged);
     assert_eq!(bench.count("heimdall.measurement_features").await, 0, "no foreign key would take them along");
     assert_eq!(bench.tombstone(id).await.progress.rows_deleted, 2 + 1);
+}
+
+/// Three attempts that fail with this table's name, and the one of a retry after `mended` that ends it.
+async fn fails_until_mended(bench: &Bench, dataset: uuid::Uuid, id: TombstoneId, table: &str, mended: &str) {
+    for attempt in 1..=3 {
+        let end = tokio::time::timeout(SOON, bench.slice(id)).await.expect("it does not try for ever");
+        let (SliceEnd::Failed(why) | SliceEnd::Stuck(why)) = end else { panic!("rows are left: {end:?}") };
+        assert!(why.contains(table) && why.contains("a delete takes none"), "{attempt}: {why}");
+        assert_eq!(bench.tombstone(id).await.attempts, attempt);
+        bench.make_due(id).await;
+    }
+    assert_eq!((bench.state(id).await, bench.count("heimdall.synthetic_datasets").await), (State::Stuck, 1));
+    assert_eq!(bench.events(id).await.iter().filter(|event| *event == "purged").count(), 0);
+    bench.run(mended).await;
+    bench.bin.retry(&bench.resource("dataset", dataset), &alice()).await.expect("goes on");
+    assert_eq!(bench.slice(id).await, SliceEnd::Purged);
+    assert_eq!(bench.tombstone(id).await.progress.rows_deleted, 7, "each counted once");
+    for table in ["synthetic_iq_samples", "measurement_features", "synthetic_datasets"] {
+        assert_eq!(bench.count(&format!("heimdall.{table}")).await, 0, "{table}");
+    }
+}
+
+#[tokio::test]
+async fn child_rows_that_the_platform_keeps_fail_it_with_their_tables_name() {
+    let bench = Bench::heimdall().await;
+    let dataset = bench.dataset("set a", 3).await;
+    bench
+        .run(
+            "create function keeps() returns trigger language plpgsql as $$ begin return null; end $$;
+             create trigger keeps before delete on heimdall.measurement_features
+                 for each row execute function keeps()",
+        )
+        .await;
+    let id = bench.trash_due("dataset", dataset).await;
+    fails_until_mended(
+        &bench,
+        dataset,
+        id,
+        "measurement_features",
+        "drop trigger keeps on heimdall.measurement_features",
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn a_resource_whose_own_row_the_platform_keeps_is_not_purged() {
+    let bench = Bench::heimdall().await;
+    let dataset = bench.dataset("set a", 3).await;
+    // a soft delete of the platform's own making
+    bench
+        .run(
+            "create rule keeps as on delete to heimdall.synthetic_datasets
+                 do instead update heimdall.synthetic_datasets set name = 'gone' where id = old.id",
+        )
+        .await;
+    let id = bench.trash_due("dataset", dataset).await;
+    fails_until_mended(&bench, dataset, id, "synthetic_datasets", "drop rule keeps on heimdall.synthetic_datasets")
+        .await;
 }
 
 #[tokio::test]

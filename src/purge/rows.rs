@@ -56,7 +56,10 @@ impl Purger {
             }
             let mut tx = self.store.begin().await?;
             self.no_newcomer(&mut tx, kind, &claimed.tombstone).await?;
-            let deleted = match self.delete_chunk(&mut tx, kind, &claimed.tombstone).await? {
+            let chunk = self.delete_chunk(&mut tx, kind, &claimed.tombstone).await?;
+            // rows of one who came meanwhile may be among them; nothing is committed
+            self.no_newcomer(&mut tx, kind, &claimed.tombstone).await?;
+            let deleted = match chunk {
                 Chunk::Some(deleted) => deleted,
                 Chunk::Last(uncounted) => {
                     // the tombstone first and the platform's row second, as everybody locks them; and no more than a

@@ -16,7 +16,7 @@ use super::{
     Budget, PurgeError, Purger,
     checkpoint::Checkpoint,
     claim::{Claim, Claimed},
-    empty::Emptying,
+    empty::{Emptied, Emptying},
     locks::may_be_locked,
     rows::Rows,
     uploads::Aborting,
@@ -161,6 +161,22 @@ impl Purger {
                 return Ok(Outcome::Leftovers { lease: claimed.lease, reason, then });
             }
         };
+        // nothing is written between a pass without leftovers and the purge's end, which has the counters then
+        let pass = emptied.claimed.clone();
+        let ended = self.after_emptying(emptied, budget).await;
+        match &ended {
+            // these write nothing else either
+            Ok(_) | Err(PurgeError::LeaseLost | PurgeError::Store(StoreError::Unavailable(_))) => {}
+            Err(_) => {
+                if let Err(error) = self.keep_counts(&pass).await {
+                    tracing::warn!(tombstone.id = %pass.lease.id, %error, "counters of the pass not written");
+                }
+            }
+        }
+        ended
+    }
+
+    async fn after_emptying(&self, emptied: Emptied, budget: &Budget) -> Result<Outcome, PurgeError> {
         let no_uploads = match self.abort_uploads(emptied, budget).await? {
             Aborting::Done(no_uploads) => no_uploads,
             Aborting::OutOfTime(claimed) => {

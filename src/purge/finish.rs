@@ -21,6 +21,10 @@ use crate::{
     },
 };
 
+/// Statements of the end that may take long: the delete of a row with all that hangs on it, what is recorded, and those
+/// that wait for locks.
+const ENDING: u32 = 5;
+
 /// A purge that is over.
 #[derive(Debug)]
 pub(super) struct Finished {
@@ -31,6 +35,10 @@ pub(super) struct Finished {
 
 impl Purger {
     pub(super) async fn finish(&self, gone: RowsGone) -> Result<Finished, PurgeError> {
+        self.store.within(ENDING, self.end(gone)).await
+    }
+
+    async fn end(&self, gone: RowsGone) -> Result<Finished, PurgeError> {
         let RowsGone { mut claimed, mut tx, locked, uncounted } = gone;
         let kind = self.kind_of(&claimed)?;
         let row = self.delete_own_row(&mut tx, kind, &claimed.tombstone).await?;

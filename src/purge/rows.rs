@@ -14,6 +14,12 @@ use crate::{
     },
 };
 
+/// Statements of a transaction that may take long, beside those on child rows: for locks, and on the resource's row.
+const BESIDE_ROWS: u32 = 4;
+
+/// How often a transaction may go over the tables: to delete, to wait for changes, and to find nothing.
+const ROUNDS: u32 = 3;
+
 /// No child row is left, once the transaction is committed that deletes the last of them.
 #[derive(Debug)]
 pub(super) struct RowsGone {
@@ -37,6 +43,14 @@ pub(super) enum Rows {
     Paused(Box<Claimed>),
 }
 
+/// What one transaction has come to.
+enum Step {
+    /// It is committed.
+    Committed { deleted: u64, paused: bool },
+    /// It has deleted the last rows, and is to end the purge.
+    Last { tx: Tx, locked: Locked, uncounted: u64 },
+}
+
 /// What one transaction has deleted.
 enum Chunk {
     /// The last rows that there were.
@@ -54,31 +68,16 @@ impl Purger {
             if budget.is_spent(claimed.has_worked) {
                 return Ok(Rows::OutOfTime(claimed));
             }
-            let mut tx = self.store.begin().await?;
-            self.no_newcomer(&mut tx, kind, &claimed.tombstone).await?;
-            let chunk = self.delete_chunk(&mut tx, kind, &claimed.tombstone).await?;
-            // rows of one who came meanwhile may be among them; nothing is committed
-            self.no_newcomer(&mut tx, kind, &claimed.tombstone).await?;
-            let deleted = match chunk {
-                Chunk::Some(deleted) => deleted,
-                Chunk::Last(uncounted) => {
-                    // the tombstone first and the platform's row second, as everybody locks them; and no more than a
-                    // lock, for a guard that meets a change in progress waits for it, while the row's end may wait for
-                    // what the guard holds
-                    let locked = purging::lock(&mut tx, &claimed.lease).await?.ok_or(PurgeError::LeaseLost)?;
-                    if locked.paused {
-                        return Ok(Rows::Paused(claimed));
-                    }
+            let tables = u32::try_from(kind.rows.len()).unwrap_or(u32::MAX);
+            let statements = BESIDE_ROWS.saturating_add(ROUNDS.saturating_mul(tables.saturating_add(1)));
+            let (deleted, paused) = match self.store.within(statements, self.next_rows(kind, &claimed)).await? {
+                Step::Committed { deleted, paused } => (deleted, paused),
+                Step::Last { locked, .. } if locked.paused => return Ok(Rows::Paused(claimed)),
+                Step::Last { tx, locked, uncounted } => {
                     failpoint::at("rows.done");
                     return Ok(Rows::Gone(Box::new(RowsGone { claimed, tx, locked, uncounted })));
                 }
             };
-            let Fenced::Ours { paused } = purging::count_rows(&mut tx, &claimed.lease, deleted).await? else {
-                return Err(PurgeError::LeaseLost);
-            };
-            failpoint::at("rows.uncommitted");
-            commit(tx).await?;
-            failpoint::at("rows.committed");
             claimed.progress.rows_deleted += deleted;
             claimed.has_worked = true;
             if !std::mem::replace(&mut is_long, true) {
@@ -89,6 +88,32 @@ impl Purger {
                 return Ok(Rows::Paused(claimed));
             }
         }
+    }
+
+    /// One transaction.
+    async fn next_rows(&self, kind: &ResourceKind, claimed: &Claimed) -> Result<Step, PurgeError> {
+        let mut tx = self.store.begin().await?;
+        self.no_newcomer(&mut tx, kind, &claimed.tombstone).await?;
+        let chunk = self.delete_chunk(&mut tx, kind, &claimed.tombstone).await?;
+        // rows of one who came meanwhile may be among them; nothing is committed
+        self.no_newcomer(&mut tx, kind, &claimed.tombstone).await?;
+        let deleted = match chunk {
+            Chunk::Some(deleted) => deleted,
+            Chunk::Last(uncounted) => {
+                // the tombstone first and the platform's row second, as everybody locks them; and no more than a lock,
+                // for a guard that meets a change in progress waits for it, while the row's end may wait for what the
+                // guard holds
+                let locked = purging::lock(&mut tx, &claimed.lease).await?.ok_or(PurgeError::LeaseLost)?;
+                return Ok(Step::Last { tx, locked, uncounted });
+            }
+        };
+        let Fenced::Ours { paused } = purging::count_rows(&mut tx, &claimed.lease, deleted).await? else {
+            return Err(PurgeError::LeaseLost);
+        };
+        failpoint::at("rows.uncommitted");
+        commit(tx).await?;
+        failpoint::at("rows.committed");
+        Ok(Step::Committed { deleted, paused })
     }
 
     /// Deletes up to a chunk of rows, table after table, as the map has them: children first.

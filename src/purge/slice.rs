@@ -219,7 +219,8 @@ impl Purger {
             // it has just begun
             return Ok(Checkpoint::default());
         }
-        let stored = purging::load_checkpoint(&mut *self.store.conn().await?, claimed.lease.id).await?;
+        let load = async { purging::load_checkpoint(&mut *self.store.conn().await?, claimed.lease.id).await };
+        let stored = self.store.within(1, load).await?;
         Ok(stored.map(serde_json::from_value).transpose().map(Option::unwrap_or_default).unwrap_or_else(|error| {
             // of another version; it only says where to go on, and a pass from the beginning ends at the same place
             tracing::warn!(tombstone.id = %claimed.lease.id, %error, "checkpoint cannot be read, the pass begins anew");

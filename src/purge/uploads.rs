@@ -144,8 +144,11 @@ impl Purger {
     }
 
     async fn count_uploads(&self, claimed: &mut Claimed, aborted: u64) -> Result<Option<Go>, PurgeError> {
-        let mut conn = self.store.conn().await?;
-        match purging::count_uploads(&mut conn, &claimed.lease, aborted).await? {
+        let count = async {
+            let mut conn = self.store.conn().await?;
+            purging::count_uploads(&mut conn, &claimed.lease, aborted).await
+        };
+        match self.store.within(1, count).await? {
             Fenced::Lost => Err(PurgeError::LeaseLost),
             Fenced::Ours { paused } => {
                 claimed.progress.uploads_aborted += aborted;

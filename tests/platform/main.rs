@@ -4,6 +4,9 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+#[path = "../faults/tcp_proxy.rs"]
+mod tcp_proxy;
+
 mod bench;
 mod gate;
 
@@ -29,6 +32,7 @@ mod requesting;
 mod restoring;
 mod rows;
 mod shared;
+mod stranded;
 mod tables;
 mod trashing;
 mod unanswered;

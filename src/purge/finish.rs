@@ -48,7 +48,7 @@ impl Purger {
         }
         claimed.progress.rows_deleted += rows;
         if !claimed.tombstone.recorded.is_empty() {
-            // a worker that was cut off may have written some after they were forgotten
+            // a worker that was cut off may have written some since they were forgotten
             recorded::forget_all(&mut tx, claimed.tombstone.id).await?;
         }
         let mut tombstone = claimed.tombstone;

@@ -48,7 +48,7 @@ enum Step {
     /// It is committed.
     Committed { deleted: u64, paused: bool },
     /// It has deleted the last rows, and is to end the purge.
-    Last { tx: Tx, locked: Locked, uncounted: u64 },
+    Last { tx: Tx, uncounted: u64 },
 }
 
 /// What one transaction has deleted.
@@ -72,8 +72,17 @@ impl Purger {
             let statements = BESIDE_ROWS.saturating_add(ROUNDS.saturating_mul(tables.saturating_add(1)));
             let (deleted, paused) = match self.store.within(statements, self.next_rows(kind, &claimed)).await? {
                 Step::Committed { deleted, paused } => (deleted, paused),
-                Step::Last { locked, .. } if locked.paused => return Ok(Rows::Paused(claimed)),
-                Step::Last { tx, locked, uncounted } => {
+                Step::Last { mut tx, uncounted } => {
+                    // before the lock: a heartbeat waits for that
+                    self.forget_recorded(&mut tx, &claimed).await?;
+                    // the tombstone first and the platform's row second, as everybody locks them; and no more than a
+                    // lock, for a guard that meets a change in progress waits for it, while the row's end may wait for
+                    // what the guard holds
+                    let locked = self.store.within(1, purging::lock(&mut tx, &claimed.lease)).await?;
+                    let locked = locked.ok_or(PurgeError::LeaseLost)?;
+                    if locked.paused {
+                        return Ok(Rows::Paused(claimed));
+                    }
                     failpoint::at("rows.done");
                     return Ok(Rows::Gone(Box::new(RowsGone { claimed, tx, locked, uncounted })));
                 }
@@ -99,13 +108,7 @@ impl Purger {
         self.no_newcomer(&mut tx, kind, &claimed.tombstone).await?;
         let deleted = match chunk {
             Chunk::Some(deleted) => deleted,
-            Chunk::Last(uncounted) => {
-                // the tombstone first and the platform's row second, as everybody locks them; and no more than a lock,
-                // for a guard that meets a change in progress waits for it, while the row's end may wait for what the
-                // guard holds
-                let locked = purging::lock(&mut tx, &claimed.lease).await?.ok_or(PurgeError::LeaseLost)?;
-                return Ok(Step::Last { tx, locked, uncounted });
-            }
+            Chunk::Last(uncounted) => return Ok(Step::Last { tx, uncounted }),
         };
         let Fenced::Ours { paused } = purging::count_rows(&mut tx, &claimed.lease, deleted).await? else {
             return Err(PurgeError::LeaseLost);

@@ -31,7 +31,7 @@ use crate::{
 };
 
 /// A purge that is ours to work on, past the point of no return.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Claimed {
     pub(super) lease: Lease,
     pub(super) tombstone: Tombstone,

@@ -1,15 +1,17 @@
 //! The end: the resource's own row, the tombstone, the receipt, in the transaction that has deleted the last child rows.
 //!
-//! Invariant: a receipt exists exactly when the row is gone and the tombstone closed. The row is deleted last of all.
+//! Invariant: a receipt exists exactly when the row is gone and the tombstone closed. The row is deleted last of all, and
+//! none that came after the point of no return.
 
 use serde_json::{Value, json};
 
 use super::{PurgeError, Purger, rows::RowsGone};
 use crate::{
-    domain::tombstone::Tombstone,
+    domain::{map::ResourceKind, tombstone::Tombstone},
     failpoint, history,
     queue::message::PurgeTask,
     store::{
+        Tx,
         audit::Happened,
         commit, outbox, platform, recorded,
         tombstones::{
@@ -18,6 +20,10 @@ use crate::{
         },
     },
 };
+
+/// Statements of the end that may take long: the delete of a row with all that hangs on it, what is recorded, and those
+/// that wait for locks.
+const ENDING: u32 = 5;
 
 /// A purge that is over.
 #[derive(Debug)]
@@ -29,16 +35,20 @@ pub(super) struct Finished {
 
 impl Purger {
     pub(super) async fn finish(&self, gone: RowsGone) -> Result<Finished, PurgeError> {
+        self.store.within(ENDING, self.end(gone)).await
+    }
+
+    async fn end(&self, gone: RowsGone) -> Result<Finished, PurgeError> {
         let RowsGone { mut claimed, mut tx, locked, uncounted } = gone;
         let kind = self.kind_of(&claimed)?;
-        let row = platform::delete_row(&mut tx, kind, &claimed.tombstone.resource.id).await?;
+        let row = self.delete_own_row(&mut tx, kind, &claimed.tombstone).await?;
         let rows = uncounted + row;
         if purging::finish(&mut tx, &claimed.lease, &claimed.progress, rows).await? == Fenced::Lost {
             return Err(PurgeError::LeaseLost);
         }
         claimed.progress.rows_deleted += rows;
         if !claimed.tombstone.recorded.is_empty() {
-            // a worker that was cut off may have written some after they were forgotten
+            // a worker that was cut off may have written some since they were forgotten
             recorded::forget_all(&mut tx, claimed.tombstone.id).await?;
         }
         let mut tombstone = claimed.tombstone;
@@ -57,6 +67,20 @@ impl Purger {
         commit(tx).await?;
         failpoint::at("finish.committed");
         Ok(Finished { tombstone, seconds })
+    }
+
+    /// Deletes the resource's own row, unless it was gone at the point of no return: one that has its id now, perhaps
+    /// since a moment ago, is another's.
+    async fn delete_own_row(&self, tx: &mut Tx, kind: &ResourceKind, tombstone: &Tombstone) -> Result<u64, PurgeError> {
+        if tombstone.row_found == Some(false) {
+            return Ok(0);
+        }
+        let id = &tombstone.resource.id;
+        let row = platform::delete_row(tx, kind, id).await?;
+        if row == 0 && platform::has_row(tx, kind, id).await? {
+            return Err(PurgeError::RowsStay(kind.table.to_string()));
+        }
+        Ok(row)
     }
 }
 

@@ -77,6 +77,11 @@ enum PurgeError {
         "the row was gone when the purge began, and now another one has its id: it is left alone, and its child rows too"
     )]
     Newcomer,
+    /// A delete takes none of the rows that are there.
+    #[error(
+        "rows of {0} are found, and a delete takes none of them: does a trigger, a rule or a row policy keep them?"
+    )]
+    RowsStay(String),
     /// The configuration no longer leads to a location.
     #[error(transparent)]
     Place(#[from] PlaceError),
@@ -94,7 +99,12 @@ impl PurgeError {
         match self {
             Self::Store(error) => error.is_transient(),
             Self::Objects(error) => error.class != FailureClass::Permanent,
-            Self::LeaseLost | Self::Newcomer | Self::Place(_) | Self::Checkpoint(_) | Self::Panicked(_) => false,
+            Self::LeaseLost
+            | Self::Newcomer
+            | Self::RowsStay(_)
+            | Self::Place(_)
+            | Self::Checkpoint(_)
+            | Self::Panicked(_) => false,
         }
     }
 
@@ -111,7 +121,7 @@ impl PurgeError {
         match self {
             Self::Objects(error) => error.class == FailureClass::Permanent,
             Self::Newcomer | Self::Place(_) | Self::Checkpoint(_) => true,
-            Self::Store(_) | Self::LeaseLost | Self::Panicked(_) => false,
+            Self::Store(_) | Self::LeaseLost | Self::RowsStay(_) | Self::Panicked(_) => false,
         }
     }
 }

@@ -9,11 +9,16 @@ use crate::{
     domain::{map::ResourceKind, tombstone::Tombstone},
     failpoint,
     store::{
-        StoreError, Tx, commit,
-        platform::{self, Locking},
+        StoreError, Tx, commit, platform,
         tombstones::purging::{self, Fenced, Locked},
     },
 };
+
+/// Statements of a transaction that may take long, beside those on child rows: for locks, and on the resource's row.
+const BESIDE_ROWS: u32 = 4;
+
+/// How often a transaction may go over the tables: to delete, to wait for changes, and to find nothing.
+const ROUNDS: u32 = 3;
 
 /// No child row is left, once the transaction is committed that deletes the last of them.
 #[derive(Debug)]
@@ -38,11 +43,19 @@ pub(super) enum Rows {
     Paused(Box<Claimed>),
 }
 
+/// What one transaction has come to.
+enum Step {
+    /// It is committed.
+    Committed { deleted: u64, paused: bool },
+    /// It has deleted the last rows, and is to end the purge.
+    Last { tx: Tx, uncounted: u64 },
+}
+
 /// What one transaction has deleted.
 enum Chunk {
     /// The last rows that there were.
     Last(u64),
-    /// As many as fit, or all but what somebody was just changing.
+    /// As many as fit, or all but what somebody was just changing; never none.
     Some(u64),
 }
 
@@ -55,15 +68,18 @@ impl Purger {
             if budget.is_spent(claimed.has_worked) {
                 return Ok(Rows::OutOfTime(claimed));
             }
-            let mut tx = self.store.begin().await?;
-            self.no_newcomer(&mut tx, kind, &claimed.tombstone).await?;
-            let deleted = match self.delete_chunk(&mut tx, kind, &claimed.tombstone).await? {
-                Chunk::Some(deleted) => deleted,
-                Chunk::Last(uncounted) => {
+            let tables = u32::try_from(kind.rows.len()).unwrap_or(u32::MAX);
+            let statements = BESIDE_ROWS.saturating_add(ROUNDS.saturating_mul(tables.saturating_add(1)));
+            let (deleted, paused) = match self.store.within(statements, self.next_rows(kind, &claimed)).await? {
+                Step::Committed { deleted, paused } => (deleted, paused),
+                Step::Last { mut tx, uncounted } => {
+                    // before the lock: a heartbeat waits for that
+                    self.forget_recorded(&mut tx, &claimed).await?;
                     // the tombstone first and the platform's row second, as everybody locks them; and no more than a
                     // lock, for a guard that meets a change in progress waits for it, while the row's end may wait for
                     // what the guard holds
-                    let locked = purging::lock(&mut tx, &claimed.lease).await?.ok_or(PurgeError::LeaseLost)?;
+                    let locked = self.store.within(1, purging::lock(&mut tx, &claimed.lease)).await?;
+                    let locked = locked.ok_or(PurgeError::LeaseLost)?;
                     if locked.paused {
                         return Ok(Rows::Paused(claimed));
                     }
@@ -71,12 +87,6 @@ impl Purger {
                     return Ok(Rows::Gone(Box::new(RowsGone { claimed, tx, locked, uncounted })));
                 }
             };
-            let Fenced::Ours { paused } = purging::count_rows(&mut tx, &claimed.lease, deleted).await? else {
-                return Err(PurgeError::LeaseLost);
-            };
-            failpoint::at("rows.uncommitted");
-            commit(tx).await?;
-            failpoint::at("rows.committed");
             claimed.progress.rows_deleted += deleted;
             claimed.has_worked = true;
             if !std::mem::replace(&mut is_long, true) {
@@ -89,10 +99,30 @@ impl Purger {
         }
     }
 
+    /// One transaction.
+    async fn next_rows(&self, kind: &ResourceKind, claimed: &Claimed) -> Result<Step, PurgeError> {
+        let mut tx = self.store.begin().await?;
+        self.no_newcomer(&mut tx, kind, &claimed.tombstone).await?;
+        let chunk = self.delete_chunk(&mut tx, kind, &claimed.tombstone).await?;
+        // rows of one who came meanwhile may be among them; nothing is committed
+        self.no_newcomer(&mut tx, kind, &claimed.tombstone).await?;
+        let deleted = match chunk {
+            Chunk::Some(deleted) => deleted,
+            Chunk::Last(uncounted) => return Ok(Step::Last { tx, uncounted }),
+        };
+        let Fenced::Ours { paused } = purging::count_rows(&mut tx, &claimed.lease, deleted).await? else {
+            return Err(PurgeError::LeaseLost);
+        };
+        failpoint::at("rows.uncommitted");
+        commit(tx).await?;
+        failpoint::at("rows.committed");
+        Ok(Step::Committed { deleted, paused })
+    }
+
     /// Deletes up to a chunk of rows, table after table, as the map has them: children first.
-    async fn delete_chunk(&self, tx: &mut Tx, kind: &ResourceKind, tombstone: &Tombstone) -> Result<Chunk, StoreError> {
+    async fn delete_chunk(&self, tx: &mut Tx, kind: &ResourceKind, tombstone: &Tombstone) -> Result<Chunk, PurgeError> {
         let (id, chunk) = (&tombstone.resource.id, u64::from(self.config.row_chunk));
-        let mut deleted = 0;
+        let (mut deleted, mut is_again) = (0, false);
         let mut tables: Vec<_> = kind.rows.iter().collect();
         loop {
             tables = platform::tables_with_rows(&mut *tx, kind, id, tables).await?;
@@ -102,8 +132,15 @@ impl Purger {
             for rows in &tables {
                 let gone = platform::delete_child_rows(&mut *tx, kind, rows, id, chunk - deleted).await?;
                 deleted += gone;
-                if gone == 0 || deleted >= chunk {
+                if deleted >= chunk || (gone == 0 && deleted > 0) {
                     return Ok(Chunk::Some(deleted));
+                }
+                if gone == 0 {
+                    // whoever was just changing them has been waited for, and has done so by the second time
+                    if std::mem::replace(&mut is_again, true) {
+                        return Err(PurgeError::RowsStay(rows.table.to_string()));
+                    }
+                    break;
                 }
                 failpoint::at("rows.table_done");
             }
@@ -121,9 +158,9 @@ impl Purger {
         if tombstone.row_found != Some(false) {
             return Ok(());
         }
-        match platform::find(tx, kind, &tombstone.resource.id, Locking::None).await? {
-            None => Ok(()),
-            Some(_) => Err(PurgeError::Newcomer),
+        match platform::has_row(tx, kind, &tombstone.resource.id).await? {
+            false => Ok(()),
+            true => Err(PurgeError::Newcomer),
         }
     }
 

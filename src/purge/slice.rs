@@ -16,7 +16,7 @@ use super::{
     Budget, PurgeError, Purger,
     checkpoint::Checkpoint,
     claim::{Claim, Claimed},
-    empty::Emptying,
+    empty::{Emptied, Emptying},
     locks::may_be_locked,
     rows::Rows,
     uploads::Aborting,
@@ -161,6 +161,22 @@ impl Purger {
                 return Ok(Outcome::Leftovers { lease: claimed.lease, reason, then });
             }
         };
+        // nothing is written between a pass without leftovers and the purge's end, which has the counters then
+        let pass = emptied.claimed.clone();
+        let ended = self.after_emptying(emptied, budget).await;
+        match &ended {
+            // these write nothing else either
+            Ok(_) | Err(PurgeError::LeaseLost | PurgeError::Store(StoreError::Unavailable(_))) => {}
+            Err(_) => {
+                if let Err(error) = self.keep_counts(&pass).await {
+                    tracing::warn!(tombstone.id = %pass.lease.id, %error, "counters of the pass not written");
+                }
+            }
+        }
+        ended
+    }
+
+    async fn after_emptying(&self, emptied: Emptied, budget: &Budget) -> Result<Outcome, PurgeError> {
         let no_uploads = match self.abort_uploads(emptied, budget).await? {
             Aborting::Done(no_uploads) => no_uploads,
             Aborting::OutOfTime(claimed) => {
@@ -203,7 +219,8 @@ impl Purger {
             // it has just begun
             return Ok(Checkpoint::default());
         }
-        let stored = purging::load_checkpoint(&mut *self.store.conn().await?, claimed.lease.id).await?;
+        let load = async { purging::load_checkpoint(&mut *self.store.conn().await?, claimed.lease.id).await };
+        let stored = self.store.within(1, load).await?;
         Ok(stored.map(Checkpoint::from_json).transpose().map(Option::unwrap_or_default).unwrap_or_else(|error| {
             // of another version; it only says where to go on, and a pass from the beginning ends at the same place
             tracing::warn!(tombstone.id = %claimed.lease.id, %error, "checkpoint cannot be read, the pass begins anew");

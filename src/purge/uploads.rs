@@ -21,6 +21,9 @@ use crate::{
 /// Aborts in flight: they go one by one, as single deletes do.
 const IN_FLIGHT: usize = 8;
 
+/// Uploads between two looks at the time, pauses and the lease: a page shows up to a thousand.
+const BATCH: usize = 100;
+
 /// Listings of one location in a slice. Aborting can take more than one try while parts are still being sent (S3 API
 /// reference, AbortMultipartUpload), and some stores (SeaweedFS) leave uploads out between two pages; what is there after
 /// so many is left to a later slice.
@@ -79,11 +82,12 @@ impl Purger {
                 let page =
                     store.objects.list_uploads(&location.bucket, location.prefix.as_str(), after.as_ref()).await?;
                 shown += page.uploads.len();
-                if !page.uploads.is_empty() {
+                for batch in page.uploads.chunks(BATCH) {
                     if budget.is_spent(claimed.has_worked) {
-                        return Ok(Some(Early::OutOfTime));
+                        // what is refused is listed first again: whoever goes on would not get further than this
+                        return refused.map_or(Ok(Some(Early::OutOfTime)), |error: ObjectsError| Err(error.into()));
                     }
-                    let failed = match self.abort_page(claimed, store, location, &page.uploads).await? {
+                    let failed = match self.abort_batch(claimed, store, location, batch).await? {
                         Go::On(failed) => failed,
                         Go::Paused => return Ok(Some(Early::Paused)),
                     };
@@ -110,8 +114,8 @@ impl Purger {
         Err(not_aborted(location, location.prefix.as_str(), failure).into())
     }
 
-    /// Aborts the uploads of a page and counts them. A crash before they are counted leaves them uncounted, and gone.
-    async fn abort_page(
+    /// Aborts a batch of uploads and counts them. A crash before they are counted leaves them uncounted, and gone.
+    async fn abort_batch(
         &self,
         claimed: &mut Claimed,
         store: &NamedStore,
@@ -144,8 +148,11 @@ impl Purger {
     }
 
     async fn count_uploads(&self, claimed: &mut Claimed, aborted: u64) -> Result<Option<Go>, PurgeError> {
-        let mut conn = self.store.conn().await?;
-        match purging::count_uploads(&mut conn, &claimed.lease, aborted).await? {
+        let count = async {
+            let mut conn = self.store.conn().await?;
+            purging::count_uploads(&mut conn, &claimed.lease, aborted).await
+        };
+        match self.store.within(1, count).await? {
             Fenced::Lost => Err(PurgeError::LeaseLost),
             Fenced::Ours { paused } => {
                 claimed.progress.uploads_aborted += aborted;
@@ -155,7 +162,7 @@ impl Purger {
     }
 }
 
-/// Whether to go on after a page, and what could not be aborted.
+/// Whether to go on after a batch, and what could not be aborted.
 enum Go {
     On(Option<ObjectsError>),
     Paused,

@@ -49,7 +49,6 @@ impl Purger {
             Left::Some(found) => return Ok(Verification::Refilled(claimed, found)),
             Left::OutOfTime => return Ok(Verification::OutOfTime(claimed)),
         }
-        self.forget_recorded(&claimed).await?;
         failpoint::at("verify.done");
         Ok(Verification::Verified(Verified { claimed }))
     }

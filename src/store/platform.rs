@@ -295,7 +295,7 @@ pub async fn tables_with_rows<'k>(
 
 /// Deletes up to `limit` child rows and says how many went. By `ctid`, the fastest way at scale; the column is
 /// compared again, since a `ctid` is unique within one partition alone. A row that somebody is just changing is passed
-/// over, so fewer than `limit` does not mean that none is left.
+/// over (when that change is done), so fewer than `limit` does not mean that none is left.
 ///
 /// # Errors
 /// The platform's table refused it.
@@ -317,7 +317,18 @@ pub async fn delete_child_rows(
     Ok(done.map_err(|error| StoreError::of_platform(error, what))?.rows_affected())
 }
 
-/// Deletes the resource's own row; 0 where the platform has removed it already.
+/// Whether there is a row with a resource's id.
+///
+/// # Errors
+/// Table or column are not as the map says.
+pub async fn has_row(conn: &mut PgConnection, kind: &ResourceKind, id: &ResourceId) -> Result<bool, StoreError> {
+    let sql = format!("select exists (select from {} where {} = $1)", kind.table, kind.id);
+    let found = bind_id(query(sql), kind.id_type, id)?.fetch_one(conn).await;
+    let what = || format!("looking for the row of {} of kind {}", kind.table, kind.kind);
+    Ok(found.map_err(|error| StoreError::of_platform(error, what))?.try_get(0)?)
+}
+
+/// Deletes the resource's own row; 0 where the platform has removed it already, or keeps it.
 ///
 /// # Errors
 /// The platform's table refused it, as with a foreign key that the map does not know.

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use reprieve::domain::ids::TombstoneId;
+use reprieve::domain::outcome::FailureClass;
 use reprieve::domain::state::State;
+use reprieve::objects::faulty::failure;
 use reprieve::purge::{Budget, SliceEnd};
 use reprieve::store::pauses::Scope;
 use tokio_util::sync::CancellationToken;
@@ -287,4 +289,39 @@ async fn a_database_that_crashes_in_the_middle_of_a_purge_comes_back_to_exact_co
     })
     .await;
     is_counted(&bench, id, 45).await;
+}
+
+#[tokio::test]
+async fn an_error_after_the_last_object_has_gone_forgets_no_count() {
+    let schema = "create table heimdall.exports (id int primary key, dataset uuid references heimdall.synthetic_datasets on delete restrict)";
+    let bench = Bench::with(HEIMDALL, schema, |_| ()).await;
+    let dataset = bench.dataset("set a", 10).await;
+    bench.run(&format!("insert into heimdall.exports values (1, '{dataset}')")).await;
+    let id = bench.trash_due("dataset", dataset).await;
+    let gate = bench.objects.stop_a_delete(0, At::After);
+    let worker = bench.purger();
+    let working = tokio::spawn(async move { worker.run_slice(id, &budget()).await });
+    gate.reached().await;
+    // the other prefix's listing is answered, and the verification's is not
+    bench.objects.fail_list_after(1, failure("AccessDenied", FailureClass::Permanent));
+    gate.open();
+    let end = working.await.expect("no panic").expect("the database is there");
+    assert!(matches!(&end, SliceEnd::Stuck(why) if why.contains("AccessDenied")), "{end:?}");
+    let progress = bench.tombstone(id).await.progress;
+    assert_eq!((progress.objects_listed, progress.objects_deleted, progress.objects_absent), (10, 10, 0));
+    bench.bin.retry(&bench.resource("dataset", dataset), &alice()).await.expect("goes on");
+    // late objects that the next pass deletes, and then a row that must not go
+    bench.put(dataset, 3);
+    let end = bench.slice(id).await;
+    assert!(matches!(&end, SliceEnd::Failed(why) if why.contains("objects appeared")), "{end:?}");
+    bench.make_due(id).await;
+    let end = bench.slice(id).await;
+    assert!(matches!(&end, SliceEnd::Failed(why) if why.contains("exports")), "{end:?}");
+    assert_eq!(bench.tombstone(id).await.progress.objects_deleted, 13);
+    bench.run("delete from heimdall.exports").await;
+    bench.make_due(id).await;
+    assert_eq!(bench.slice(id).await, SliceEnd::Purged);
+    let progress = bench.tombstone(id).await.progress;
+    assert_eq!((progress.objects_listed, progress.objects_deleted, progress.objects_absent), (13, 13, 0));
+    assert_eq!((progress.bytes_freed, progress.rows_deleted), (13 * SIZE, 21));
 }

@@ -355,3 +355,44 @@ async fn what_is_locked_until_a_date_is_named_and_tried_again_then() {
     assert!(bench.tombstone(id).await.retry_at.is_some());
     assert_eq!(held(&bench), ["kept", "locked"]);
 }
+
+#[tokio::test]
+async fn a_failure_among_the_rows_is_no_news_of_objects_and_brings_the_record_back() {
+    let bench = albums().await;
+    name(&bench, "a", &["one", "two"]).await;
+    bench.run("create table plat.x (album text references plat.albums); insert into plat.x values ('a')").await;
+    let id = bench.trash_due("album", "a").await;
+    for attempt in 1..=2 {
+        let end = bench.slice(id).await;
+        assert!(matches!(&end, SliceEnd::Failed(why) if why.contains("foreign key")), "{attempt}: {end:?}");
+        assert_eq!(bench.tombstone(id).await.attempts, attempt);
+        assert_eq!((bench.count("reprieve.recorded_objects").await, bench.count("plat.files").await), (2, 2));
+        bench.make_due(id).await;
+    }
+    bench.run("delete from plat.x").await;
+    purged(&bench, id).await;
+    let progress = bench.tombstone(id).await.progress;
+    assert_eq!((progress.objects_listed, progress.objects_deleted, progress.rows_deleted), (2, 2, 3));
+}
+
+#[tokio::test]
+async fn what_is_kept_is_counted_once_however_many_slices_its_rows_take() {
+    let bench = Bench::with(MAP, TABLES, |config| config.purge.row_chunk = 3).await;
+    let keys: Vec<String> = (0..8).map(|n| format!("k{n}")).collect();
+    let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+    name(&bench, "a", &keys).await;
+    link(&bench, "b", &keys[..6]).await;
+    let id = bench.trash_due("album", "a").await;
+    let mut ends = Vec::new();
+    while ends.len() < 30 && ends.last() != Some(&SliceEnd::Purged) {
+        bench.make_due(id).await;
+        let none = Budget::new(Duration::ZERO, CancellationToken::new());
+        ends.push(bench.purger().run_slice(id, &none).await.expect("the database is there"));
+    }
+    assert!(ends.len() > 3 && ends.last() == Some(&SliceEnd::Purged), "{ends:?}");
+    let progress = bench.tombstone(id).await.progress;
+    assert_eq!((progress.objects_kept, progress.objects_deleted, progress.rows_deleted), (6, 2, 9));
+    let receipt = bench.told(id, "purged").await.details;
+    assert_eq!(receipt["objects"]["kept"], 6, "{receipt:#}");
+    assert_eq!((held(&bench).len(), bench.count("reprieve.recorded_objects").await), (6, 0));
+}

@@ -4,6 +4,9 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+#[path = "../faults/tcp_proxy.rs"]
+mod tcp_proxy;
+
 mod bench;
 mod gate;
 
@@ -31,6 +34,7 @@ mod restoring;
 mod rows;
 mod shared;
 mod stops;
+mod stranded;
 mod tables;
 mod trashing;
 mod unanswered;

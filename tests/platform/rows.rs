@@ -1,8 +1,12 @@
+use reprieve::domain::ids::TombstoneId;
 use reprieve::domain::state::State;
 use reprieve::purge::SliceEnd;
+use uuid::Uuid;
 
-use crate::bench::{Bench, HEIMDALL, SIZE, alice};
+use crate::bench::{Bench, HEIMDALL, SIZE, alice, budget};
+use crate::gate::At;
 use crate::support::heimdall::{Dataset, Model};
+use crate::support::{SOON, wait_until};
 
 #[tokio::test]
 async fn child_rows_go_in_chunks_and_are_counted() {
@@ -37,12 +41,70 @@ async fn a_row_that_is_changed_at_the_moment_of_its_end_is_not_left_behind() {
         .await
         .expect("changes");
     let worker = bench.purger();
-    let working = tokio::spawn(async move { worker.run_slice(id, &crate::bench::budget()).await });
+    let working = tokio::spawn(async move { worker.run_slice(id, &budget()).await });
     bench.until_waiting("the delete waits", 1).await;
     changing.commit().await.expect("commits");
     assert_eq!(working.await.expect("no panic").expect("the database is there"), SliceEnd::Purged);
     assert_eq!(bench.count("heimdall.measurement_features").await, 0, "no foreign key would take them along");
     assert_eq!(bench.tombstone(id).await.progress.rows_deleted, 2 + 1);
+}
+
+/// Three attempts that fail with this table's name, and the one of a retry after `mended` that ends it.
+async fn fails_until_mended(bench: &Bench, dataset: Uuid, id: TombstoneId, table: &str, mended: &str) {
+    for attempt in 1..=3 {
+        let end = tokio::time::timeout(SOON, bench.slice(id)).await.expect("it does not try for ever");
+        let (SliceEnd::Failed(why) | SliceEnd::Stuck(why)) = end else { panic!("rows are left: {end:?}") };
+        assert!(why.contains(table) && why.contains("a delete takes none"), "{attempt}: {why}");
+        assert_eq!(bench.tombstone(id).await.attempts, attempt);
+        bench.make_due(id).await;
+    }
+    assert_eq!((bench.state(id).await, bench.count("heimdall.synthetic_datasets").await), (State::Stuck, 1));
+    assert_eq!(bench.events(id).await.iter().filter(|event| *event == "purged").count(), 0);
+    bench.run(mended).await;
+    bench.bin.retry(&bench.resource("dataset", dataset), &alice()).await.expect("goes on");
+    assert_eq!(bench.slice(id).await, SliceEnd::Purged);
+    assert_eq!(bench.tombstone(id).await.progress.rows_deleted, 7, "each counted once");
+    for table in ["synthetic_iq_samples", "measurement_features", "synthetic_datasets"] {
+        assert_eq!(bench.count(&format!("heimdall.{table}")).await, 0, "{table}");
+    }
+}
+
+#[tokio::test]
+async fn child_rows_that_the_platform_keeps_fail_it_with_their_tables_name() {
+    let bench = Bench::heimdall().await;
+    let dataset = bench.dataset("set a", 3).await;
+    bench
+        .run(
+            "create function keeps() returns trigger language plpgsql as $$ begin return null; end $$;
+             create trigger keeps before delete on heimdall.measurement_features
+                 for each row execute function keeps()",
+        )
+        .await;
+    let id = bench.trash_due("dataset", dataset).await;
+    fails_until_mended(
+        &bench,
+        dataset,
+        id,
+        "measurement_features",
+        "drop trigger keeps on heimdall.measurement_features",
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn a_resource_whose_own_row_the_platform_keeps_is_not_purged() {
+    let bench = Bench::heimdall().await;
+    let dataset = bench.dataset("set a", 3).await;
+    // a soft delete of the platform's own making
+    bench
+        .run(
+            "create rule keeps as on delete to heimdall.synthetic_datasets
+                 do instead update heimdall.synthetic_datasets set name = 'gone' where id = old.id",
+        )
+        .await;
+    let id = bench.trash_due("dataset", dataset).await;
+    fails_until_mended(&bench, dataset, id, "synthetic_datasets", "drop rule keeps on heimdall.synthetic_datasets")
+        .await;
 }
 
 #[tokio::test]
@@ -115,7 +177,7 @@ async fn a_hold_that_meets_the_last_commit_neither_hangs_nor_breaks_it() {
     let mut gate = bench.pool.acquire().await.expect("a connection");
     sqlx::query("select pg_advisory_lock(8)").execute(&mut *gate).await.expect("locks");
     let (worker, bin, resource) = (bench.purger(), bench.bin.clone(), bench.resource("dataset", dataset));
-    let working = tokio::spawn(async move { worker.run_slice(id, &crate::bench::budget()).await });
+    let working = tokio::spawn(async move { worker.run_slice(id, &budget()).await });
     bench.until_waiting("the row's delete waits", 1).await;
     let holding = tokio::spawn(async move { bin.hold(&resource, &alice()).await });
     bench.until_waiting("the hold waits", 2).await;
@@ -148,4 +210,66 @@ async fn rows_of_a_partitioned_table_go_and_none_of_another_resource_with_the_sa
     assert_eq!(bench.tombstone(id).await.progress.rows_deleted, 10 + 5 + 1);
     assert_eq!(bench.count(&format!("heimdall.parts where dataset_id = '{kept}'")).await, 5);
     assert_eq!(bench.count("heimdall.parts").await, 5);
+}
+
+/// A due dataset whose row the platform has removed, and a row of it that no foreign key took along.
+async fn removed() -> (Bench, Uuid, TombstoneId) {
+    let bench = Bench::heimdall().await;
+    let dataset = bench.dataset("set a", 1).await;
+    let id = bench.trash_due("dataset", dataset).await;
+    bench.run("delete from heimdall.synthetic_datasets").await;
+    assert_eq!(bench.count("heimdall.measurement_features").await, 1);
+    (bench, dataset, id)
+}
+
+/// Another dataset takes the id, and has rows of its own.
+async fn newcomer(bench: &Bench, id: Uuid) {
+    Dataset { id, features: 2, ..Dataset::iq_raw("newcomer") }.insert(&bench.pool).await;
+}
+
+#[tokio::test]
+async fn a_newcomer_that_comes_while_the_end_waits_keeps_its_rows() {
+    let (bench, dataset, id) = removed().await;
+    let gate = bench.objects.stop_a_delete(0, At::Before);
+    let worker = bench.purger();
+    let working = tokio::spawn(async move { worker.run_slice(id, &budget()).await });
+    gate.reached().await;
+    let mut lock = bench.pool.begin().await.expect("begins");
+    sqlx::query("select from reprieve.tombstones for update").execute(&mut *lock).await.expect("locks");
+    gate.open();
+    let end_waits = "pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'
+        and query like '%from reprieve.tombstones t%for update'";
+    wait_until("the end waits", SOON, async || bench.count(end_waits).await == 1).await;
+    newcomer(&bench, dataset).await;
+    lock.rollback().await.expect("rolls back");
+    assert_eq!(working.await.expect("no panic").expect("the database is there"), SliceEnd::Purged);
+    let (datasets, features) = ("heimdall.synthetic_datasets", "heimdall.measurement_features");
+    assert_eq!((bench.count(datasets).await, bench.count(features).await), (1, 2));
+    let receipt = bench.told(id, "purged").await.details;
+    assert_eq!((&receipt["row_found"], &receipt["row_deleted"]), (&false.into(), &false.into()));
+    assert_eq!(receipt["rows_deleted"], 1);
+}
+
+#[tokio::test]
+async fn a_newcomer_that_comes_between_the_rows_keeps_its_own() {
+    let (bench, dataset, id) = removed().await;
+    bench
+        .run(
+            "create function waits() returns trigger language plpgsql as $$ begin
+                  perform pg_advisory_xact_lock(8); return null; end $$;
+              create trigger waits after delete on heimdall.measurement_features
+                  for each statement execute function waits()",
+        )
+        .await;
+    let mut gate = bench.pool.acquire().await.expect("a connection");
+    sqlx::query("select pg_advisory_lock(8)").execute(&mut *gate).await.expect("locks");
+    let worker = bench.purger();
+    let working = tokio::spawn(async move { worker.run_slice(id, &budget()).await });
+    bench.until_waiting("the rows' delete waits", 1).await;
+    newcomer(&bench, dataset).await;
+    sqlx::query("select pg_advisory_unlock(8)").execute(&mut *gate).await.expect("unlocks");
+    let end = working.await.expect("no panic").expect("the database is there");
+    assert!(matches!(&end, SliceEnd::Stuck(why) if why.contains("another one has its id")), "{end:?}");
+    let (datasets, features) = ("heimdall.synthetic_datasets", "heimdall.measurement_features");
+    assert_eq!((bench.count(datasets).await, bench.count(features).await), (1, 1 + 2), "nobody knows whose they are");
 }

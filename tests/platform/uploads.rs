@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use reprieve::domain::ids::TombstoneId;
 use reprieve::domain::outcome::FailureClass;
 use reprieve::domain::state::State;
@@ -89,7 +91,8 @@ async fn a_store_that_is_away_when_uploads_are_looked_for_is_waited_for() {
     assert_eq!(bench.objects.memory().uploads(BUCKET), 0);
 }
 
-/// A due dataset without objects, with more uploads than two pages show, and a worker that stands in the first of them.
+/// A due dataset without objects, with more uploads than two pages show, and a worker that stands
+/// in the second batch of the first.
 async fn in_the_midst(budget: Budget) -> (Bench, TombstoneId, impl AsyncFnOnce() -> SliceEnd) {
     let bench = Bench::heimdall().await;
     let dataset = bench.dataset("set a", 0).await;
@@ -108,10 +111,10 @@ async fn in_the_midst(budget: Budget) -> (Bench, TombstoneId, impl AsyncFnOnce()
 }
 
 async fn the_rest_goes(bench: &Bench, id: TombstoneId) {
-    assert_eq!(bench.objects.memory().uploads(BUCKET), 800, "the page under way and no other");
+    assert_eq!(bench.objects.memory().uploads(BUCKET), 1_300, "the batch under way and no other");
     let waiting = bench.tombstone(id).await;
     assert_eq!((waiting.state, waiting.attempts), (State::Purging, 0));
-    assert_eq!(waiting.progress.uploads_aborted, 700, "what was done is counted");
+    assert_eq!(waiting.progress.uploads_aborted, 200, "what was done is counted");
     bench.make_due(id).await;
     assert_eq!(bench.slice(id).await, SliceEnd::Purged);
     assert_eq!(bench.objects.memory().uploads(BUCKET), 0);
@@ -119,7 +122,7 @@ async fn the_rest_goes(bench: &Bench, id: TombstoneId) {
 }
 
 #[tokio::test]
-async fn a_pause_takes_effect_before_the_next_page_of_uploads_and_the_rest_goes_when_it_is_lifted() {
+async fn a_pause_takes_effect_before_the_next_batch_of_uploads_and_the_rest_goes_when_it_is_lifted() {
     let (bench, id, go_on) = in_the_midst(budget()).await;
     bench.bin.pause(&Scope::All, &alice()).await.expect("pauses");
     assert_eq!(go_on().await, SliceEnd::Deferred("paused".into()));
@@ -130,10 +133,30 @@ async fn a_pause_takes_effect_before_the_next_page_of_uploads_and_the_rest_goes_
 }
 
 #[tokio::test]
-async fn a_shutdown_takes_effect_before_the_next_page_of_uploads_and_another_worker_goes_on() {
+async fn a_shutdown_takes_effect_before_the_next_batch_of_uploads_and_another_worker_goes_on() {
     let stop = CancellationToken::new();
     let (bench, id, go_on) = in_the_midst(Budget::new(SOON, stop.clone())).await;
     stop.cancel();
     assert_eq!(go_on().await, SliceEnd::Continues);
     the_rest_goes(&bench, id).await;
+}
+
+#[tokio::test]
+async fn uploads_that_cannot_be_aborted_end_as_stuck_however_short_the_slices_are() {
+    let (bench, dataset, id) = due_with_uploads(&[]).await;
+    for n in 0..1_500 {
+        begin(&bench, dataset, &format!("/{n:04}"));
+        let denied = failure("AccessDenied", FailureClass::Permanent);
+        bench.objects.faults.fail_abort(&format!("synthetic/{dataset}/{n:04}"), Times::Always, denied);
+    }
+    let mut ends = Vec::new();
+    while ends.len() < 5 && !matches!(ends.last(), Some(SliceEnd::Stuck(_))) {
+        bench.make_due(id).await;
+        let spent = Budget::new(Duration::ZERO, CancellationToken::new());
+        ends.push(bench.purger().run_slice(id, &spent).await.expect("the database is there"));
+    }
+    let Some(SliceEnd::Stuck(why)) = ends.last() else { panic!("it goes on for ever: {ends:?}") };
+    assert!(why.contains("AbortMultipartUpload") && why.contains("AccessDenied"), "{why}");
+    assert_eq!((bench.state(id).await, bench.objects.memory().uploads(BUCKET)), (State::Stuck, 1_500));
+    assert_eq!(bench.count("heimdall.synthetic_datasets").await, 1, "its row stays");
 }

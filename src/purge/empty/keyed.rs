@@ -26,7 +26,7 @@ use crate::{
         claim::Claimed,
     },
     store::{
-        StoreError, commit,
+        StoreError, Tx, commit,
         recorded::{self, Recorded},
         tombstones::purging,
     },
@@ -266,23 +266,18 @@ impl Purger {
         Ok(new)
     }
 
-    /// Forgets what was recorded, a chunk at a time, now that nothing of it is left. A crash leaves some of it: whoever goes
-    /// on records anew what the rows, which are still there, name.
-    pub(in crate::purge) async fn forget_recorded(&self, claimed: &Claimed) -> Result<(), PurgeError> {
+    /// Forgets what was recorded, in the transaction that is to end the purge, a statement for each chunk. Whatever fails
+    /// before the end is committed brings all of it back, so that nothing of it is taken for news, and what was kept is
+    /// counted again by the next pass.
+    pub(in crate::purge) async fn forget_recorded(&self, tx: &mut Tx, claimed: &Claimed) -> Result<(), StoreError> {
         if claimed.tombstone.recorded.is_empty() {
             return Ok(());
         }
         let chunk = u64::from(self.config.row_chunk);
-        loop {
-            let forget = async {
-                let mut conn = self.store.conn().await?;
-                recorded::forget(&mut conn, claimed.tombstone.id, chunk).await
-            };
-            if self.store.within(1, forget).await? < chunk {
-                return Ok(());
-            }
+        while self.store.within(1, recorded::forget(tx, claimed.tombstone.id, chunk)).await? == chunk {
             failpoint::at("keyed.forgotten");
         }
+        Ok(())
     }
 
     /// Of objects that the store has not deleted because of their ETags, those that are gone are absent, whatever it says

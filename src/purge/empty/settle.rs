@@ -398,8 +398,8 @@ impl Purger {
             return Ok(());
         }
         tracing::warn!(tombstone.id = %lease.id, fence = lease.fence.0, "lease no longer certain, asking for it");
-        let mut conn = self.store.conn().await?;
-        match purging::renew(&mut conn, lease).await? {
+        let renew = async { purging::renew(&mut *self.store.conn().await?, lease).await };
+        match self.store.within(1, renew).await? {
             Fenced::Ours { .. } => Ok(()),
             Fenced::Lost => Err(PurgeError::LeaseLost),
         }

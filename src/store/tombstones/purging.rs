@@ -235,7 +235,8 @@ pub async fn count_rows(conn: &mut PgConnection, lease: &Lease, rows: u64) -> Re
     let asked = Moment::now();
     let paused: Option<bool> = sqlx::query_scalar(concat!(
         "update reprieve.tombstones t
-         set rows_deleted = rows_deleted + $3, deaths = 0, lease_until = clock_timestamp() + $4 * interval '1 second'
+         set rows_deleted = rows_deleted + $3, deaths = case when $3 > 0 then 0 else t.deaths end,
+             lease_until = clock_timestamp() + $4 * interval '1 second'
          where id = $1 and fence = $2 and state = 'purging' returning ",
         is_paused!()
     ))

@@ -72,11 +72,17 @@ def table(lines, columns):
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
+def runs(known):
+    """Of how many runs the figures are the medians."""
+    numbers = sorted({line["runs"] for line in known["lines"]})
+    return "One run of each" if numbers == [1] else f"{' to '.join(map(str, dict.fromkeys((numbers[0], numbers[-1]))))} runs of each"
+
+
 def machine(known):
     it = known["machine"]
     stamps = sorted({(line["date"], line["commit"]) for line in known["lines"]})
     return (f"{it['processor']}, {it['cores']} cores shared by client, server and database, {it['memory_gib']} GiB,"
-            f" {it['system']}, {it['rustc']}. Peers: {it['peers']}. "
+            f" {it['system']}, {it['rustc']}. Peers: {it['peers']}. {runs(known)}. "
             f"Measured at {', '.join(f'{commit} ({date})' for date, commit in stamps)}.")
 
 

@@ -206,7 +206,10 @@ async fn migrating_from_several_processes_at_once_is_safe() {
                 .fetch_all(&world.pool)
                 .await
                 .expect("read");
-        assert_eq!(recorded, ["1", "2", "3", "4", "5"], "each migration is recorded once");
+        let files = std::fs::read_dir("migrations").expect("there").filter_map(Result::ok);
+        let count = files.filter(|file| file.path().extension().is_some_and(|kind| kind == "sql")).count();
+        let each: Vec<String> = (1..=count).map(|version| version.to_string()).collect();
+        assert_eq!(recorded, each, "each migration is recorded once");
         world.cli(&["list"]).await.with(0);
     }
 }

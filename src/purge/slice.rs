@@ -190,7 +190,10 @@ impl Purger {
         };
         let verified = match self.verify(no_uploads, budget).await? {
             Verification::Verified(verified) => verified,
-            Verification::OutOfTime(claimed) => return Ok(Outcome::OutOfTime(claimed.lease)),
+            Verification::OutOfTime(claimed) => {
+                self.keep_counts(&claimed).await?;
+                return Ok(Outcome::OutOfTime(claimed.lease));
+            }
             Verification::Refilled(mut claimed, found) => {
                 self.begin_anew(&mut claimed).await?;
                 let reason = format!(

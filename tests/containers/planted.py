@@ -27,7 +27,7 @@ MISTAKES = [
     ("yaml", "docker/compose.yaml", "name: reprieve-demo", "name: reprieve-demo\nname: twice", "duplication of key"),
     ("shell", "docker/demo/seed.sh", '"$work/object"\n', "$work/object\n", "SC2086"),
     ("image", "docker/Dockerfile", "WORKDIR /build", "WORKDIR build", "DL3000"),
-    ("image", "docker/Dockerfile", "FROM rust:1.95-slim", "FORM rust:1.95-slim", "hadolint"),
+    ("image", "docker/Dockerfile", "FROM rust:1.95.0-slim", "FORM rust:1.95.0-slim", "hadolint"),
     ("image", "docker/Dockerfile", "FROM rust:1.95", "FROM rust:1.80", "older than rust-version"),
     ("image", "docker/Dockerfile", "COPY migrations migrations\n", "", "does not copy"),
     ("image", "docker/Dockerfile", "COPY src src", "COPY sources src", "no such path"),

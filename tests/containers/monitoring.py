@@ -2,6 +2,7 @@
 in it and in Grafana's provisioning is one that a service has."""
 
 import re
+import shutil
 import subprocess
 
 from common import expect, settings
@@ -12,6 +13,7 @@ PROVISIONING = "docker/grafana/provisioning"
 
 
 def check(tree):
+    expect(shutil.which("promtool"), "promtool was not found; scripts/setup test installs it")
     ended = subprocess.run(
         ["promtool", "check", "config", tree.root / PROMETHEUS], capture_output=True, text=True, timeout=60
     )

@@ -12,7 +12,7 @@ pub struct DatabaseConfig {
     /// `postgres://user:password@host/database`. Both the platform's and Reprieve's tables have to be there: the point
     /// of no return is one commit over both.
     pub url: SecretString,
-    /// Connections of one process.
+    /// Connections of one process; by default one for each purge at once, and six.
     pub max_connections: u32,
     /// To get a connection.
     pub acquire_timeout: Duration,
@@ -58,8 +58,12 @@ fn unreadable(url: &SecretString) -> Option<String> {
     (!readable).then(|| UNREADABLE_URL.to_owned())
 }
 
-/// Reads the section.
-pub fn read(section: Reader<'_>) -> Option<DatabaseConfig> {
+/// Beside the connections of the purges: relay, sweeper, intake, API and probes.
+const OTHERS: u32 = 6;
+
+/// Reads the section. By default each of so many purges at once has a connection: one that waits for another's is told
+/// that the database is away.
+pub fn read(section: Reader<'_>, purges: u16) -> Option<DatabaseConfig> {
     let url = section.secret("url", "url_file");
     let is_postgres = |url: &SecretString| {
         use secrecy::ExposeSecret;
@@ -78,7 +82,7 @@ pub fn read(section: Reader<'_>) -> Option<DatabaseConfig> {
         section.problem("url", error);
     }
     let second = Duration::from_secs(1);
-    let max_connections = section.count("max_connections", 10, 2..=1000);
+    let max_connections = section.count("max_connections", u32::from(purges) + OTHERS, 2..=1000);
     let acquire_timeout = section.duration("acquire_timeout", 10 * second, second..=300 * second);
     let statement_timeout = section.duration("statement_timeout", 60 * second, second..=3600 * second);
     section.finish();

@@ -157,11 +157,11 @@ impl Config {
 
     fn read(root: &Map<String, Value>, maps: &[ResourceFile], problems: Problems) -> Result<Self, InvalidConfig> {
         let root = Reader::new("", root, &problems);
-        let database = database::read(root.section("database"));
         let broker = root.has("broker").then(|| broker::read(root.section("broker"))).flatten();
         let stores = stores::read(&root);
         let retention = read_retention(root.section("retention"));
         let purge = purge::read(root.section("purge"));
+        let database = database::read(root.section("database"), purge.concurrency);
         let relay = relay::read_relay(root.section("relay"));
         let sweeper = relay::read_sweeper(root.section("sweeper"));
         let api = api::read(root.section("api"));

@@ -52,6 +52,17 @@ fn a_good_file_loads_with_defaults_that_are_safe() {
 }
 
 #[test]
+fn each_of_the_purges_at_once_has_a_connection_unless_somebody_says_how_many_there_are() {
+    for (text, most) in
+        [("", 22), ("[purge]\nconcurrency = 40", 46), ("[purge]\nconcurrency = 40\n[database]\nmax_connections = 5", 5)]
+    {
+        let (purge, database) = text.split_once("[database]").unwrap_or((text, ""));
+        let text = format!("{}\n{purge}", GOOD.replace("[database]", &format!("[database]\n{database}")));
+        assert_eq!(load(&[("reprieve.toml", &text)]).unwrap().database.max_connections, most, "{text}");
+    }
+}
+
+#[test]
 fn a_store_is_known_by_its_endpoint_or_by_the_region_of_aws() {
     let address = |text: &str| load(&[("reprieve.toml", text)]).unwrap().stores.values().next().unwrap().address();
     assert_eq!(address(GOOD), "http://127.0.0.1:9000");

@@ -19,7 +19,7 @@ use std::time::Duration;
 use tokio::sync::{Mutex as Turnstile, MutexGuard as Turn, Notify};
 use tokio::time::Instant;
 
-use self::pace::Pace;
+use self::pace::{InFlight, Pace, Sent};
 use crate::domain::outcome::{BatchOutcome, FailureClass, KeyOutcome, RetryAfter};
 
 /// Refusals in a row after which nobody waits at the gate: the store is away.
@@ -29,6 +29,9 @@ const AWAY: u32 = 4;
 /// sooner than after this time: one that answers at once would be met with all of them before its first refusal.
 const FIRST: f64 = 2.0;
 const DOUBLES_IN: Duration = Duration::from_millis(100);
+/// To so many it doubles without an answer too. A refusal comes at once; a store that takes a second for a batch is
+/// working on it, and rounds of that length would leave it half idle until it has all that it can work on.
+const UNANSWERED: f64 = 16.0;
 
 /// Requests that stay in flight to a store that does not answer.
 const AT_LEAST: f64 = 4.0;
@@ -90,7 +93,7 @@ struct Met {
     /// Keys asked for, and keys that are gone.
     asked: usize,
     taken: usize,
-    sent_at: Instant,
+    sent: Sent,
 }
 
 /// Lets delete requests through.
@@ -106,7 +109,7 @@ pub struct Gate {
 
 #[derive(Debug)]
 struct State {
-    in_flight: u32,
+    in_flight: InFlight,
     /// How many may be.
     allowed: f64,
     /// Whether the store has never asked for less: the number grows with every answer until then.
@@ -142,8 +145,8 @@ pub struct Closed(pub Duration);
 /// What one has to wait for to get through.
 enum Wait {
     Until(Instant),
-    /// Until somebody leaves.
-    Place,
+    /// Until somebody leaves, or there are more places.
+    Place(Option<Instant>),
     Closed(Closed),
 }
 
@@ -152,14 +155,14 @@ enum Wait {
 #[must_use]
 pub struct Pass {
     gate: Arc<Gate>,
-    sent_at: Instant,
+    sent: Sent,
 }
 
 impl Gate {
     fn new(ceiling: Ceiling) -> Self {
         let now = Instant::now();
         let state = State {
-            in_flight: 0,
+            in_flight: InFlight::default(),
             allowed: FIRST.min(f64::from(ceiling.concurrency.get())),
             unhurt: true,
             grows_to: (FIRST, now + DOUBLES_IN),
@@ -184,7 +187,10 @@ impl Gate {
                 Ok(pass) => return Ok(pass),
                 Err(Wait::Closed(closed)) => return Err(closed),
                 Err(Wait::Until(at)) => tokio::time::sleep_until(at).await,
-                Err(Wait::Place) => left.await,
+                Err(Wait::Place(None)) => left.await,
+                Err(Wait::Place(Some(at))) => {
+                    let _ = tokio::time::timeout_at(at, left).await;
+                }
             }
         }
     }
@@ -223,16 +229,16 @@ impl Gate {
         if closed > LONGEST_PAUSE || (!closed.is_zero() && state.refusals >= AWAY) {
             return Err(Wait::Closed(Closed(closed)));
         }
-        if state.in_flight >= whole(state.allowed) {
-            return Err(Wait::Place);
+        let more_at = state.grow_unanswered(now, self.ceiling);
+        if state.in_flight.count() >= whole(state.allowed) {
+            return Err(Wait::Place(more_at));
         }
         let from = state.closed_until.max(state.paid_until);
         if from > now {
             return Err(Wait::Until(from));
         }
-        state.in_flight += 1;
         state.paid_until = now + state.price(keys, self.ceiling, now);
-        Ok(Pass { gate: self.clone(), sent_at: now })
+        Ok(Pass { gate: self.clone(), sent: state.in_flight.send(keys, now) })
     }
 
     /// Every step on the state is a single change, so a poisoned lock is as good as any.
@@ -255,11 +261,22 @@ impl State {
         measured.max(ceiling.objects_per_second.map_or(Duration::ZERO, |most| at(f64::from(most.get()))))
     }
 
+    /// Says when the next step is due, if there is one.
+    fn grow_unanswered(&mut self, now: Instant, ceiling: Ceiling) -> Option<Instant> {
+        let most = UNANSWERED.min(f64::from(ceiling.concurrency.get()));
+        if self.unhurt && self.in_flight.count() >= whole(self.allowed) && self.allowed < most && now >= self.grows_to.1
+        {
+            self.allowed = (2.0 * self.allowed).min(most);
+            self.grows_to = (self.allowed, now + DOUBLES_IN);
+        }
+        (self.unhurt && self.allowed < most).then_some(self.grows_to.1)
+    }
+
     fn hear(&mut self, heard: Heard, met: Met, ceiling: Ceiling) {
         let now = Instant::now();
-        self.pace.taken += met.taken as f64;
+        self.pace.take(met.sent, met.taken);
         // of several that were in flight at once, the first speaks for all
-        let is_news = self.pace.refused_at.is_none_or(|at| met.sent_at > at);
+        let is_news = self.pace.refused_at.is_none_or(|at| met.sent.at > at);
         match heard {
             Heard::Answer => {
                 self.refusals = 0;
@@ -267,13 +284,19 @@ impl State {
                 if self.unhurt && now >= self.grows_to.1 {
                     self.grows_to = (2.0 * self.allowed, now + DOUBLES_IN);
                 }
-                let step = match () {
-                    () if self.unhurt => (self.grows_to.0 - self.allowed).clamp(0.0, 1.0),
-                    // alone until the rate is known: several would be refused at once
-                    () if is_measuring => 0.0,
-                    () => 1.0 / self.allowed,
+                let most = match () {
+                    () if self.unhurt => self.grows_to.0,
+                    // nearly alone until the rate is known: several would be refused at once, but one alone may never
+                    // ask for all that a store grants which takes long to answer
+                    () if is_measuring && now >= self.grows_to.1 => self.allowed + 1.0,
+                    () if is_measuring => self.allowed,
+                    () => self.allowed + 1.0 / self.allowed,
                 };
-                self.allowed = (self.allowed + step).min(f64::from(ceiling.concurrency.get()));
+                if is_measuring && most > self.allowed {
+                    self.grows_to.1 = now + DOUBLES_IN;
+                }
+                let grown = most.min(self.allowed + 1.0).max(self.allowed);
+                self.allowed = grown.min(f64::from(ceiling.concurrency.get()));
             }
             Heard::Less(wait) => {
                 let pause = wait.map(RetryAfter::wait).unwrap_or_default();
@@ -282,10 +305,11 @@ impl State {
                     let doubled = FIRST_PAUSE.saturating_mul(1 << self.refusals.min(10)).min(LONGEST_PAUSE);
                     let own = if self.unhurt { PAUSE_TO_MEASURE } else { doubled };
                     self.closed_until = self.closed_until.max(now + own);
+                    self.grows_to.1 = self.closed_until + DOUBLES_IN;
                     self.refusals += 1;
                     self.allowed = if self.unhurt { 1.0 } else { (self.allowed / 2.0).max(1.0) };
                     self.unhurt = false;
-                    self.pace.refuse(met.asked, now);
+                    self.pace.refuse(met.asked, met.sent, &self.in_flight, now);
                 }
             }
             Heard::Silence => {
@@ -301,7 +325,7 @@ impl Pass {
     /// Says what the store has answered.
     pub fn heard(self, answer: &BatchOutcome) {
         let taken = answer.iter().filter(|(_, outcome)| outcome.is_gone()).count();
-        let met = Met { asked: answer.len(), taken, sent_at: self.sent_at };
+        let met = Met { asked: answer.len(), taken, sent: self.sent };
         self.gate.state().hear(heard_in(answer), met, self.gate.ceiling);
     }
 }
@@ -325,7 +349,7 @@ fn is_refused(outcome: &KeyOutcome) -> bool {
 
 impl Drop for Pass {
     fn drop(&mut self) {
-        self.gate.state().in_flight -= 1;
+        self.gate.state().in_flight.leave(self.sent);
         self.gate.left.notify_one();
     }
 }

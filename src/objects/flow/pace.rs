@@ -1,7 +1,9 @@
 //! The rate that a store grants, as its refusals tell it.
 //!
-//! Invariant: a rate comes from refusals alone; a store that has never asked for less is not paced.
+//! Invariant: a rate comes from refusals alone; a store that has never asked for less is not paced. Keys count for the
+//! time at which they left, not for that of the answer: a store decides when it is asked, and answers when it has worked.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -33,6 +35,41 @@ const CALM: Duration = Duration::from_secs(30);
 /// The most by which the rate grows at once.
 const PROBE_MOST: f64 = 0.5;
 
+/// When a request left, and as which.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sent {
+    number: u64,
+    pub(super) at: Instant,
+}
+
+/// The requests that wait for their answer, with the keys of each.
+#[derive(Debug, Default)]
+pub(super) struct InFlight {
+    keys: BTreeMap<u64, usize>,
+    sent: u64,
+}
+
+impl InFlight {
+    pub(super) fn count(&self) -> u32 {
+        u32::try_from(self.keys.len()).unwrap_or(u32::MAX)
+    }
+
+    pub(super) fn send(&mut self, keys: usize, at: Instant) -> Sent {
+        self.sent += 1;
+        self.keys.insert(self.sent, keys);
+        Sent { number: self.sent, at }
+    }
+
+    pub(super) fn leave(&mut self, sent: Sent) {
+        self.keys.remove(&sent.number);
+    }
+
+    /// Keys of those that left between these two.
+    fn between(&self, from: Sent, to: Sent) -> usize {
+        self.keys.range(from.number + 1..to.number.max(from.number + 1)).map(|(_, keys)| keys).sum()
+    }
+}
+
 /// What the store was found to grant.
 #[derive(Debug)]
 pub(super) struct Pace {
@@ -43,9 +80,9 @@ pub(super) struct Pace {
     /// The last time when the store had nothing left to grant.
     pub(super) refused_at: Option<Instant>,
     /// Such a time before, from which on is measured.
-    pub(super) measured_from: Option<Instant>,
-    /// Keys taken since.
-    pub(super) taken: f64,
+    measured_from: Option<Sent>,
+    /// Keys taken of requests that left since.
+    taken: f64,
     /// By what share more the store may well grant than was measured.
     doubt: f64,
     /// When more was tried last.
@@ -72,14 +109,22 @@ impl Pace {
         }
     }
 
-    /// The store had nothing left to grant for a request of so many keys: since the last time it has granted what was taken.
-    pub(super) fn refuse(&mut self, keys: usize, now: Instant) {
+    /// The store has granted so many keys of this request.
+    pub(super) fn take(&mut self, sent: Sent, keys: usize) {
+        if self.measured_from.is_none_or(|from| sent.number > from.number) {
+            self.taken += keys as f64;
+        }
+    }
+
+    /// The store had nothing left to grant for a request of so many keys: since the last time it has granted what was
+    /// taken, and what left before this request and is being worked on.
+    pub(super) fn refuse(&mut self, keys: usize, sent: Sent, in_flight: &InFlight, now: Instant) {
         self.refused_at = Some(now);
         self.probed_at = now;
         if now < self.unpaced_until {
             return;
         }
-        let spell = self.measured_from.map(|from| now - from);
+        let spell = self.measured_from.map(|from| sent.at - from.at);
         self.in_vain = if spell.is_some_and(|spell| spell >= LONG_SPELL) { 0 } else { self.in_vain + 1 };
         if self.in_vain > IN_VAIN {
             (self.rate, self.measured_from, self.in_vain) = (None, None, 0);
@@ -88,11 +133,12 @@ impl Pace {
         }
         // with no rate in force nobody knows how much of a long time was spent asking
         let longest = if self.rate.is_some() { Duration::MAX } else { LONG_SPELL };
+        self.taken += self.measured_from.map_or(0, |from| in_flight.between(from, sent)) as f64;
         if let Some(spell) = spell.filter(|spell| (SPELL..=longest).contains(spell) && self.taken > 0.0) {
             self.measure(keys as f64, spell);
         }
         if spell.is_none_or(|spell| spell >= SPELL) {
-            self.measured_from = Some(now);
+            self.measured_from = Some(sent);
             self.taken = 0.0;
         }
     }
@@ -118,7 +164,7 @@ impl Pace {
 
     /// Whether the store was just found to have a rate, which is not known yet.
     pub(super) fn is_measuring(&self, now: Instant) -> bool {
-        self.rate.is_none() && self.measured_from.is_some_and(|from| now - from < LONG_SPELL)
+        self.rate.is_none() && self.measured_from.is_some_and(|from| now - from.at < LONG_SPELL)
     }
 
     /// The rate, a little more of it from time to time.

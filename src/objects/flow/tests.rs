@@ -63,7 +63,7 @@ async fn send_for(gate: &Arc<Gate>, store: &Arc<Mutex<Granting>>, tasks: usize, 
             while Instant::now() < end {
                 let pass = gate.enter(keys).await.expect("never away");
                 let outcome = store.lock().expect("no panic").ask(keys);
-                let in_flight = gate.state().in_flight;
+                let in_flight = gate.state().in_flight.count();
                 let most = store.lock().expect("no panic").most_at_once.max(in_flight);
                 store.lock().expect("no panic").most_at_once = most;
                 tokio::time::sleep(latency).await;
@@ -189,7 +189,9 @@ async fn delete_batches(gate: &Arc<Gate>, store: &Arc<Mutex<Granting>>, batches:
             while store.lock().expect("no panic").granted < batches * 1000 {
                 let pass = gate.enter(1000).await.expect("never away");
                 let outcome = store.lock().expect("no panic").ask(1000);
-                tokio::time::sleep(latency).await;
+                // a refusal costs a store no work
+                let is_granted = outcome == KeyOutcome::Deleted;
+                tokio::time::sleep(if is_granted { latency } else { latency.min(Duration::from_millis(20)) }).await;
                 pass.heard(&answer(1000, &outcome));
             }
         });
@@ -202,7 +204,7 @@ async fn delete_batches(gate: &Arc<Gate>, store: &Arc<Mutex<Granting>>, batches:
 
 #[tokio::test(start_paused = true)]
 async fn a_rate_that_nobody_knows_yet_is_found_at_the_cost_of_a_few_refusals() {
-    for latency in [2, 20].map(Duration::from_millis) {
+    for latency in [2, 20, 150, 300].map(Duration::from_millis) {
         for rate in [1_500.0, 2_500.0, 3_000.0, 3_500.0, 4_200.0, 5_000.0, 7_700.0, 10_000.0, 20_000.0] {
             let gate = Flow::new(ceiling(16, None)).gate("b");
             let store = Granting::new(rate);
@@ -210,7 +212,7 @@ async fn a_rate_that_nobody_knows_yet_is_found_at_the_cost_of_a_few_refusals() {
             let seconds = delete_batches(&gate, &store, (rate * 30.0) as usize / 1000, latency).await;
             let store = store.lock().expect("no panic");
             let share = store.granted as f64 / (rate + rate * seconds);
-            assert!(share > 0.94 && store.refused <= 5, "{share} of {rate}, answers in {latency:?}: {store:?}");
+            assert!(share > 0.92 && store.refused <= 8, "{share} of {rate}, answers in {latency:?}: {store:?}");
         }
     }
 }
@@ -251,4 +253,21 @@ async fn after_one_refusal_requests_in_flight_grow_again_and_silence_lets_no_mor
         ask(&gate, 1000, &KeyOutcome::Deleted).await;
     }
     assert_eq!(gate.allowed(), 16);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_takes_long_to_answer_is_given_more_before_its_first_answer() {
+    let gate = Flow::new(ceiling(64, None)).gate("b");
+    let began = Instant::now();
+    let mut passes = Vec::new();
+    for _ in 0..16 {
+        passes.push(gate.enter(1000).await.expect("open"));
+    }
+    assert!(began.elapsed() >= 3 * DOUBLES_IN, "{:?}", began.elapsed());
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(gate.try_enter(1000).is_none(), "more only with its answers");
+    for pass in passes {
+        pass.heard(&answer(1000, &KeyOutcome::Deleted));
+    }
+    assert_eq!(gate.allowed(), 32);
 }

@@ -217,11 +217,17 @@ impl<'a> Pipeline<'a> {
         }
     }
 
+    /// Whether deletes wait for listings, rather than the other way round: more could be in flight, by far. A store that
+    /// takes long to delete lists fast enough in one go, and each further listing would take from what it deletes with.
+    fn is_starved(&self) -> bool {
+        let allowed = usize::try_from(self.place.gate.allowed()).unwrap_or(usize::MAX);
+        self.ready.is_empty() && self.place.gate.is_wide() && 2 * self.deletes.len() < allowed
+    }
+
     /// Takes a page, and cuts what follows it into ranges where deletes wait for it.
     fn take_page(&mut self, id: LaneId, page: Page) -> Result<(), Unsorted> {
         self.fetching.retain(|fetching| *fetching != id);
-        let is_starved = self.ready.is_empty() && self.place.gate.is_wide() && !self.claimed.checkpoint.is_swept;
-        let may_split = is_starved && self.lanes.len() < MOST_LANES / 2;
+        let may_split = self.is_starved() && !self.claimed.checkpoint.is_swept && self.lanes.len() < MOST_LANES / 2;
         let lane = self.lanes.get_mut(&id).expect("a lane that is being listed is not done");
         let batches = lane.take(page, self.place.store.batch_size)?;
         let prefix = self.place.location.prefix.as_str().len();

@@ -211,7 +211,7 @@ impl Gate {
         let state = self.state();
         Open {
             allowed: whole(state.allowed),
-            in_flight: state.in_flight,
+            in_flight: state.in_flight.count(),
             keys_per_second: state.pace.rate,
             closed_for: state.closed_until.saturating_duration_since(Instant::now()),
         }

@@ -58,7 +58,9 @@ impl Schema {
         match self {
             Self::Fits => None,
             Self::Behind(1) => Some("the schema `reprieve` lacks 1 migration: run `reprieve migrate` first".into()),
-            Self::Behind(n) => Some(format!("the schema `reprieve` lacks {n} migrations: run `reprieve migrate` first")),
+            Self::Behind(n) => {
+                Some(format!("the schema `reprieve` lacks {n} migrations: run `reprieve migrate` first"))
+            }
             Self::Ahead(version) => Some(format!(
                 "the schema `reprieve` has the migration {version} of a newer program: run that one, or restore the database \
                  from before its migration"

@@ -17,7 +17,9 @@ pub fn mistakes(expression: &str, series: &[Labels]) -> Vec<String> {
         Err(error) => return vec![format!("cannot be read: {error}")],
     };
     let mut found: Vec<String> = named.selectors.iter().flat_map(|selector| mistakes_of(selector, series)).collect();
-    for grouping in &named.groupings {
+    // of series that are not there nothing can be said
+    let groupings = if found.is_empty() { named.groupings.as_slice() } else { &[] };
+    for grouping in groupings {
         let selectors = &named.selectors[grouping.of.clone()];
         for label in &grouping.labels {
             let mut having = selectors.iter().map(|selector| has_label(selector, label, series));

@@ -1,6 +1,5 @@
 //! A private Prometheus (Debian's), which scrapes processes of ours and evaluates our rules, and `promtool`.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -34,8 +33,6 @@ pub struct Prometheus {
 pub struct Rule {
     pub name: String,
     pub expression: String,
-    pub labels: BTreeMap<String, String>,
-    pub annotations: BTreeMap<String, String>,
     /// `ok`, or `err` when its last evaluation failed.
     pub health: String,
 }
@@ -133,14 +130,7 @@ impl Prometheus {
 impl Rule {
     fn of(rule: &Value) -> Rule {
         let text = |name: &str| rule[name].as_str().unwrap_or_default().to_owned();
-        let map = |name: &str| serde_json::from_value(rule[name].clone()).expect("texts by name");
-        Rule {
-            name: text("name"),
-            expression: text("query"),
-            labels: map("labels"),
-            annotations: map("annotations"),
-            health: text("health"),
-        }
+        Rule { name: text("name"), expression: text("query"), health: text("health") }
     }
 }
 

@@ -73,8 +73,8 @@ impl Story {
         };
         let services = vec![
             serve("api,intake,relay,sweeper", "REPRIEVE__API__LISTEN", api),
-            serve("worker", "REPRIEVE__SERVICE__LISTEN", one),
-            serve("worker", "REPRIEVE__SERVICE__LISTEN", other),
+            serve("api,worker", "REPRIEVE__API__LISTEN", one),
+            serve("api,worker", "REPRIEVE__API__LISTEN", other),
         ];
         let amqp = Amqp::beside(&world, &services[0]).await;
         for worker in &services[1..] {

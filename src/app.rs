@@ -2,9 +2,10 @@
 //!
 //! Invariant: this is the one place that turns configuration into parts; the parts know no configuration file.
 
-use std::{str::FromStr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, ops::ControlFlow, str::FromStr, sync::Arc, time::Duration};
 
 use secrecy::SecretString;
+use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -25,10 +26,17 @@ use crate::{
     relay::{Relay, Sweeper},
     retry::{Backoff, InvalidBackoff},
     shutdown,
-    store::{Store, StoreError, migrate},
-    telemetry::Metrics,
+    store::{Store, StoreError, Usage, inspect, migrate},
+    telemetry::{
+        Metrics,
+        metrics::{Metered, Pool},
+        standing::Part,
+    },
     trash::TrashBin,
 };
+
+/// The shortest and the longest pause before a server that was away is asked again.
+const RECONNECT: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(15));
 
 /// A part of the service that runs by itself; each can run on many machines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -48,6 +56,10 @@ pub enum Role {
 impl Role {
     /// Every role.
     pub const ALL: [Self; 5] = [Self::Api, Self::Intake, Self::Relay, Self::Sweeper, Self::Worker];
+
+    fn needs_broker(self) -> bool {
+        matches!(self, Self::Intake | Self::Relay | Self::Worker)
+    }
 
     /// Its name on the command line and in metrics.
     pub fn as_str(self) -> &'static str {
@@ -81,6 +93,9 @@ pub enum ServeError {
     /// The schema is behind the program.
     #[error("the schema `reprieve` lacks {0} migrations: run `reprieve migrate` first")]
     NotMigrated(usize),
+    /// The map does not fit the database: these of its queries can never work.
+    #[error("the resource map does not fit the database:{}", .0.iter().map(|what| format!("\n  {what}")).collect::<String>())]
+    BrokenMap(Vec<String>),
     /// Waits in the configuration that are no back-off.
     #[error(transparent)]
     Backoff(#[from] InvalidBackoff),
@@ -88,7 +103,7 @@ pub enum ServeError {
     #[error("cannot listen on {address}: {source}")]
     Listen {
         /// The address.
-        address: std::net::SocketAddr,
+        address: SocketAddr,
         /// Why.
         #[source]
         source: std::io::Error,
@@ -120,18 +135,29 @@ impl App {
     /// The database's URL cannot be read.
     pub async fn new(config: Config) -> Result<Self, StoreError> {
         let store = Store::new(&config.database)?;
+        let metrics = Metrics::new();
+        metrics.expect_kinds(config.map.kinds().map(|kind| &kind.kind));
+        watch_pool(&metrics, &store);
         let mut stores = Vec::new();
         for (name, store) in &config.stores {
-            let objects = Arc::new(S3Store::new(&s3_settings(store)).await);
+            let client = Arc::new(S3Store::new(&s3_settings(store)).await);
+            let of = metrics.of_store(name);
+            let objects = Arc::new(Metered::new(client.clone(), of.clone()));
+            metrics.at_each_scrape(move || of.client(client.attempts(), client.unlisted_codes()));
             let (buckets, address) = (store.buckets.clone(), store.address());
             // a request that is more than a second's share would keep all others waiting, and whoever stops a purge
             let share = store.ceiling.objects_per_second.map_or(usize::MAX, |most| most.get() as usize);
             let batch_size = store.batch_size.min(share);
-            let named = NamedStore { objects, batch_size, buckets, address, flow: Flow::new(store.ceiling) };
+            let flow = Flow::new(store.ceiling);
+            for bucket in &buckets {
+                let (of, gate) = (metrics.of_gate(name, bucket), flow.gate(bucket));
+                metrics.at_each_scrape(move || of.stands(gate.open()));
+            }
+            let named = NamedStore { objects, batch_size, buckets, address, flow };
             stores.push((name.clone(), named));
         }
         let trash = TrashBin::new(store.clone(), &config);
-        Ok(Self { config: Arc::new(config), store, stores: Stores::new(stores), trash, metrics: Metrics::new() })
+        Ok(Self { config: Arc::new(config), store, stores: Stores::new(stores), trash, metrics })
     }
 
     /// The broker, where one is configured.
@@ -159,27 +185,108 @@ impl App {
         roles: &[Role],
         stop: CancellationToken,
     ) -> Result<(), ServeError> {
-        if queue.is_none() && roles.iter().any(|role| matches!(role, Role::Intake | Role::Relay | Role::Worker)) {
+        if queue.is_none() && roles.iter().any(|role| role.needs_broker()) {
             return Err(ServeError::NoBroker);
         }
-        match migrate::pending(&self.store).await {
-            Ok(0) => {}
-            Ok(missing) => return Err(ServeError::NotMigrated(missing)),
-            Err(error) => tracing::error!(%error, "database is away, every role waits for it"),
-        }
+        let stop = stop.child_token();
         let tasks = TaskTracker::new();
-        for role in roles {
-            self.start(*role, queue.as_ref(), &tasks, &stop).await?;
+        let started = self.begin(queue.as_ref(), roles, &tasks, &stop).await;
+        if started.is_err() {
+            stop.cancel();
         }
-        tracing::info!(roles = roles.iter().map(|role| role.as_str()).collect::<Vec<_>>().join(","), "serving");
         shutdown::drain(tasks, &stop, self.config.service.shutdown_deadline).await;
         // the database's end of a connection that is cut off notices by itself
         let _ = tokio::time::timeout(Duration::from_secs(2), self.store.close()).await;
         tracing::info!("ended");
+        started
+    }
+
+    /// Listens first, so that probes are answered, and begins the roles as soon as the database is there and fits.
+    async fn begin(
+        &self,
+        queue: Option<&Arc<dyn TaskQueue>>,
+        roles: &[Role],
+        tasks: &TaskTracker,
+        stop: &CancellationToken,
+    ) -> Result<(), ServeError> {
+        let standing = self.metrics.standing();
+        standing.misses(Part::Start, "the start is not over: the database has not answered yet");
+        for role in roles {
+            self.metrics.process().runs(role.as_str());
+            if role.needs_broker() {
+                self.metrics.messages().expect(role.as_str());
+            }
+        }
+        self.listen(roles, tasks, stop).await?;
+        if self.until_it_fits(stop).await?.is_break() {
+            return Ok(());
+        }
+        for role in roles {
+            self.start(*role, queue, tasks, stop)?;
+        }
+        standing.has(Part::Start);
+        tracing::info!(roles = roles.iter().map(|role| role.as_str()).collect::<Vec<_>>().join(","), "serving");
         Ok(())
     }
 
-    async fn start(
+    async fn listen(&self, roles: &[Role], tasks: &TaskTracker, stop: &CancellationToken) -> Result<(), ServeError> {
+        let is_api = roles.contains(&Role::Api);
+        let api = || {
+            let (trash, stores) = (self.trash.clone(), self.stores.clone());
+            let api = http::Api::new(trash, stores, self.metrics.clone(), self.config.api.token.clone());
+            if is_api { api } else { api.without_facts() }
+        };
+        if is_api {
+            let (listener, api, stop) = (bind(self.config.api.listen).await?, api(), stop.clone());
+            tasks.spawn(async move { http::serve(listener, api, stop).await });
+        }
+        if let Some(address) = self.config.service.listen {
+            let (listener, api, stop) = (bind(address).await?, api(), stop.clone());
+            tasks.spawn(async move { http::serve_probes(listener, api, stop).await });
+        }
+        Ok(())
+    }
+
+    /// Waits for the database with a back-off, and holds its schema and the map against it. `Break`: told to stop.
+    async fn until_it_fits(&self, stop: &CancellationToken) -> Result<ControlFlow<()>, ServeError> {
+        let mut delays = Backoff::new(RECONNECT.0, RECONNECT.1)?.delays();
+        let mut is_told = false;
+        loop {
+            let error = match self.try_map().await {
+                Ok(fits) => return fits.map(ControlFlow::Continue),
+                Err(error) => error,
+            };
+            if std::mem::replace(&mut is_told, true) {
+                tracing::debug!(%error, "database is still away");
+            } else {
+                tracing::error!(%error, "database is away, every role waits for it");
+            }
+            tokio::select! {
+                () = stop.cancelled() => return Ok(ControlFlow::Break(())),
+                () = tokio::time::sleep(delays.next().unwrap_or(RECONNECT.1)) => {}
+            }
+        }
+    }
+
+    /// Whether schema and map fit the database, if it answers.
+    async fn try_map(&self) -> Result<Result<(), ServeError>, StoreError> {
+        match self.store.within(1, migrate::pending(&self.store)).await? {
+            0 => {}
+            missing => return Ok(Err(ServeError::NotMigrated(missing))),
+        }
+        let mut broken = Vec::new();
+        for (kind, failure) in inspect::try_map(&self.store, &self.config.map).await? {
+            let what = format!("{kind}: {}", failure.what);
+            if failure.is_lasting {
+                broken.push(what);
+            } else {
+                tracing::warn!(what, "the map could not be tried, its purges wait until it can");
+            }
+        }
+        Ok(if broken.is_empty() { Ok(()) } else { Err(ServeError::BrokenMap(broken)) })
+    }
+
+    fn start(
         &self,
         role: Role,
         queue: Option<&Arc<dyn TaskQueue>>,
@@ -188,15 +295,8 @@ impl App {
     ) -> Result<(), ServeError> {
         let stop = stop.clone();
         match role {
-            Role::Api => {
-                let address = self.config.api.listen;
-                let listener = tokio::net::TcpListener::bind(address)
-                    .await
-                    .map_err(|source| ServeError::Listen { address, source })?;
-                let (trash, stores) = (self.trash.clone(), self.stores.clone());
-                let api = http::Api::new(trash, stores, self.metrics.clone(), self.config.api.token.clone());
-                tasks.spawn(async move { http::serve(listener, api, stop).await });
-            }
+            // it listens already
+            Role::Api => {}
             Role::Sweeper => {
                 let sweeper = Sweeper::new(self.store.clone(), self.config.sweeper.clone(), self.metrics.clone());
                 tasks.spawn(async move { sweeper.run(&stop).await });
@@ -235,9 +335,21 @@ impl App {
     }
 
     fn keeper(&self, role: Role) -> Result<Keeper, InvalidBackoff> {
-        let backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(15))?;
+        let backoff = Backoff::new(RECONNECT.0, RECONNECT.1)?;
         Ok(Keeper { role: role.as_str(), backoff, metrics: self.metrics.clone() })
     }
+}
+
+async fn bind(address: SocketAddr) -> Result<TcpListener, ServeError> {
+    TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })
+}
+
+fn watch_pool(metrics: &Metrics, store: &Store) {
+    let (process, store) = (metrics.process().clone(), store.clone());
+    metrics.at_each_scrape(move || {
+        let Usage { idle, in_use, most, acquired, failed, waited } = store.usage();
+        process.pool(Pool { idle, in_use, most, acquired, failed, waited });
+    });
 }
 
 /// Consumers may come up before any relay has declared their queue.
@@ -261,7 +373,7 @@ impl Keeper {
     where
         F: Future<Output = Result<(), crate::queue::QueueError>>,
     {
-        let reconnects = || self.metrics.reconnect(self.role);
+        let reconnects = || self.metrics.messages().reconnect(self.role);
         supervise(self.role, stop, || self.backoff.delays(), reconnects, run).await;
     }
 }

@@ -164,7 +164,7 @@ async fn check_kind(conn: &mut PgConnection, kind: &ResourceKind, findings: &mut
         findings.add(Level::Ok, &about, "its table, columns and queries fit the database");
     }
     for failure in failures {
-        findings.add(Level::Problem, &about, failure);
+        findings.add(Level::Problem, &about, failure.what);
     }
     if !inspect::id_is_unique(conn, kind).await? {
         let found =

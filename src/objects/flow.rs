@@ -122,6 +122,19 @@ struct State {
     pace: Pace,
 }
 
+/// How far a gate is open.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Open {
+    /// Requests that may be in flight.
+    pub allowed: u32,
+    /// Requests that are.
+    pub in_flight: u32,
+    /// The rate that keys are paced at, where the store was found to grant one.
+    pub keys_per_second: Option<f64>,
+    /// For how long nothing leaves.
+    pub closed_for: Duration,
+}
+
 /// The store wants to be left alone for so long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Closed(pub Duration);
@@ -185,6 +198,17 @@ impl Gate {
     /// Requests that may be in flight now.
     pub fn allowed(&self) -> u32 {
         whole(self.state().allowed)
+    }
+
+    /// How far it is open now. Only looks.
+    pub fn open(&self) -> Open {
+        let state = self.state();
+        Open {
+            allowed: whole(state.allowed),
+            in_flight: state.in_flight,
+            keys_per_second: state.pace.rate,
+            closed_for: state.closed_until.saturating_duration_since(Instant::now()),
+        }
     }
 
     /// Whether more than one request may ever be in flight.

@@ -105,7 +105,7 @@ impl Purger {
                 claimed.checkpoint.leave(&object, why);
             }
         }
-        self.metrics.count_objects(&place.location.store, &counted);
+        self.metrics.purges().objects(&place.location.store, &counted);
         if let Some(error) = away {
             withheld.back_in_hand(&mut claimed.checkpoint);
             let _ = self.write_checkpoint(claimed).await?;

@@ -90,9 +90,10 @@ def bars(title, says, see, queries, unit="short", width=8, steps=None, **more):
 def table(title, says, see, queries, columns, width=8, **more):
     """The labels of each series now; `columns` maps labels to headings, `Value` to that of the figure."""
     made = panel("table", title, says, see, queries, "short", width, None, {"showHeader": True}, {}, True, **more)
+    places = {name: number for number, name in enumerate(columns)}
     made[1]["transformations"] = [
         {"id": "filterFieldsByName", "options": {"include": {"names": list(columns)}}},
-        {"id": "organize", "options": {"renameByName": columns, "indexByName": {name: n for n, name in enumerate(columns)}}},
+        {"id": "organize", "options": {"renameByName": columns, "indexByName": places}},
     ]
     return made
 
@@ -105,7 +106,7 @@ def variable(name, label, query, says):
         "label": label,
         "description": says,
         "datasource": SOURCE,
-        "query": {"query": query, "refId": name},
+        "query": {"qryType": 1, "query": query, "refId": "PrometheusVariableQueryEditor-VariableQuery"},
         "definition": query,
         "refresh": 2,
         "sort": 1,
@@ -142,7 +143,9 @@ def board(title, uid, says, tags, variables, rows):
         "refresh": "30s",
         "time": {"from": "now-6h", "to": "now"},
         "timezone": "browser",
-        "links": [{"title": "Runbook", "type": "link", "url": "${docs}/runbook.md", "targetBlank": True}],
+        "links": [
+            {"title": "Runbook", "type": "link", "icon": "doc", "url": "${docs}/runbook.md", "targetBlank": True},
+        ],
         "annotations": {"list": []},
         "templating": {"list": variables},
         "panels": panels,

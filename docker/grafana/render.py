@@ -3,8 +3,8 @@
 
     docker/grafana/render.py http://127.0.0.1:9090 picture.png
 
-It is a rendering of the queries and not a screenshot of Grafana. It knows the panels, units, thresholds and mappings that
-dashboard.py uses, and fails on a query that fails. scripts/picture makes a run to draw; it needs matplotlib.
+It is a rendering of the queries and not a screenshot of Grafana. It knows the panels, units, thresholds and mappings
+that dashboard.py uses, and fails on a query that fails. scripts/picture makes a run to draw; it needs matplotlib.
 """
 
 import json
@@ -65,7 +65,8 @@ class Prometheus:
 
     def over_time(self, target):
         """(labels, times, values) of each series; a gap is NaN."""
-        found = self._ask("query_range", query=self._fill(target["expr"]), start=self.start, end=self.end, step=self.step)
+        found = self._ask("query_range", query=self._fill(target["expr"]),
+                          start=self.start, end=self.end, step=self.step)
         times = [self.start + self.step * n for n in range(int((self.end - self.start) / self.step) + 1)]
         made = []
         for series in found:
@@ -235,7 +236,8 @@ def draw_bars(page, panel, source):
     for row, (name, value) in enumerate(found):
         axes.barh(row, most, color=EDGE, height=0.6)
         axes.barh(row, value, color=CURVES[0], height=0.6)
-        axes.text(most * 1.02, row, shown(value, defaults["unit"], defaults.get("decimals", 0)), color=INK, size=8, va="center")
+        axes.text(most * 1.02, row, shown(value, defaults["unit"], defaults.get("decimals", 0)),
+                  color=INK, size=8, va="center")
     axes.set_yticks(range(len(found)), [name for name, _ in found])
     axes.set_xticks([])
     axes.set_xlim(0, most)
@@ -261,7 +263,8 @@ def main():
     source = Prometheus(sys.argv[1])
     dashboard = json.loads(DASHBOARD.read_text())
     page = Page(dashboard["panels"])
-    page.figure.text(0.005, 1 - 0.5 * CELL_HEIGHT / page.height, f"{dashboard['title']}: a rendering of the dashboard's queries",
+    title = f"{dashboard['title']}: a rendering of the dashboard's queries"
+    page.figure.text(0.005, 1 - 0.5 * CELL_HEIGHT / page.height, title,
                      color=INK, size=11, va="center")
     for panel in dashboard["panels"]:
         if panel["type"] == "row":

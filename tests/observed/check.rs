@@ -1,7 +1,7 @@
 //! Holds expressions against the series that there are.
 //!
-//! Invariant: a metric, a label or a label's value that no series has is a mistake, whatever the expression evaluates to:
-//! to Prometheus a misspelt name is an empty result, and an alert on it never fires.
+//! Invariant: a metric, a label or a label's value that no series has is a mistake, whatever the expression evaluates
+//! to: for Prometheus a misspelt name is an empty result, and an alert on it never fires.
 
 use std::collections::BTreeMap;
 

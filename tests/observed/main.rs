@@ -1,5 +1,5 @@
-//! What an operator sees: the dashboard, the alerts and the runbook, held against a real Prometheus that scrapes the real
-//! program in the middle of purges, and against the program's own command line.
+//! What an operator sees: the dashboard, the alerts and the runbook, held against a real Prometheus that scrapes the
+//! real program in the middle of purges, and against the program's own command line.
 
 #[path = "../support/mod.rs"]
 mod support;

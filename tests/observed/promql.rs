@@ -1,5 +1,5 @@
-//! Reads PromQL as far as it takes to say which series and labels an expression names; Prometheus itself says whether it
-//! can be evaluated, and does not mind a name that nobody exports.
+//! Reads PromQL as far as it takes to say which series and labels an expression names; Prometheus itself says whether
+//! it can be evaluated, and does not mind a name that nobody exports.
 //!
 //! Invariant: nothing is passed over. What this does not understand is an error, so that no name goes unread: functions
 //! that make labels up, and `sum(…) by (…)`, whose labels come after what they belong to.

@@ -29,10 +29,11 @@ const OBJECT_BYTES: u64 = 1_500_000;
 const GIANT: u64 = 400_000;
 
 pub struct Story {
+    // before the world with their logs
+    services: Vec<Service>,
     pub world: World,
     pub s3: SyntheticS3,
     amqp: Amqp,
-    services: Vec<Service>,
     web: Web,
     api: u16,
     workers: [u16; 2],
@@ -64,6 +65,10 @@ impl Story {
             ..Settings::default()
         };
         let world = World::unmigrated(places, settings).await;
+        // the platform's own column, for the bytes in the trash
+        let sized =
+            world.map_text().replacen("id_type = \"uuid\"\n", "id_type = \"uuid\"\nsize = \"storage_size_bytes\"\n", 1);
+        world.write("map.toml", &sized);
         world.cli(&["migrate", "--guards"]).await.with(0);
         let [api, one, other] = [(); 3].map(|()| free_port().expect("a port is free"));
         let serve = |roles: &str, variable: &str, port: u16| {
@@ -73,15 +78,15 @@ impl Story {
         };
         let services = vec![
             serve("api,intake,relay,sweeper", "REPRIEVE__API__LISTEN", api),
-            serve("api,worker", "REPRIEVE__API__LISTEN", one),
-            serve("api,worker", "REPRIEVE__API__LISTEN", other),
+            serve("worker", "REPRIEVE__SERVICE__LISTEN", one),
+            serve("worker", "REPRIEVE__SERVICE__LISTEN", other),
         ];
         let amqp = Amqp::beside(&world, &services[0]).await;
         for worker in &services[1..] {
             worker.says("worker consumes").await;
         }
         let web = Web::new();
-        Story { world, s3, amqp, services, web, api, workers: [one, other], named: 0.into() }
+        Story { services, world, s3, amqp, web, api, workers: [one, other], named: 0.into() }
     }
 
     /// Where the metrics are.
@@ -129,7 +134,8 @@ impl Story {
         self.amqp.publish("requests", b"delete everything", BasicProperties::default()).await;
     }
 
-    /// Everything that can happen to a resource, once; returns when it has, with one that is stuck and one that is blocked.
+    /// Everything that can happen to a resource, once; returns when it has, with one that is stuck and one that is
+    /// blocked.
     pub async fn opening(&self) -> Patients {
         let world = &self.world;
         let small = [self.dataset(300).await, self.dataset(40).await, self.dataset(0).await];
@@ -199,8 +205,8 @@ impl Story {
         giant
     }
 
-    /// A platform's weeks in fast motion, for a picture: a trickle of deletions, a burst of them, a pause, and what people
-    /// regret or come too late for.
+    /// A platform's weeks in fast motion, for a picture: a trickle of deletions, a burst of them, a pause, and what
+    /// people regret or come too late for.
     pub async fn goes_on(&self, time: Duration) {
         let seconds = time.as_secs();
         let mut ticks = tokio::time::interval(Duration::from_secs(1));

@@ -77,14 +77,15 @@ fn mistakes_of_variables(dashboard: &Value, series: &[Labels]) -> Vec<String> {
 async fn in_the_middle_of_purges_every_query_and_every_rule_is_answered_and_names_what_there_is() {
     let mut story = Story::begin().await;
     let prometheus = Prometheus::start(&story.ports(), &alerts::path()).await;
+    // from the zeros on: a counter that is higher when it is first seen has not increased
+    until(&prometheus, "count(count_over_time(up[1m]) >= 3) == 3").await;
     story.opening().await;
     let giant = story.giant().await;
-    // what is counted, and what is made of it
+    // what is counted, what a relay has looked at, and what is recorded
     let moving = r#"sum(rate(reprieve_objects_total{outcome="deleted"}[$__rate_interval])) > 0"#;
     let dead = r#"reprieve_queue_messages{queue="dead"} > 0"#;
     for seen in [moving, dead, "kind:reprieve_recently_trashed_tombstones:sum > 0"] {
-        let seen = filled(seen);
-        wait_until(&seen, SEEN, async || !prometheus.query(&seen).await.expect("PromQL").is_empty()).await;
+        until(&prometheus, &filled(seen)).await;
     }
     let rules = prometheus.rules().await;
     let series = prometheus.series().await;
@@ -130,6 +131,11 @@ async fn in_the_middle_of_purges_every_query_and_every_rule_is_answered_and_name
         draw(&prometheus, Path::new(&picture)).await;
     }
     assert!(story.lives(), "a process has ended");
+}
+
+/// Waits until an expression holds.
+async fn until(prometheus: &Prometheus, expression: &str) {
+    wait_until(expression, SEEN, async || !prometheus.query(expression).await.expect("PromQL").is_empty()).await;
 }
 
 async fn draw(prometheus: &Prometheus, picture: &Path) {

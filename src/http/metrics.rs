@@ -17,7 +17,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::{Shared, health::PROBE};
+use super::Shared;
 use crate::{
     domain::{ids::Kind, map::ResourceMap, state::State as Stands},
     store::{
@@ -31,6 +31,9 @@ use crate::{
 /// How long what was read is shown again, and how many times as long as the read took: whoever has millions of tombstones
 /// pays for them with a tenth of one connection at most, however often it is scraped.
 const FRESH: (Duration, u32) = (Duration::from_secs(1), 10);
+
+/// For the database to be read: scrapers give up after ten seconds.
+const LONGEST: Duration = Duration::from_secs(5);
 
 /// How a tombstone can have come about.
 const ORIGINS: [&str; 3] = ["api", "message", "cli"];
@@ -63,8 +66,7 @@ pub(super) async fn scrape(State(api): State<Shared>) -> Response {
     if api.shows_facts {
         // whoever comes meanwhile waits for what this one reads
         let mut last = api.facts.0.lock().await;
-        let is_fresh = |read: &Read| read.at.elapsed() < FRESH.0.max(read.took * FRESH.1);
-        let read = match last.take().filter(is_fresh) {
+        let read = match last.take().filter(Read::is_fresh) {
             Some(read) => read,
             None => Read::of(api.trash.store(), api.trash.map()).await,
         };
@@ -75,9 +77,15 @@ pub(super) async fn scrape(State(api): State<Shared>) -> Response {
 }
 
 impl Read {
+    /// A failure is soon tried again.
+    fn is_fresh(&self) -> bool {
+        let as_long = if self.found.is_some() { self.took * FRESH.1 } else { Duration::ZERO };
+        self.at.elapsed() < FRESH.0.max(as_long)
+    }
+
     async fn of(store: &Store, map: &ResourceMap) -> Self {
         let began = Instant::now();
-        let found = match timeout(PROBE, find(store, map)).await {
+        let found = match timeout(LONGEST, find(store, map)).await {
             Ok(Ok(found)) => Some(found),
             Ok(Err(error)) => {
                 tracing::warn!(%error, "scraped without the database");

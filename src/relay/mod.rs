@@ -116,6 +116,8 @@ impl Relay {
         };
         let leased = self.store.within(1, lease).await?;
         if leased.is_empty() {
+            // a connection that is lost is made anew now, and not when there is something to send
+            publisher.publish(&[]).await?;
             return Ok(0);
         }
         room.sent(leased.iter().filter(|row| row.topic == Topic::Purge).count());

@@ -54,35 +54,34 @@ pub enum Fact {
     },
 }
 
+/// The statement: what, of which kind or topic or scope, and in which state or of which origin; counts; seconds.
+pub const STATEMENT: &str = "select 'open', kind, state,
+            array[count(*),
+                  count(*) filter (where is_waiting and purge_after <= now() + interval '1 hour'),
+                  count(*) filter (where is_waiting and purge_after <= now() + interval '1 day'),
+                  count(*) filter (where is_waiting and purge_after <= now() + interval '7 days')],
+            greatest(extract(epoch from now() - min(purge_after)), 0)::float8
+     from (select kind, state, purge_after, state in ('trashed', 'blocked') and purge_after > now() as is_waiting
+           from reprieve.tombstones where state in ('trashed', 'blocked', 'purging', 'stuck')) as open
+     group by kind, state
+     union all
+     select 'trashed', kind, origin, array[count(*)], 0
+     from reprieve.tombstones where trashed_at > now() - interval '1 hour' group by kind, origin
+     union all
+     select 'outbox', topic, '', array[count(*), count(*) filter (where available_at <= now())],
+            coalesce(extract(epoch from now() - min(available_at) filter (where available_at <= now())), 0)::float8
+     from reprieve.outbox group by topic
+     union all
+     select 'holds', '', '', array[count(*)], 0 from reprieve.holds
+     union all
+     select 'pauses', scope, '', array[count(*)], 0 from reprieve.pauses group by scope";
+
 /// Reads everything.
 ///
 /// # Errors
 /// The statement failed.
 pub async fn read(conn: &mut PgConnection) -> Result<Vec<Fact>, StoreError> {
-    let rows: Vec<(String, String, String, Vec<i64>, f64)> = sqlx::query_as(
-        "select 'open', kind, state,
-                array[count(*),
-                      count(*) filter (where is_waiting and purge_after <= now() + interval '1 hour'),
-                      count(*) filter (where is_waiting and purge_after <= now() + interval '1 day'),
-                      count(*) filter (where is_waiting and purge_after <= now() + interval '7 days')],
-                greatest(extract(epoch from now() - min(purge_after)), 0)::float8
-         from (select kind, state, purge_after, state in ('trashed', 'blocked') and purge_after > now() as is_waiting
-               from reprieve.tombstones where state in ('trashed', 'blocked', 'purging', 'stuck')) as open
-         group by kind, state
-         union all
-         select 'trashed', kind, origin, array[count(*)], 0
-         from reprieve.tombstones where trashed_at > now() - interval '1 hour' group by kind, origin
-         union all
-         select 'outbox', topic, '', array[count(*), count(*) filter (where available_at <= now())],
-                coalesce(extract(epoch from now() - min(available_at) filter (where available_at <= now())), 0)::float8
-         from reprieve.outbox group by topic
-         union all
-         select 'holds', '', '', array[count(*)], 0 from reprieve.holds
-         union all
-         select 'pauses', scope, '', array[count(*)], 0 from reprieve.pauses group by scope",
-    )
-    .fetch_all(conn)
-    .await?;
+    let rows: Vec<(String, String, String, Vec<i64>, f64)> = sqlx::query_as(STATEMENT).fetch_all(conn).await?;
     Ok(rows.into_iter().filter_map(fact).collect())
 }
 

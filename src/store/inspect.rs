@@ -141,7 +141,7 @@ pub async fn try_queries(conn: &mut PgConnection, kind: &ResourceKind) -> Vec<Fa
         }
     }
     if let Some(size) = &kind.size {
-        let sql = format!("select {size}::numeric from {} where {} = $1", kind.table, kind.id);
+        let sql = format!("select sum({size}) from {} where {} = $1", kind.table, kind.id);
         statements.push(("the size".to_owned(), sql));
     }
     for rows in &kind.rows {

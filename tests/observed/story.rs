@@ -65,10 +65,6 @@ impl Story {
             ..Settings::default()
         };
         let world = World::unmigrated(places, settings).await;
-        // the platform's own column, for the bytes in the trash
-        let sized =
-            world.map_text().replacen("id_type = \"uuid\"\n", "id_type = \"uuid\"\nsize = \"storage_size_bytes\"\n", 1);
-        world.write("map.toml", &sized);
         world.cli(&["migrate", "--guards"]).await.with(0);
         let [api, one, other] = [(); 3].map(|()| free_port().expect("a port is free"));
         let serve = |roles: &str, variable: &str, port: u16| {

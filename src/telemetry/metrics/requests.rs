@@ -26,7 +26,7 @@ const REASONS: [&str; 11] = [
 ];
 
 /// Every route, and what is said of a path that is none.
-pub const ROUTES: [&str; 12] = [
+const ROUTES: [&str; 12] = [
     "/health/live",
     "/health/ready",
     "/health/startup",
@@ -255,7 +255,7 @@ impl Requests {
         }
     }
 
-    /// Counts an answer over HTTP. `route` is one of [`ROUTES`].
+    /// Counts an answer over HTTP. `route` is one that the router has matched, or `none`.
     pub fn answered(&self, route: &str, status: u16, took: Duration) {
         let class = match status {
             500.. => "5xx",

@@ -251,9 +251,9 @@ PROCESSES = [
     stat("Processes that started in the last hour", "Restarts, too. More than you made: the logs and the kernel's (out "
          "of memory?).", "reprieverestarting",
          {"": f"count(time() - process_start_time_seconds{{{JOB}}} < 3600) or vector(0)"}, width=6),
-    stat("Processes that have not started", "They wait for a database, a schema or a map that fits: `/health/ready` of "
-         "each says what for.", "reprievenotstarted", {"": f"count(reprieve_started{{{JOB}}} == 0) or vector(0)"},
-         width=6, steps=NONE),
+    stat("Processes that have not started",
+         "They wait for the database: `/health/startup` of each says since when.", "reprievenotstarted",
+         {"": f"count(reprieve_started{{{JOB}}} == 0) or vector(0)"}, width=6, steps=NONE),
 ]
 
 VARIABLES = [

@@ -206,9 +206,9 @@ def draw_lines(page, panel, source):
         if step["value"] <= limit:
             axes.axhline(step["value"], color=COLORS[step["color"]], lw=1, ls="--")
     axes.grid(axis="y", color=EDGE, lw=0.6)
-    axes.yaxis.set_major_locator(plt.MaxNLocator(4))
+    axes.yaxis.set_major_locator(plt.MaxNLocator(4, prune="lower"))
     axes.yaxis.set_major_formatter(lambda value, _: shown(value, defaults["unit"], defaults.get("decimals")))
-    axes.xaxis.set_major_locator(plt.LinearLocator(5))
+    axes.set_xticks([source.start + part * (source.end - source.start) for part in (0.1, 0.5, 0.9)])
     axes.xaxis.set_major_formatter(lambda value, _: datetime.fromtimestamp(value, timezone.utc).strftime("%H:%M:%S"))
     if curves:
         handles, names = spoken(handles, [name for name, _, _ in curves])

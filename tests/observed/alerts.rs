@@ -34,7 +34,7 @@ async fn the_rules_are_valid_and_each_fires_when_it_should_and_not_when_it_shoul
     assert!(ended.all().contains("SUCCESS"), "{}", ended.all());
     let tests = read(TESTS);
     for name in names() {
-        assert!(tests.contains(&format!("alertname: {name}, exp_alerts: [] }}")), "{name} is never seen silent");
+        assert!(tests.contains(&format!("alertname: {name}, exp_alerts: []}}")), "{name} is never seen silent");
         assert!(tests.contains(&format!("alertname: {name}\n        exp_alerts:\n          -")), "{name} never fires");
     }
 }

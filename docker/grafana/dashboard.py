@@ -100,7 +100,8 @@ TRASH = [
           noValue="no kind has a size"),
     bars("Coming due", "Whose window ends within an hour, a day, a week: what the workers will have to do, and the "
          "last chance to restore or hold.", "reprievetrashburst",
-         {"within {{within}}": f"sum by (within) (max by (kind, within) (reprieve_coming_due_tombstones{{{KIND}}}))"}),
+         {"within {{within}}":
+          f"sort(sum by (within) (max by (kind, within) (reprieve_coming_due_tombstones{{{KIND}}})))"}),
     stat("Held and paused", "Holds keep one resource each, pauses stop purges of everything, a kind or a store. "
          "Forgotten ones are the usual reason for overdue work: `reprieve list --holds`, `reprieve list --pauses`.",
          "reprievepaused",

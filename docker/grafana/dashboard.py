@@ -159,8 +159,8 @@ STORES = [
           {"{{outcome}}": rate("outcome", "reprieve_store_keys_total",
                                f'{STORE}, outcome=~"failed_transient|failed_throttled|failed_permanent|unknown"'),
            "tried again": f"sum(rate(reprieve_key_retries_total{{{STORE}}}{RATE}))"}, unit="cps"),
-    lines("HTTP requests for each call", "Well above 1: the S3 client repeats requests by itself, and the store is unwell. "
-          "Below 1 is good: what is known of a bucket is not asked again.", "reprievestorefailing",
+    lines("HTTP requests for each call", "Well above 1: the S3 client repeats requests by itself, and the store is "
+          "unwell. Below 1 is good: what is known of a bucket is not asked again.", "reprievestorefailing",
           {"{{store}}": f"{rate('store', 'reprieve_store_attempts_total', STORE)} "
                         f"/ {rate('store', 'reprieve_store_requests_total', STORE)}"}, decimals=2),
 ]

@@ -100,7 +100,8 @@ TRASH = [
           noValue="no kind has a size"),
     bars("Coming due", "Whose window ends within an hour, a day, a week: what the workers will have to do, and the "
          "last chance to restore or hold.", "reprievetrashburst",
-         {"within {{within}}": f"sum by (within) (max by (kind, within) (reprieve_coming_due_tombstones{{{KIND}}}))"}),
+         {"within {{within}}":
+          f"sort(sum by (within) (max by (kind, within) (reprieve_coming_due_tombstones{{{KIND}}})))"}),
     stat("Held and paused", "Holds keep one resource each, pauses stop purges of everything, a kind or a store. "
          "Forgotten ones are the usual reason for overdue work: `reprieve list --holds`, `reprieve list --pauses`.",
          "reprievepaused",
@@ -158,9 +159,8 @@ STORES = [
           {"{{outcome}}": rate("outcome", "reprieve_store_keys_total",
                                f'{STORE}, outcome=~"failed_transient|failed_throttled|failed_permanent|unknown"'),
            "tried again": f"sum(rate(reprieve_key_retries_total{{{STORE}}}{RATE}))"}, unit="cps"),
-    lines("HTTP requests for each call",
-          "More than 1: the S3 client repeats requests by itself, and the store is unwell.",
-          "reprievestorefailing",
+    lines("HTTP requests for each call", "Well above 1: the S3 client repeats requests by itself, and the store is "
+          "unwell. Below 1 is good: what is known of a bucket is not asked again.", "reprievestorefailing",
           {"{{store}}": f"{rate('store', 'reprieve_store_attempts_total', STORE)} "
                         f"/ {rate('store', 'reprieve_store_requests_total', STORE)}"}, decimals=2),
 ]

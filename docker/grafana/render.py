@@ -29,6 +29,8 @@ DASHBOARD = Path(__file__).parent / "dashboards" / "reprieve.json"
 # Of a grid cell, in inches, and of an inch, in pixels.
 CELL_WIDTH, CELL_HEIGHT, DPI = 0.66, 0.36, 88
 POINTS = 240
+# Of a label's value, in letters.
+LONGEST = 15
 BACK, BOX, EDGE, INK, DIM = "#111217", "#181b1f", "#2a2d33", "#d8d9da", "#8e9097"
 CURVES = ["#73bf69", "#f2cc0c", "#5794f2", "#ff9830", "#f2495c", "#b877d9", "#8ab8ff", "#ffa6b0", "#96d98d", "#ffee52"]
 COLORS = {"green": "#3f8f4f", "yellow": "#b08a00", "red": "#c4162a", "transparent": BOX}
@@ -76,7 +78,12 @@ class Prometheus:
 
 
 def legend(target, labels):
-    return re.sub(r"\{\{\s*(\w+)\s*\}\}", lambda found: labels.get(found[1], ""), target["legendFormat"])
+    def value(found):
+        text = labels.get(found[1], "")
+        # a bucket of the run has a number of 32 digits
+        return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+
+    return re.sub(r"\{\{\s*(\w+)\s*\}\}", value, target["legendFormat"])
 
 
 def shown(value, unit, decimals=None):

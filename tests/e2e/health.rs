@@ -95,6 +95,9 @@ async fn without_its_broker_a_worker_is_not_ready_and_an_api_is_and_both_say_sin
     assert!(!shown.types.contains_key("reprieve_database_up"), "facts are for the role api");
     assert_eq!(shown.sum("reprieve_role_info", &[]), 1.0);
 
+    for queue in ["requests", "purge", "dead"] {
+        broker.queue_on_disk(&format!("{}.{queue}", world.namespace)).await;
+    }
     broker.kill9();
     wait_until("the worker is not ready", SOON, async || get(worker, "/health/ready").await.0 == 503).await;
     let (_, missing) = probe(worker, "/health/ready").await;

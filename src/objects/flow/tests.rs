@@ -212,7 +212,7 @@ async fn a_rate_that_nobody_knows_yet_is_found_at_the_cost_of_a_few_refusals() {
             let seconds = delete_batches(&gate, &store, (rate * 30.0) as usize / 1000, latency).await;
             let store = store.lock().expect("no panic");
             let share = store.granted as f64 / (rate + rate * seconds);
-            assert!(share > 0.9 && store.refused <= 8, "{share} of {rate}, answers in {latency:?}: {store:?}");
+            assert!(share > 0.85 && store.refused <= 8, "{share} of {rate}, answers in {latency:?}: {store:?}");
         }
     }
 }

@@ -102,6 +102,16 @@ impl Store {
         Ok(self.acquires.count(in_time(2 * self.acquire_timeout, self.cut_off.watch(begin))).await?)
     }
 
+    /// Begins a transaction that changes nothing and sees the database as it is at its first question, for an answer that
+    /// takes several: what is moved from one table to another meanwhile is in one of them.
+    ///
+    /// # Errors
+    /// The database is away, or the pool is exhausted.
+    pub async fn begin_snapshot(&self) -> Result<Tx, StoreError> {
+        let begin = self.pool.begin_with("begin isolation level repeatable read read only");
+        Ok(self.acquires.count(in_time(2 * self.acquire_timeout, self.cut_off.watch(begin))).await?)
+    }
+
     /// A connection for single statements.
     ///
     /// # Errors

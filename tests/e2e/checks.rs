@@ -38,7 +38,7 @@ async fn the_real_map_fits_the_real_schema() {
     let service = world.serve(&[]);
     service.says("worker consumes").await;
     let text = world.cli(&["check"]).await.with(0).stdout;
-    for landmark in ["up to date", "fit the database", "no versions", "its queues are there", "its guard on"] {
+    for landmark in ["fits this program", "fit the database", "no versions", "its queues are there", "its guard on"] {
         assert!(text.contains(landmark), "{landmark:?} is missing in {text}");
     }
     assert!(!text.contains("PROBLEM") && !text.contains("not installed"), "{text}");

@@ -2,31 +2,27 @@
 //!
 //! Invariant: this is the one place that turns configuration into parts; the parts know no configuration file.
 
-use std::{str::FromStr, sync::Arc, time::Duration};
+mod serve;
+
+use std::{net::SocketAddr, str::FromStr, sync::Arc};
 
 use secrecy::SecretString;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     config::{BrokerConfig, Config, StoreConfig},
-    http,
-    intake::Intake,
     objects::{
         flow::Flow,
         s3::{S3Credentials, S3Settings, S3Store, VersionsPolicy},
         stores::{NamedStore, Stores},
     },
     purge::Purger,
-    queue::{
-        TaskQueue,
-        rabbitmq::{RabbitQueue, RabbitSettings},
-        supervise::supervise,
+    queue::rabbitmq::{RabbitQueue, RabbitSettings},
+    retry::InvalidBackoff,
+    store::{Store, StoreError, Usage},
+    telemetry::{
+        Metrics,
+        metrics::{Metered, Pool},
     },
-    relay::{Relay, Sweeper},
-    retry::{Backoff, InvalidBackoff},
-    shutdown,
-    store::{Store, StoreError, migrate},
-    telemetry::Metrics,
     trash::TrashBin,
 };
 
@@ -48,6 +44,10 @@ pub enum Role {
 impl Role {
     /// Every role.
     pub const ALL: [Self; 5] = [Self::Api, Self::Intake, Self::Relay, Self::Sweeper, Self::Worker];
+
+    fn needs_broker(self) -> bool {
+        matches!(self, Self::Intake | Self::Relay | Self::Worker)
+    }
 
     /// Its name on the command line and in metrics.
     pub fn as_str(self) -> &'static str {
@@ -78,9 +78,12 @@ pub enum ServeError {
     /// No `[broker]`, and a role that needs one.
     #[error("the roles intake, relay and worker need a section [broker] in the configuration")]
     NoBroker,
-    /// The schema is behind the program.
-    #[error("the schema `reprieve` lacks {0} migrations: run `reprieve migrate` first")]
-    NotMigrated(usize),
+    /// Schema and program do not fit together, for this reason.
+    #[error("{0}")]
+    Schema(String),
+    /// The map does not fit the database: these of its queries can never work.
+    #[error("the resource map does not fit the database:{}", .0.iter().map(|what| format!("\n  {what}")).collect::<String>())]
+    BrokenMap(Vec<String>),
     /// Waits in the configuration that are no back-off.
     #[error(transparent)]
     Backoff(#[from] InvalidBackoff),
@@ -88,7 +91,7 @@ pub enum ServeError {
     #[error("cannot listen on {address}: {source}")]
     Listen {
         /// The address.
-        address: std::net::SocketAddr,
+        address: SocketAddr,
         /// Why.
         #[source]
         source: std::io::Error,
@@ -120,18 +123,29 @@ impl App {
     /// The database's URL cannot be read.
     pub async fn new(config: Config) -> Result<Self, StoreError> {
         let store = Store::new(&config.database)?;
+        let metrics = Metrics::new();
+        metrics.expect_kinds(config.map.kinds().map(|kind| &kind.kind));
+        watch_pool(&metrics, &store);
         let mut stores = Vec::new();
         for (name, store) in &config.stores {
-            let objects = Arc::new(S3Store::new(&s3_settings(store)).await);
+            let client = Arc::new(S3Store::new(&s3_settings(store)).await);
+            let of = metrics.of_store(name);
+            let objects = Arc::new(Metered::new(client.clone(), of.clone()));
+            metrics.at_each_scrape(move || of.client(client.attempts(), client.unlisted_codes()));
             let (buckets, address) = (store.buckets.clone(), store.address());
             // a request that is more than a second's share would keep all others waiting, and whoever stops a purge
             let share = store.ceiling.objects_per_second.map_or(usize::MAX, |most| most.get() as usize);
             let batch_size = store.batch_size.min(share);
-            let named = NamedStore { objects, batch_size, buckets, address, flow: Flow::new(store.ceiling) };
+            let flow = Flow::new(store.ceiling);
+            for bucket in &buckets {
+                let (of, gate) = (metrics.of_gate(name, bucket), flow.gate(bucket));
+                metrics.at_each_scrape(move || of.stands(gate.open()));
+            }
+            let named = NamedStore { objects, batch_size, buckets, address, flow };
             stores.push((name.clone(), named));
         }
         let trash = TrashBin::new(store.clone(), &config);
-        Ok(Self { config: Arc::new(config), store, stores: Stores::new(stores), trash, metrics: Metrics::new() })
+        Ok(Self { config: Arc::new(config), store, stores: Stores::new(stores), trash, metrics })
     }
 
     /// The broker, where one is configured.
@@ -147,123 +161,14 @@ impl App {
         let map = Arc::new(self.config.map.clone());
         Purger::new(self.store.clone(), map, self.stores.clone(), self.config.purge.clone(), self.metrics.clone())
     }
-
-    /// Runs `roles` until `stop` is cancelled, and then until they have drained or the deadline has passed. Servers
-    /// that are away, now or later, are waited for.
-    ///
-    /// # Errors
-    /// [`ServeError`], before anything was begun.
-    pub async fn serve(
-        &self,
-        queue: Option<Arc<dyn TaskQueue>>,
-        roles: &[Role],
-        stop: CancellationToken,
-    ) -> Result<(), ServeError> {
-        if queue.is_none() && roles.iter().any(|role| matches!(role, Role::Intake | Role::Relay | Role::Worker)) {
-            return Err(ServeError::NoBroker);
-        }
-        match migrate::pending(&self.store).await {
-            Ok(0) => {}
-            Ok(missing) => return Err(ServeError::NotMigrated(missing)),
-            Err(error) => tracing::error!(%error, "database is away, every role waits for it"),
-        }
-        let tasks = TaskTracker::new();
-        for role in roles {
-            self.start(*role, queue.as_ref(), &tasks, &stop).await?;
-        }
-        tracing::info!(roles = roles.iter().map(|role| role.as_str()).collect::<Vec<_>>().join(","), "serving");
-        shutdown::drain(tasks, &stop, self.config.service.shutdown_deadline).await;
-        // the database's end of a connection that is cut off notices by itself
-        let _ = tokio::time::timeout(Duration::from_secs(2), self.store.close()).await;
-        tracing::info!("ended");
-        Ok(())
-    }
-
-    async fn start(
-        &self,
-        role: Role,
-        queue: Option<&Arc<dyn TaskQueue>>,
-        tasks: &TaskTracker,
-        stop: &CancellationToken,
-    ) -> Result<(), ServeError> {
-        let stop = stop.clone();
-        match role {
-            Role::Api => {
-                let address = self.config.api.listen;
-                let listener = tokio::net::TcpListener::bind(address)
-                    .await
-                    .map_err(|source| ServeError::Listen { address, source })?;
-                let (trash, stores) = (self.trash.clone(), self.stores.clone());
-                let api = http::Api::new(trash, stores, self.metrics.clone(), self.config.api.token.clone());
-                tasks.spawn(async move { http::serve(listener, api, stop).await });
-            }
-            Role::Sweeper => {
-                let sweeper = Sweeper::new(self.store.clone(), self.config.sweeper.clone(), self.metrics.clone());
-                tasks.spawn(async move { sweeper.run(&stop).await });
-            }
-            Role::Intake => {
-                let intake = Intake::new(self.trash.clone(), self.metrics.clone())?;
-                let (queue, keeper) = (need(queue)?, self.keeper(role)?);
-                tasks.spawn(async move {
-                    keeper
-                        .keep(&stop, || async {
-                            prepared(&*queue).await?;
-                            intake.run(&*queue, &stop).await
-                        })
-                        .await;
-                });
-            }
-            Role::Relay => {
-                let relay = Relay::new(self.store.clone(), self.config.relay.clone(), self.metrics.clone())?;
-                let (queue, keeper) = (need(queue)?, self.keeper(role)?);
-                tasks.spawn(async move { keeper.keep(&stop, || relay.run(&*queue, &stop)).await });
-            }
-            Role::Worker => {
-                let purger = self.purger()?;
-                let (queue, keeper) = (need(queue)?, self.keeper(role)?);
-                tasks.spawn(async move {
-                    keeper
-                        .keep(&stop, || async {
-                            prepared(&*queue).await?;
-                            purger.work(&*queue, &stop).await
-                        })
-                        .await;
-                });
-            }
-        }
-        Ok(())
-    }
-
-    fn keeper(&self, role: Role) -> Result<Keeper, InvalidBackoff> {
-        let backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(15))?;
-        Ok(Keeper { role: role.as_str(), backoff, metrics: self.metrics.clone() })
-    }
 }
 
-/// Consumers may come up before any relay has declared their queue.
-async fn prepared(queue: &dyn TaskQueue) -> Result<(), crate::queue::QueueError> {
-    queue.prepare().await
-}
-
-fn need(queue: Option<&Arc<dyn TaskQueue>>) -> Result<Arc<dyn TaskQueue>, ServeError> {
-    queue.cloned().ok_or(ServeError::NoBroker)
-}
-
-/// Connects a role anew whenever its connection ends.
-struct Keeper {
-    role: &'static str,
-    backoff: Backoff,
-    metrics: Metrics,
-}
-
-impl Keeper {
-    async fn keep<F>(&self, stop: &CancellationToken, run: impl FnMut() -> F)
-    where
-        F: Future<Output = Result<(), crate::queue::QueueError>>,
-    {
-        let reconnects = || self.metrics.reconnect(self.role);
-        supervise(self.role, stop, || self.backoff.delays(), reconnects, run).await;
-    }
+fn watch_pool(metrics: &Metrics, store: &Store) {
+    let (process, store) = (metrics.process().clone(), store.clone());
+    metrics.at_each_scrape(move || {
+        let Usage { idle, in_use, most, acquired, failed, waited } = store.usage();
+        process.pool(Pool { idle, in_use, most, acquired, failed, waited });
+    });
 }
 
 fn s3_settings(store: &StoreConfig) -> S3Settings {

@@ -79,6 +79,9 @@ pub async fn below(
         return Ok(found);
     }
     for at in prefixes {
+        // before the live ones as well as after them: whoever is restored or trashed in between is in one of the three
+        // answers, since each statement of a claim sees what was committed before it
+        found.extend(recorded_below(&mut *conn, of, at).await?);
         for kind in map.kinds() {
             for named in kind.named_objects().filter(|named| named.reaches(&at.store, &at.bucket)) {
                 let Some(query) = &named.named_below else { continue };
@@ -92,11 +95,23 @@ pub async fn below(
                 }
             }
         }
-        for (kind, id, key) in recorded::recorded_below(&mut *conn, of, at).await? {
-            found.push((ResourceRef { kind: Kind::from_stored(kind), id: ResourceId::from_stored(id) }, key));
+        for again in recorded_below(&mut *conn, of, at).await? {
+            if !found.contains(&again) {
+                found.push(again);
+            }
         }
     }
     Ok(found)
+}
+
+async fn recorded_below(
+    conn: &mut PgConnection,
+    of: &ResourceRef,
+    at: &Location,
+) -> Result<Vec<(ResourceRef, String)>, StoreError> {
+    let found = recorded::recorded_below(conn, of, at).await?;
+    let named = |(kind, id, key)| (ResourceRef { kind: Kind::from_stored(kind), id: ResourceId::from_stored(id) }, key);
+    Ok(found.into_iter().map(named).collect())
 }
 
 /// Whether the map still says who else may name what is recorded in a place.
@@ -194,7 +209,8 @@ async fn live_below(
     Ok(())
 }
 
-/// Whether it is past the point of no return itself, by whichever kind of its table.
+/// Whether it is past the point of no return itself, by whichever kind of its table. A purge that found no row there is
+/// not that of one who has the id now.
 async fn is_leaving(
     conn: &mut PgConnection,
     map: &ResourceMap,
@@ -204,7 +220,8 @@ async fn is_leaving(
     for kin in map.kinds().filter(|kin| kin.table == kind.table) {
         let resource = ResourceRef { kind: kin.kind.clone(), id: owner.id.clone() };
         let open = tombstones::open_of(&mut *conn, &resource).await?;
-        if open.is_some_and(|open| matches!(open.state, State::Purging | State::Stuck)) {
+        if open.is_some_and(|open| matches!(open.state, State::Purging | State::Stuck) && open.row_found != Some(false))
+        {
             return Ok(true);
         }
     }

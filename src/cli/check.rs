@@ -80,13 +80,9 @@ impl Check {
 
 async fn check_database(app: &App, findings: &mut Findings) -> Result<(), StoreError> {
     app.store.ping().await?;
-    match migrate::pending(&app.store).await? {
-        0 => findings.add(Level::Ok, "database", "answers, and the schema `reprieve` is up to date"),
-        n => findings.add(
-            Level::Problem,
-            "database",
-            format!("{} to apply: run `reprieve migrate`", counted(n as u64, "migration")),
-        ),
+    match migrate::compare(&app.store).await?.mismatch() {
+        None => findings.add(Level::Ok, "database", "answers, and the schema `reprieve` fits this program"),
+        Some(why) => findings.add(Level::Problem, "database", why),
     }
     let mut conn = app.store.conn().await?;
     inspect::look_only(&mut conn).await?;
@@ -164,7 +160,7 @@ async fn check_kind(conn: &mut PgConnection, kind: &ResourceKind, findings: &mut
         findings.add(Level::Ok, &about, "its table, columns and queries fit the database");
     }
     for failure in failures {
-        findings.add(Level::Problem, &about, failure);
+        findings.add(Level::Problem, &about, failure.what);
     }
     if !inspect::id_is_unique(conn, kind).await? {
         let found =

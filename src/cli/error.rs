@@ -50,7 +50,7 @@ impl CliError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) => 2,
-            Self::Config(_) => 6,
+            Self::Config(_) | Self::Serve(ServeError::BrokenMap(_)) => 6,
             Self::Check(_) => 7,
             Self::Trash(error) if error.is_malformed() => 2,
             Self::Trash(TrashError::RetentionTooShort { .. }) => 2,
@@ -72,6 +72,9 @@ impl CliError {
     pub fn advice(&self) -> &'static str {
         match self {
             Self::Trash(error) => error.advice(),
+            Self::Serve(ServeError::BrokenMap(_)) => {
+                "`reprieve check` tries the whole map; mend the map, the tables or the permissions"
+            }
             Self::Config(_) => "correct the file, or override a key with REPRIEVE__SECTION__KEY",
             Self::Store(error) => error.advice(),
             Self::Migrate(MigrateError::Store(_)) => "check [database] and try again",
@@ -89,6 +92,7 @@ impl CliError {
             }
             Self::Trash(error) => (error.code(), error.details()),
             Self::Check(_) => ("check", Value::Null),
+            Self::Serve(ServeError::BrokenMap(broken)) => ("broken_map", json!(broken)),
             Self::Store(_) | Self::Migrate(_) | Self::Serve(_) | Self::Failed(_) => ("failed", Value::Null),
         };
         json!({ "ok": false, "error": { "code": code, "message": self.to_string(), "details": details } })

@@ -41,7 +41,7 @@ Exit codes:
   3  refused: in use, by whom is said
   4  not found, or not in the trash
   5  refused: protected, held, past the point of no return, not stuck, no safe place
-  6  the configuration has mistakes
+  6  the configuration has mistakes, or its map does not fit the database
   7  check found problems";
 
 /// A trash bin for data platforms: soft delete, a restore window, and a verified purge.

@@ -100,6 +100,7 @@ fn read_kind(
     let id = table.parsed("id", Column::parse);
     let id_type = table.parsed("id_type", parse_id_type).unwrap_or(IdType::Uuid);
     let name = table.parsed("name", Column::parse);
+    let size = table.parsed("size", Column::parse);
     let soft_delete = read_soft_delete(&table);
     let retention = table.parsed("retention", Retention::parse).unwrap_or(retention);
     let protect = read_protection(&table);
@@ -116,6 +117,7 @@ fn read_kind(
         id: id?,
         id_type,
         name,
+        size,
         soft_delete,
         retention,
         protect,

@@ -1,6 +1,6 @@
 //! `[service]`: what concerns the process as a whole.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use super::reader::Reader;
 
@@ -16,6 +16,8 @@ pub enum LogFormat {
 /// The process's settings.
 #[derive(Debug, Clone)]
 pub struct ServiceConfig {
+    /// Where health and metrics are served, whatever the roles. `None`: by the role `api` alone, at its own address.
+    pub listen: Option<SocketAddr>,
     /// How long a shutdown may take before it is cut off; what is cut off resumes elsewhere.
     pub shutdown_deadline: Duration,
     /// The form of log lines; `None`: pretty on a terminal, JSON elsewhere.
@@ -40,6 +42,8 @@ pub fn read(section: Reader<'_>) -> ServiceConfig {
             })
         })
         .unwrap_or_else(|| "reprieve=info,lapin=off,s3s=off,warn".to_owned());
+    let listen = section
+        .parsed("listen", |raw| raw.parse().map_err(|_| format!("{raw:?} is not an address such as 127.0.0.1:9320")));
     section.finish();
-    ServiceConfig { shutdown_deadline, log_format, log }
+    ServiceConfig { listen, shutdown_deadline, log_format, log }
 }

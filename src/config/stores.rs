@@ -77,20 +77,32 @@ const fn seconds(n: u64) -> Duration {
 }
 
 /// Reads every store.
+/// A bucket has one name: by two of them nobody would see that somebody else needs what lies in it.
 pub fn read(root: &Reader<'_>) -> BTreeMap<StoreName, StoreConfig> {
-    let mut stores = BTreeMap::new();
+    let mut stores: BTreeMap<StoreName, StoreConfig> = BTreeMap::new();
     for (name, section) in root.named_sections("stores") {
-        match StoreName::parse(name) {
-            Ok(name) => {
-                stores.insert(name, read_store(section));
+        let name = match StoreName::parse(name) {
+            Ok(name) => name,
+            Err(error) => {
+                section.problem("", error);
+                continue;
             }
-            Err(error) => section.problem("", error),
+        };
+        let store = read_store(&section);
+        for (known, other) in stores.iter().filter(|(_, other)| other.address() == store.address()) {
+            if let Some(twice) = store.buckets.iter().find(|bucket| other.buckets.contains(bucket)) {
+                let problem =
+                    format!("the bucket {twice:?} of {} is in stores.{known} already: list it once", store.address());
+                section.problem("buckets", problem);
+            }
         }
+        section.finish();
+        stores.insert(name, store);
     }
     stores
 }
 
-fn read_store(section: Reader<'_>) -> StoreConfig {
+fn read_store(section: &Reader<'_>) -> StoreConfig {
     let endpoint = section.parsed("endpoint", |raw| {
         let rest = raw.strip_prefix("http://").or_else(|| raw.strip_prefix("https://"));
         match rest {
@@ -162,7 +174,6 @@ fn read_store(section: Reader<'_>) -> StoreConfig {
     if operation_timeout < attempt_timeout {
         section.problem("operation_timeout", "must not be shorter than attempt_timeout, which it includes");
     }
-    section.finish();
     StoreConfig {
         endpoint,
         region,

@@ -107,6 +107,16 @@ fn no_message_and_no_debug_output_shows_a_secret() {
 }
 
 #[test]
+fn a_bucket_that_two_stores_list_is_refused() {
+    let twin = "[stores.other]\nendpoint = \"http://127.0.0.1:9000/\"\nbuckets = [\"data-sets\"]\naccess_key = \"key\"\nsecret_key = \"k\"\n";
+    let found = problems(&GOOD.replace("[stores.main]", &format!("{twin}[stores.main]"))).join("\n");
+    assert!(
+        found.contains("stores.other.buckets") && found.contains("data-sets") && found.contains("stores.main"),
+        "{found}"
+    );
+}
+
+#[test]
 fn a_root_prefix_a_missing_store_and_a_foreign_bucket_are_refused_at_load() {
     for (from, to, key) in [
         ("synthetic/{id}/", "/", "prefix"),

@@ -272,6 +272,8 @@ pub struct ResourceKind {
     pub id_type: IdType,
     /// The column of the name people know it by.
     pub name: Option<Column>,
+    /// The column of how many bytes its objects have, for the metrics; null counts as none.
+    pub size: Option<Column>,
     /// How the platform marks it as deleted; without it only the tombstone says so.
     pub soft_delete: Option<SoftDelete>,
     /// Its restore window.

@@ -4,21 +4,30 @@
 //! `"dry_run": false`; the dry run answers with what the real run would do, from the same planner. `status` says in a
 //! word what happened, and a request that is repeated changes nothing and says so.
 
-use axum::{Json, extract::State};
+use axum::{Extension, Json, extract::State};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{
     Named, Shared,
     body::{Asked, By, provenance},
-    problem::Problem,
+    problem::{Problem, Told},
 };
 use crate::{
     domain::{ids::ResourceRef, retention::Retention},
+    telemetry::metrics::{Origin, RetriedBy},
     trash::{IfChildrenLost, TrashError, TrashRequest, count},
 };
 
-type Answer = Result<Json<Value>, Problem>;
+type Answer = Result<(Extension<Told>, Json<Value>), Problem>;
+
+fn done(answer: Value) -> Answer {
+    Ok((Extension(Told::Done), Json(answer)))
+}
+
+fn dry_run(answer: Value) -> Answer {
+    Ok((Extension(Told::DryRun), Json(answer)))
+}
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -63,15 +72,16 @@ pub(super) async fn trash(State(api): State<Shared>, Named(resource): Named, Ask
         by: provenance(&body.actor, body.reason)?,
     };
     if body.dry_run {
-        let plan = api.trash.plan(&request).await?;
+        let plan = api.trash.plan(&request).await.map_err(Problem::of_dry_run)?;
         let status = if plan.already.is_some() { "already_trashed" } else { "would_trash" };
         let counts = count(&api.stores, plan.locations()).await;
-        return Ok(Json(json!({ "status": status, "dry_run": true, "plan": plan, "counts": counts })));
+        return dry_run(json!({ "status": status, "dry_run": true, "plan": plan, "counts": counts }));
     }
     let trashed = api.trash.trash(&request).await?;
+    api.metrics.requests().trashed(Origin::Api, trashed.written());
     let status = if trashed.already { "already_trashed" } else { "trashed" };
     log("trash", &request.resource, status);
-    Ok(Json(json!({ "status": status, "dry_run": false, "result": trashed })))
+    done(json!({ "status": status, "dry_run": false, "result": trashed }))
 }
 
 /// `POST /v1/resources/{kind}/{id}/restore`.
@@ -83,9 +93,10 @@ pub(super) async fn restore(
     let by = provenance(&body.actor, body.reason)?;
     let if_lost = if body.partial { IfChildrenLost::RestoreTheRest } else { IfChildrenLost::Refuse };
     let restored = api.trash.restore(&resource, if_lost, &by).await?;
+    api.metrics.requests().restored(Origin::Api, restored.closed());
     let status = if restored.already { "already_restored" } else { "restored" };
     log("restore", &resource, status);
-    Ok(Json(json!({ "status": status, "result": restored })))
+    done(json!({ "status": status, "result": restored }))
 }
 
 /// `POST /v1/resources/{kind}/{id}/hold`.
@@ -93,7 +104,7 @@ pub(super) async fn hold(State(api): State<Shared>, Named(resource): Named, Aske
     let changed = api.trash.hold(&resource, &body.provenance()?).await?;
     let status = if changed { "held" } else { "already_held" };
     log("hold", &resource, status);
-    Ok(Json(json!({ "status": status })))
+    done(json!({ "status": status }))
 }
 
 /// `POST /v1/resources/{kind}/{id}/release`.
@@ -101,19 +112,20 @@ pub(super) async fn release(State(api): State<Shared>, Named(resource): Named, A
     let changed = api.trash.release(&resource, &body.provenance()?).await?;
     let status = if changed { "released" } else { "not_held" };
     log("release", &resource, status);
-    Ok(Json(json!({ "status": status })))
+    done(json!({ "status": status }))
 }
 
 /// `POST /v1/resources/{kind}/{id}/retry`. `was` is the tombstone as it was stuck.
 pub(super) async fn retry(State(api): State<Shared>, Named(resource): Named, Asked(body): Asked<RetryBody>) -> Answer {
     let by = provenance(&body.actor, body.reason)?;
     if body.dry_run {
-        let stuck = api.trash.stuck(&resource).await?;
-        return Ok(Json(json!({ "status": "would_retry", "dry_run": true, "was": stuck })));
+        let stuck = api.trash.stuck(&resource).await.map_err(Problem::of_dry_run)?;
+        return dry_run(json!({ "status": "would_retry", "dry_run": true, "was": stuck }));
     }
     let stuck = api.trash.retry(&resource, &by).await?;
+    api.metrics.purges().retried(&stuck.resource.kind, RetriedBy::Request);
     log("retry", &resource, "retried");
-    Ok(Json(json!({ "status": "retried", "dry_run": false, "was": stuck })))
+    done(json!({ "status": "retried", "dry_run": false, "was": stuck }))
 }
 
 fn log(op: &str, resource: &ResourceRef, status: &str) {

@@ -18,7 +18,7 @@ use subtle::ConstantTimeEq;
 use super::{Shared, problem::Problem};
 
 /// What probes and scrapers ask, which carry no token.
-const OPEN: [&str; 3] = ["/health/live", "/health/ready", "/metrics"];
+const OPEN: [&str; 4] = ["/health/live", "/health/ready", "/health/startup", "/metrics"];
 
 /// Answers 401 or 403 in place of the handler, or lets the request pass.
 pub(super) async fn admit(State(api): State<Shared>, request: Request, next: Next) -> Response {

@@ -1,16 +1,21 @@
-//! Whether the process lives, and whether it can do its work.
+//! Whether the process lives, whether its start is over, and whether it can do its work; if not, what is missing and
+//! since when.
 //!
-//! Invariant: both answer within seconds, whatever the database does. They are open to everybody, so they say what is
-//! missing and not what the database said; the log has that.
+//! Invariant: each answers within seconds, whatever the database does. They are open to everybody, so they say what is
+//! missing and not what a server said; the log has that.
 
 use std::time::Duration;
 
 use axum::{Json, extract::State};
 use serde_json::{Value, json};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tokio::time::timeout;
 
-use super::{Shared, problem::Problem};
-use crate::store::{StoreError, migrate};
+use super::{Api, Shared, problem::Problem};
+use crate::{
+    store::{StoreError, migrate},
+    telemetry::standing::{Missing, Part},
+};
 
 /// For the database to answer a probe: probes give up after a few seconds themselves.
 pub(super) const PROBE: Duration = Duration::from_secs(2);
@@ -20,24 +25,64 @@ pub(super) async fn live() -> Json<Value> {
     Json(json!({ "status": "live" }))
 }
 
-/// `GET /health/ready`.
-pub(super) async fn ready(State(api): State<Shared>) -> Result<Json<Value>, Problem> {
-    let checked = timeout(PROBE, async {
-        api.trash.store().ping().await?;
-        migrate::pending(api.trash.store()).await
-    });
-    match checked.await {
-        Ok(Ok(0)) => Ok(Json(json!({ "status": "ready" }))),
-        Ok(Ok(missing)) => {
-            let detail = format!("the schema `reprieve` lacks {missing} migrations: run `reprieve migrate`");
-            Err(Problem::not_ready(detail, json!({ "schema": { "pending_migrations": missing } })))
-        }
-        Ok(Err(error)) => Err(no_database(&error)),
-        Err(_) => Err(no_database(&StoreError::Unusable(format!("no answer within {PROBE:?}")))),
-    }
+/// `GET /health/startup`.
+pub(super) async fn startup(State(api): State<Shared>) -> Result<Json<Value>, Problem> {
+    let missing: Vec<Missing> =
+        api.metrics.standing().missing().into_iter().filter(|missing| missing.part == Part::Start).collect();
+    if missing.is_empty() { Ok(Json(json!({ "status": "started" }))) } else { Err(not_ready(&missing)) }
 }
 
-fn no_database(error: &StoreError) -> Problem {
+/// `GET /health/ready`. A process with the role `api` can answer requests without the broker; what is missing besides is
+/// told all the same.
+pub(super) async fn ready(State(api): State<Shared>) -> Result<Json<Value>, Problem> {
+    look(&api).await;
+    let missing = api.metrics.standing().missing();
+    let is_needed = |missing: &Missing| !(api.shows_facts && matches!(missing.part, Part::Broker(_)));
+    if missing.iter().any(is_needed) {
+        return Err(not_ready(&missing));
+    }
+    if missing.is_empty() {
+        return Ok(Json(json!({ "status": "ready" })));
+    }
+    Ok(Json(json!({ "status": "ready", "missing": told(&missing) })))
+}
+
+/// Asks the database, and notes what it says.
+async fn look(api: &Api) {
+    let standing = api.metrics.standing();
+    let checked = timeout(PROBE, async {
+        api.trash.store().ping().await?;
+        standing.has(Part::Database);
+        migrate::compare(api.trash.store()).await
+    });
+    let error = match checked.await {
+        Ok(Ok(schema)) => {
+            return match schema.mismatch() {
+                None => standing.has(Part::Schema),
+                Some(why) => standing.misses(Part::Schema, why),
+            };
+        }
+        Ok(Err(error)) => error,
+        Err(_) => StoreError::Unusable(format!("no answer within {PROBE:?}")),
+    };
     tracing::warn!(%error, "not ready");
-    Problem::not_ready("the database does not answer".into(), json!({ "database": "away" }))
+    standing.misses(Part::Database, "the database does not answer");
+}
+
+fn not_ready(missing: &[Missing]) -> Problem {
+    let parts = missing.iter().map(|missing| missing.why.as_str()).collect::<Vec<_>>().join("; ");
+    Problem::not_ready(parts, json!({ "missing": told(missing) }))
+}
+
+fn told(missing: &[Missing]) -> Vec<Value> {
+    let now = OffsetDateTime::now_utc();
+    let one = |missing: &Missing| {
+        json!({
+            "part": missing.part.to_string(),
+            "since": missing.since.format(&Rfc3339).unwrap_or_default(),
+            "seconds": (now - missing.since).whole_seconds().max(0),
+            "why": missing.why,
+        })
+    };
+    missing.iter().map(one).collect()
 }

@@ -10,7 +10,11 @@ use axum::{
 };
 use tokio::time::{Instant, timeout};
 
-use super::{Shared, problem::Problem};
+use super::{
+    Shared,
+    problem::{Problem, Told},
+};
+use crate::telemetry::metrics::{Operation, Origin, Requests};
 
 /// Drops a request that takes too long, the reading of its body included. Its transaction is rolled back, unless the
 /// commit was already on its way: the answer says that the outcome is unknown.
@@ -18,6 +22,18 @@ pub(super) async fn deadline(State(api): State<Shared>, request: Request, next: 
     match timeout(api.deadline, next.run(request)).await {
         Ok(response) => response,
         Err(_) => Problem::too_slow(api.deadline).into_response(),
+    }
+}
+
+/// Counts a request to change something. Whoever is not let in, and a method that is none, is not one.
+fn count(requests: &Requests, route: &str, response: &Response) {
+    let operation = route.rsplit('/').next().and_then(Operation::parse);
+    let (Some(operation), Some(told)) = (operation, response.extensions().get::<Told>()) else { return };
+    match *told {
+        Told::Done => requests.carried_out(Origin::Api, operation),
+        Told::DryRun => {}
+        Told::Not(_) if [401, 403, 405].contains(&response.status().as_u16()) => {}
+        Told::Not(code) => requests.not_carried_out(Origin::Api, operation, code),
     }
 }
 
@@ -33,7 +49,8 @@ pub(super) async fn observe(State(api): State<Shared>, request: Request, next: N
     let route = request.extensions().get::<MatchedPath>().cloned();
     let response = next.run(request).await;
     let (route, status) = (route.as_ref().map_or("none", MatchedPath::as_str), response.status().as_u16());
-    api.metrics.http_request(method, route, status);
+    api.metrics.requests().answered(route, status, began.elapsed());
+    count(api.metrics.requests(), route, &response);
     let duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
     tracing::debug!(method, route, status, duration_ms, "request answered");
     response

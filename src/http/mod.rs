@@ -5,7 +5,7 @@
 //! says `"dry_run": false`. With a token configured, everything but health and metrics needs it.
 //!
 //! ```text
-//! GET  /health/live  /health/ready  /metrics                                     open
+//! GET  /health/{live|ready|startup}  /metrics                                      open
 //! GET  /v1/tombstones?state=&kind=&limit=        /v1/resources/{kind}/{id}       with the token
 //! POST /v1/resources/{kind}/{id}/{trash|restore|hold|release|retry}              with the token, JSON alone
 //! ```
@@ -32,7 +32,7 @@ use axum::{
 use secrecy::SecretString;
 
 use self::problem::Problem;
-pub use self::server::serve;
+pub use self::server::{serve, serve_probes};
 use crate::{domain::ids::ResourceRef, objects::stores::Stores, telemetry::Metrics, trash::TrashBin};
 
 /// The longest that a request may take: longer than the 20 s that a statement waits for a row's lock, so a lock that
@@ -50,6 +50,9 @@ pub struct Api {
     metrics: Metrics,
     /// What requests must carry. `None`: only ones that name this machine's loopback as their host are answered.
     token: Option<SecretString>,
+    /// Whether `/metrics` shows what the database holds: with the role `api` alone, so that it is not read by each process.
+    shows_facts: bool,
+    facts: metrics::Cache,
     /// For one request.
     deadline: Duration,
 }
@@ -60,7 +63,14 @@ type Shared = Arc<Api>;
 impl Api {
     /// An API over this trash bin, and the stores of its objects. The configuration leaves `token` out only where it listens on loopback.
     pub fn new(trash: TrashBin, stores: Stores, metrics: Metrics, token: Option<SecretString>) -> Self {
-        Self { trash, stores, metrics, token, deadline: DEADLINE }
+        let facts = metrics::Cache::default();
+        Self { trash, stores, metrics, token, shows_facts: true, facts, deadline: DEADLINE }
+    }
+
+    /// Does not show what the database holds.
+    #[must_use]
+    pub fn without_facts(self) -> Self {
+        Self { shows_facts: false, ..self }
     }
 
     /// Gives requests another deadline than 30 seconds. One that passes it is dropped, its transaction rolled back.
@@ -69,20 +79,27 @@ impl Api {
         Self { deadline, ..self }
     }
 
+    /// Health and metrics alone, with their limits.
+    pub fn probes(self) -> Router {
+        self.limited(observed())
+    }
+
     /// Every route, with its limits.
     pub fn router(self) -> Router {
-        let api = Arc::new(self);
-        Router::new()
-            .route("/health/live", get(health::live))
-            .route("/health/ready", get(health::ready))
-            .route("/metrics", get(metrics::scrape))
+        let routes = observed()
             .route("/v1/tombstones", get(reads::tombstones))
             .route("/v1/resources/{kind}/{id}", get(reads::resource))
             .route("/v1/resources/{kind}/{id}/trash", post(changes::trash))
             .route("/v1/resources/{kind}/{id}/restore", post(changes::restore))
             .route("/v1/resources/{kind}/{id}/hold", post(changes::hold))
             .route("/v1/resources/{kind}/{id}/release", post(changes::release))
-            .route("/v1/resources/{kind}/{id}/retry", post(changes::retry))
+            .route("/v1/resources/{kind}/{id}/retry", post(changes::retry));
+        self.limited(routes)
+    }
+
+    fn limited(self, routes: Router<Shared>) -> Router {
+        let api = Arc::new(self);
+        routes
             .fallback(async || Problem::no_route())
             .method_not_allowed_fallback(async || Problem::wrong_method())
             .layer(DefaultBodyLimit::max(body::MOST_BYTES))
@@ -92,6 +109,15 @@ impl Api {
             .layer(middleware::from_fn_with_state(api.clone(), limits::observe))
             .with_state(api)
     }
+}
+
+/// What probes and scrapers ask.
+fn observed() -> Router<Shared> {
+    Router::new()
+        .route("/health/live", get(health::live))
+        .route("/health/ready", get(health::ready))
+        .route("/health/startup", get(health::startup))
+        .route("/metrics", get(metrics::scrape))
 }
 
 /// The resource that a path names: its kind is in the map, its id is one of that kind.

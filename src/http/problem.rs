@@ -34,6 +34,18 @@ pub(super) struct Problem {
     details: Value,
     advice: &'static str,
     header: Extra,
+    told: Told,
+}
+
+/// What an answer says of the request, for the count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Told {
+    /// It was carried out.
+    Done,
+    /// It asked what would happen.
+    DryRun,
+    /// It was not carried out, for this reason.
+    Not(&'static str),
 }
 
 /// A header that some problems carry.
@@ -60,7 +72,13 @@ struct Document<'a> {
 
 impl Problem {
     fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
-        Self { status, code, detail: detail.into(), details: Value::Null, advice: "", header: Extra::Nothing }
+        let (detail, told) = (detail.into(), Told::Not(code));
+        Self { status, code, detail, details: Value::Null, advice: "", header: Extra::Nothing, told }
+    }
+
+    /// The same, of a dry run.
+    pub(super) fn of_dry_run(error: TrashError) -> Self {
+        Self { told: Told::DryRun, ..Self::from(error) }
     }
 
     /// 400.
@@ -175,6 +193,7 @@ impl IntoResponse for Problem {
         };
         let mut response = (self.status, Json(document)).into_response();
         response.headers_mut().insert(header::CONTENT_TYPE, PROBLEM_JSON);
+        response.extensions_mut().insert(self.told);
         match self.header {
             Extra::Nothing => None,
             Extra::RetryAfter => response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER),

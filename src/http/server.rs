@@ -32,15 +32,27 @@ const AFTER_FAILED_ACCEPT: Duration = Duration::from_millis(200);
 /// Serves until `stop` is cancelled and the requests that were under way have been answered; no longer than their
 /// deadline.
 pub async fn serve(listener: TcpListener, api: Api, stop: CancellationToken) {
+    if let Ok(address) = listener.local_addr() {
+        tracing::info!(%address, "api listens");
+    }
     let drain = api.deadline;
-    let router = api.router();
+    answer(listener, api.router(), drain, stop).await;
+}
+
+/// As [`serve`], health and metrics alone.
+pub async fn serve_probes(listener: TcpListener, api: Api, stop: CancellationToken) {
+    if let Ok(address) = listener.local_addr() {
+        tracing::info!(%address, "health and metrics listen");
+    }
+    let drain = api.deadline;
+    answer(listener, api.probes(), drain, stop).await;
+}
+
+async fn answer(listener: TcpListener, router: Router, drain: Duration, stop: CancellationToken) {
     let mut server = http1::Builder::new();
     server.timer(TokioTimer::new()).header_read_timeout(HEAD);
     let server = Arc::new(server);
     let mut connections = JoinSet::new();
-    if let Ok(address) = listener.local_addr() {
-        tracing::info!(%address, "api listens");
-    }
     loop {
         let accepted = tokio::select! {
             biased;

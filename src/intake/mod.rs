@@ -19,7 +19,11 @@ use tokio_util::sync::CancellationToken;
 
 use self::waiting::{BUSY, Held, Waiting};
 use crate::{
-    domain::{ids::ResourceRef, retention::Retention, tombstone::Provenance},
+    domain::{
+        ids::ResourceRef,
+        retention::Retention,
+        tombstone::{Provenance, Tombstone},
+    },
     failpoint,
     queue::{
         Consumer, Delivery, QueueError, Source, TaskQueue,
@@ -32,7 +36,10 @@ use crate::{
         commit, impatient, outbox,
         requests::{self, Claim},
     },
-    telemetry::Metrics,
+    telemetry::{
+        Metrics,
+        metrics::{Operation, Origin},
+    },
     trash::{IfChildrenLost, TrashBin, TrashError, TrashRequest},
 };
 
@@ -61,6 +68,18 @@ const MOST_ID: usize = 255;
 
 /// The code of a refusal: another request came under this message id.
 const REUSED: &str = "message_id_reused";
+
+/// What is counted of a request, once its transaction is committed.
+enum Counted {
+    CarriedOut(Op, Done),
+    NotCarriedOut(Operation, &'static str),
+}
+
+/// What a request has changed.
+enum Done {
+    Trashed(Vec<Tombstone>),
+    Restored(Vec<Tombstone>),
+}
 
 /// Takes requests in.
 #[derive(Debug, Clone)]
@@ -102,6 +121,7 @@ impl Intake {
         let mut ended = Ok(());
         for prefetch in [CAREFUL, PREFETCH] {
             let mut consumer = queue.consumer(Source::Requests, prefetch).await?;
+            let connected = self.metrics.messages().connected("intake");
             tracing::info!(prefetch, "intake consumes");
             ended = self.take_in(consumer.as_mut(), &mut waiting, prefetch, stop).await;
             // what came behind, as far as it is here, so that the order stays
@@ -109,7 +129,7 @@ impl Intake {
                 waiting.keep(unseen);
             }
             ended = ended.and(consumer.cancel().await);
-            consumers.push(consumer);
+            consumers.push((consumer, connected));
             if ended.is_err() || stop.is_cancelled() {
                 break;
             }
@@ -206,7 +226,7 @@ impl Intake {
             Verdict::Answered(_) => delivery.answer.ack().await,
             Verdict::Malformed { reason, .. } => {
                 tracing::warn!(reason, message_id = delivery.message_id, "request set aside");
-                self.metrics.dead_letter("requests");
+                self.metrics.messages().dead_letter("requests");
                 delivery.answer.dead_letter(&reason).await
             }
         });
@@ -231,31 +251,34 @@ impl Intake {
         // the id, and the memory of its answer, belong to the request that came first
         let message_id = message_id.filter(|_| claim != Claim::Reused);
         let mut keep = message_id;
-        let verdict = match Request::decode(&delivery.body) {
-            Ok(request) if claim == Claim::Reused => self.refuse_reuse(&mut tx, &request).await?,
+        let (verdict, counted) = match Request::decode(&delivery.body) {
+            Ok(request) if claim == Claim::Reused => {
+                let verdict = self.refuse_reuse(&mut tx, &request).await?;
+                (verdict, Counted::NotCarriedOut(operation(request.op), REUSED))
+            }
             Ok(request) => {
                 use sqlx::Acquire;
                 // a refusal may come half-way through: what it wrote until then goes, the answer stays
                 let mut part = tx.begin().await?;
                 match self.dispatch(&mut part, &request).await {
-                    Ok(answer) => {
+                    Ok((answer, done)) => {
                         part.commit().await?;
-                        self.metrics.request(request.op.as_str(), "ok");
-                        Verdict::Answered(answer)
+                        (Verdict::Answered(answer), Counted::CarriedOut(request.op, done))
                     }
                     Err(TrashError::Store(error)) if error.is_transient() => return Err(error),
                     Err(error) => {
                         part.rollback().await?;
                         // a map that does not fit is mended, and then the same request is worth another try
                         keep = keep.filter(|_| !matches!(error, TrashError::Store(_)));
-                        self.refuse(&mut tx, &request, &error).await?
+                        let counted = Counted::NotCarriedOut(operation(request.op), error.code());
+                        (self.refuse(&mut tx, &request, &error).await?, counted)
                     }
                 }
             }
             Err(malformed) => {
-                self.metrics.request("unknown", "malformed");
                 let reason = malformed.to_string();
-                Verdict::Malformed { reply: message::reply_refused(None, "malformed", &reason, Value::Null), reason }
+                let reply = message::reply_refused(None, "malformed", &reason, Value::Null);
+                (Verdict::Malformed { reply, reason }, Counted::NotCarriedOut(Operation::Unknown, "malformed"))
             }
         };
         let (Verdict::Answered(answer) | Verdict::Malformed { reply: answer, .. }) = &verdict;
@@ -267,10 +290,25 @@ impl Intake {
         reply(&mut tx, delivery, answer).await?;
         failpoint::at("intake.uncommitted");
         commit(tx).await?;
+        self.count(counted);
         Ok(verdict)
     }
 
-    async fn dispatch(&self, conn: &mut sqlx::PgConnection, request: &Request) -> Result<Value, TrashError> {
+    fn count(&self, counted: Counted) {
+        let requests = self.metrics.requests();
+        match counted {
+            Counted::CarriedOut(op, done) => {
+                requests.carried_out(Origin::Message, operation(op));
+                match done {
+                    Done::Trashed(tombstones) => requests.trashed(Origin::Message, &tombstones),
+                    Done::Restored(tombstones) => requests.restored(Origin::Message, &tombstones),
+                }
+            }
+            Counted::NotCarriedOut(operation, code) => requests.not_carried_out(Origin::Message, operation, code),
+        }
+    }
+
+    async fn dispatch(&self, conn: &mut sqlx::PgConnection, request: &Request) -> Result<(Value, Done), TrashError> {
         let resource = self.trash.resource(&request.kind, &request.id)?;
         let by = provenance(request)?;
         let trash_request = |resource: ResourceRef, by| -> Result<TrashRequest, TrashError> {
@@ -281,23 +319,25 @@ impl Intake {
                 by,
             })
         };
-        let (status, result) = match request.op {
+        let (status, result, done) = match request.op {
             Op::Trash => {
                 let trashed = self.trash.trash_in(conn, &trash_request(resource, by)?).await?;
-                (if trashed.already { "already_trashed" } else { "trashed" }, json!(trashed))
+                let done = Done::Trashed(trashed.written().cloned().collect());
+                (if trashed.already { "already_trashed" } else { "trashed" }, json!(trashed), done)
             }
             Op::Restore => {
                 let if_lost = if request.partial { IfChildrenLost::RestoreTheRest } else { IfChildrenLost::Refuse };
                 let restored = self.trash.restore_in(conn, &resource, if_lost, &by).await?;
-                (if restored.already { "already_restored" } else { "restored" }, json!(restored))
+                let done = Done::Restored(restored.closed().cloned().collect());
+                (if restored.already { "already_restored" } else { "restored" }, json!(restored), done)
             }
             Op::Purge => {
                 let answer = self.trash.request_purge_in(conn, &trash_request(resource, by)?).await?;
-                (answer.status, json!(answer))
+                (answer.status, json!(answer), Done::Trashed(answer.written))
             }
         };
         tracing::info!(op = request.op.as_str(), kind = request.kind, id = request.id, status, "request carried out");
-        Ok(message::reply_ok(request.op, status, result))
+        Ok((message::reply_ok(request.op, status, result), done))
     }
 
     /// Answers a refusal and keeps it, so that a request without `reply_to` is not refused in silence.
@@ -309,7 +349,6 @@ impl Intake {
     ) -> Result<Verdict, StoreError> {
         let (code, text) = (error.code(), error.to_string());
         tracing::warn!(op = request.op.as_str(), kind = request.kind, id = request.id, code, "request refused");
-        self.metrics.request(request.op.as_str(), code);
         let reply = message::reply_refused(Some(request.op), code, &text, error.details());
         if error.is_malformed() {
             return Ok(Verdict::Malformed { reply, reason: text });
@@ -329,7 +368,6 @@ impl Intake {
             code = REUSED,
             "request refused"
         );
-        self.metrics.request(request.op.as_str(), REUSED);
         self.note_refusal(conn, request, REUSED, text).await?;
         Ok(Verdict::Answered(message::reply_refused(Some(request.op), REUSED, text, Value::Null)))
     }
@@ -347,6 +385,14 @@ impl Intake {
         let entry =
             NewEntry { event: Happened::Refused, tombstone: None, resource: resource.as_ref(), by: &by, details };
         audit::write(conn, entry).await
+    }
+}
+
+fn operation(op: Op) -> Operation {
+    match op {
+        Op::Trash => Operation::Trash,
+        Op::Restore => Operation::Restore,
+        Op::Purge => Operation::Purge,
     }
 }
 

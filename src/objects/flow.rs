@@ -125,6 +125,19 @@ struct State {
     pace: Pace,
 }
 
+/// How far a gate is open.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Open {
+    /// Requests that may be in flight.
+    pub allowed: u32,
+    /// Requests that are.
+    pub in_flight: u32,
+    /// The rate that keys are paced at, where the store was found to grant one.
+    pub keys_per_second: Option<f64>,
+    /// For how long nothing leaves.
+    pub closed_for: Duration,
+}
+
 /// The store wants to be left alone for so long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Closed(pub Duration);
@@ -191,6 +204,17 @@ impl Gate {
     /// Requests that may be in flight now.
     pub fn allowed(&self) -> u32 {
         whole(self.state().allowed)
+    }
+
+    /// How far it is open now. Only looks.
+    pub fn open(&self) -> Open {
+        let state = self.state();
+        Open {
+            allowed: whole(state.allowed),
+            in_flight: state.in_flight.count(),
+            keys_per_second: state.pace.rate,
+            closed_for: state.closed_until.saturating_duration_since(Instant::now()),
+        }
     }
 
     /// Whether more than one request may ever be in flight.
@@ -281,6 +305,7 @@ impl State {
                     let doubled = FIRST_PAUSE.saturating_mul(1 << self.refusals.min(10)).min(LONGEST_PAUSE);
                     let own = if self.unhurt { PAUSE_TO_MEASURE } else { doubled };
                     self.closed_until = self.closed_until.max(now + own);
+                    self.grows_to.1 = self.closed_until + DOUBLES_IN;
                     self.refusals += 1;
                     self.allowed = if self.unhurt { 1.0 } else { (self.allowed / 2.0).max(1.0) };
                     self.unhurt = false;

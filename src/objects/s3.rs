@@ -15,6 +15,7 @@ mod list;
 mod lock;
 mod permitted;
 mod retry_after;
+mod sent;
 mod settings;
 mod unchanged;
 mod uploads;
@@ -60,6 +61,8 @@ pub struct S3Store {
     learned: learned::Learned,
     /// What GetBucketVersioning said, and when. Held only for a look, never across a request.
     versioning: Mutex<HashMap<String, (Instant, Versioning)>>,
+    /// Requests sent.
+    sent: sent::Sent,
     /// Error codes met that the table does not list.
     unlisted: AtomicU64,
 }
@@ -106,14 +109,21 @@ impl Scope<'_> {
 impl S3Store {
     /// A store with these settings. Sends nothing: whether the store answers shows in [`ObjectStore::facts`].
     pub async fn new(settings: &S3Settings) -> Self {
+        let sent = sent::Sent::default();
         Self {
-            client: settings.client().await,
+            client: settings.client(sent.clone()).await,
             versions: settings.versions,
             bypass: settings.governance_bypass.then_some(true),
             learned: learned::Learned::new(settings),
             versioning: Mutex::default(),
+            sent,
             unlisted: AtomicU64::new(0),
         }
+    }
+
+    /// How many HTTP requests were sent, those that the SDK repeats by itself too.
+    pub fn attempts(&self) -> u64 {
+        self.sent.count()
     }
 
     /// How many errors had a code that is not in our table and so counted as permanent, for a metric.

@@ -28,6 +28,7 @@ use crate::{
         platform::{self, Locking},
         tombstones::{self, Candidate, purging, purging::Lease},
     },
+    telemetry::metrics::RetriedBy,
 };
 
 /// A purge that is ours to work on, past the point of no return.
@@ -116,7 +117,10 @@ impl Purger {
         history::record(&mut tx, Happened::Retried, &tombstone, &self.provenance(), details).await?;
         // attempts count anew, as after a retry by hand
         (tombstone.state, tombstone.attempts, tombstone.retry_at) = (State::Purging, 0, None);
-        self.resume(tx, tombstone).await
+        let kind = tombstone.resource.kind.clone();
+        let claim = self.resume(tx, tombstone).await?;
+        self.metrics.purges().retried(&kind, RetriedBy::Date);
+        Ok(claim)
     }
 
     async fn resume(&self, mut tx: Tx, tombstone: Tombstone) -> Result<Claim, super::PurgeError> {
@@ -277,6 +281,7 @@ impl Purger {
         failpoint::at("block.uncommitted");
         commit(tx).await?;
         failpoint::at("block.committed");
+        self.metrics.purges().blocked(&tombstone.resource.kind);
         Ok(Claim::Blocked(blockers))
     }
 

@@ -31,6 +31,8 @@ pub(super) struct Finished {
     pub(super) tombstone: Tombstone,
     /// Seconds from the point of no return to here.
     pub(super) seconds: f64,
+    /// Seconds from the end of the window to here.
+    pub(super) lag: f64,
 }
 
 impl Purger {
@@ -54,6 +56,7 @@ impl Purger {
         let mut tombstone = claimed.tombstone;
         tombstone.progress = claimed.progress;
         let seconds = (locked.ends - locked.began).as_seconds_f64();
+        let lag = (locked.ends - tombstone.purge_after).as_seconds_f64();
         let receipt = receipt(&tombstone, row, seconds);
         history::record_without_task(&mut tx, Happened::Purged, &tombstone, &self.provenance(), receipt).await?;
         if let Some(parent) = tombstone.parent {
@@ -66,7 +69,7 @@ impl Purger {
         failpoint::at("finish.uncommitted");
         commit(tx).await?;
         failpoint::at("finish.committed");
-        Ok(Finished { tombstone, seconds })
+        Ok(Finished { tombstone, seconds, lag })
     }
 
     /// Deletes the resource's own row, unless it was gone at the point of no return: one that has its id now, perhaps

@@ -127,6 +127,9 @@ impl Purger {
             Err(error) => return Err(StoreError::Unusable(error.to_string())),
         };
         let (lease, tombstone) = (claimed.lease.clone(), claimed.tombstone.clone());
+        if tombstone.state != State::Purging {
+            self.metrics.purges().started(&tombstone.resource.kind);
+        }
         tracing::info!(tombstone.id = %id, resource = %tombstone.resource, fence = lease.fence.0, "purging");
         let worked = tokio::select! {
             worked = AssertUnwindSafe(self.stages(claimed, budget)).catch_unwind() =>
@@ -265,7 +268,7 @@ impl Purger {
                     objects = progress.objects_gone(), bytes = progress.bytes_freed, rows = progress.rows_deleted,
                     duration_s = finished.seconds, "purged"
                 );
-                self.metrics.purged(&tombstone.resource.kind, progress, finished.seconds);
+                self.metrics.purges().finished(&tombstone.resource.kind, progress, finished.seconds, finished.lag);
                 Ok(SliceEnd::Purged)
             }
             Ok(Outcome::OutOfTime(lease)) => {
@@ -339,6 +342,7 @@ impl Purger {
         failpoint::at("give_up.uncommitted");
         commit(tx).await?;
         failpoint::at("give_up.committed");
+        self.metrics.purges().stuck(&tombstone.resource.kind);
         tracing::error!(tombstone.id = %tombstone.id, resource = %tombstone.resource, reason, "stuck");
         Ok(SliceEnd::Stuck(reason))
     }

@@ -39,6 +39,7 @@ impl Purger {
             return Ok(());
         }
         let mut consumer = queue.consumer(Source::Purge, self.config.concurrency).await?;
+        let _connected = self.metrics.messages().connected("worker");
         tracing::info!(concurrency = self.config.concurrency, "worker consumes");
         let mut slices: JoinSet<Result<(), StoreError>> = JoinSet::new();
         let drain = stop.child_token();
@@ -82,12 +83,14 @@ impl Purger {
     }
 
     async fn handle(&self, delivery: Delivery, stop: CancellationToken) -> Result<(), StoreError> {
+        let counted = self.metrics.purges().received();
         let task = match PurgeTask::decode(&delivery.body) {
             Ok(task) => task,
             Err(error) => {
                 tracing::error!(%error, message_id = delivery.message_id, "not a purge task, set aside");
-                self.metrics.dead_letter("purge");
+                self.metrics.messages().dead_letter("purge");
                 log_answer(delivery.answer.dead_letter(&error.to_string()).await);
+                counted.ended("malformed");
                 return Ok(());
             }
         };
@@ -99,9 +102,9 @@ impl Purger {
         failpoint::at("worker.unanswered");
         match slice {
             Ok(Ok(end)) => {
-                self.metrics.slice(end.as_str());
+                counted.ended(end.as_str());
                 if let SliceEnd::Panicked(reason) = &end {
-                    self.metrics.dead_letter("purge");
+                    self.metrics.messages().dead_letter("purge");
                     log_answer(delivery.answer.dead_letter(reason).await);
                     return Ok(());
                 }
@@ -113,12 +116,13 @@ impl Purger {
                 Ok(())
             }
             Ok(Err(error)) if matches!(error, StoreError::Unavailable(_)) => {
+                counted.ended("database_away");
                 log_answer(delivery.answer.requeue().await);
                 Err(error)
             }
             Ok(Err(error)) => {
                 // busy, or a map that does not fit
-                self.metrics.slice("error");
+                counted.ended("error");
                 tracing::warn!(tombstone.id = %task.tombstone, %error, "slice failed");
                 match self.look_again(task.tombstone).await {
                     Ok(()) => log_answer(delivery.answer.ack().await),
@@ -130,13 +134,13 @@ impl Purger {
                 Ok(())
             }
             Err(panic) => {
-                self.metrics.slice("panic");
+                counted.ended("panic");
                 tracing::error!(tombstone.id = %task.tombstone, %panic, "slice panicked");
                 // a dead letter alone would be seen by nobody who looks at the tombstone
                 if let Err(error) = self.set_back(task.tombstone, PANICKED).await {
                     tracing::warn!(tombstone.id = %task.tombstone, %error, "panic not noted, the sweeper looks again");
                 }
-                self.metrics.dead_letter("purge");
+                self.metrics.messages().dead_letter("purge");
                 log_answer(delivery.answer.dead_letter(PANICKED).await);
                 Ok(())
             }

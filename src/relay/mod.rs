@@ -7,8 +7,9 @@
 mod room;
 mod sweeper;
 
-use std::time::Duration;
+use std::{convert::Infallible, time::Duration};
 
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use self::room::Room;
@@ -23,12 +24,15 @@ use crate::{
         outbox::{self, Leased, Topic, Window},
         tombstones,
     },
-    telemetry::Metrics,
+    telemetry::{Metrics, metrics::NotTaken},
 };
 
 /// A reply that the broker refuses so often is dropped: a requester named the queue, and may have named any. Purge tasks
 /// and events never are.
 const MOST_ATTEMPTS: u32 = 10;
+
+/// How often the queues are looked at, for the metrics: each look costs a connection.
+const WATCH: Duration = Duration::from_secs(15);
 
 /// Publishes the outbox.
 #[derive(Debug, Clone)]
@@ -56,11 +60,29 @@ impl Relay {
     pub async fn run(&self, queue: &dyn TaskQueue, stop: &CancellationToken) -> Result<(), QueueError> {
         queue.prepare().await?;
         let mut publisher = queue.publisher().await?;
+        let _connected = self.metrics.messages().connected("relay");
         tracing::info!("relay publishes");
+        tokio::select! {
+            ended = self.publish(publisher.as_mut(), stop) => ended,
+            never = self.watch(queue) => match never {},
+        }
+    }
+
+    /// Looks from time to time how many messages wait in the broker.
+    async fn watch(&self, queue: &dyn TaskQueue) -> Infallible {
+        loop {
+            let depths =
+                queue.depths().await.inspect_err(|error| tracing::debug!(%error, "queues cannot be looked at"));
+            self.metrics.messages().waits(depths.ok());
+            tokio::time::sleep(WATCH).await;
+        }
+    }
+
+    async fn publish(&self, publisher: &mut dyn Publisher, stop: &CancellationToken) -> Result<(), QueueError> {
         let mut room = Room::new(self.config.max_queued);
         let mut away = false;
         while !stop.is_cancelled() {
-            let pause = match self.pump(publisher.as_mut(), &mut room).await {
+            let pause = match self.pump(publisher, &mut room).await {
                 // more may be waiting
                 Ok(sent) if sent >= usize::from(self.config.window) => continue,
                 Ok(_) => {
@@ -94,13 +116,19 @@ impl Relay {
         };
         let leased = self.store.within(1, lease).await?;
         if leased.is_empty() {
+            // a connection that is lost is made anew now, and not when there is something to send
+            publisher.publish(&[]).await?;
             return Ok(0);
         }
         room.sent(leased.iter().filter(|row| row.topic == Topic::Purge).count());
         failpoint::at("relay.leased");
         let window: Vec<Outgoing> = leased.iter().map(outgoing).collect();
+        let began = Instant::now();
         let outcomes = match publisher.publish(&window).await {
-            Ok(outcomes) => outcomes,
+            Ok(outcomes) => {
+                self.metrics.messages().window(began.elapsed());
+                outcomes
+            }
             Err(error) => {
                 // nobody knows what has arrived: all of it goes again
                 let reason = error.to_string();
@@ -115,6 +143,7 @@ impl Relay {
     }
 
     async fn settle(&self, leased: &[Leased], outcomes: &[PublishOutcome]) -> Result<(), StoreError> {
+        leased.iter().zip(outcomes).for_each(|(row, outcome)| self.count(row.topic, outcome));
         let (mut gone, mut queued) = (Vec::new(), Vec::new());
         // single statements that pass locked rows over: who has locked one is working on it already, and a settlement
         // that waited for him could wait in a circle
@@ -134,13 +163,13 @@ impl Relay {
                     let refused = !matches!(outcome, PublishOutcome::Unconfirmed(_));
                     if refused && row.topic == Topic::Reply && row.attempts + 1 >= MOST_ATTEMPTS {
                         tracing::warn!(destination = row.destination, reason, "message dropped, nobody takes it");
+                        self.metrics.messages().dropped();
                         gone.push(row.id);
                     } else {
                         tracing::warn!(topic = ?row.topic, reason, "message not taken, will try again");
                         let wait = self.backoff.delay_for(row.attempts.saturating_add(1));
                         outbox::put_back(&mut conn, row.id, reason, wait).await?;
                     }
-                    self.metrics.unpublished();
                 }
             }
         }
@@ -148,8 +177,17 @@ impl Relay {
         failpoint::at("relay.marked_queued");
         outbox::confirm(&mut conn, &gone).await?;
         failpoint::at("relay.confirmed");
-        self.metrics.published(gone.len());
         Ok(())
+    }
+
+    fn count(&self, topic: Topic, outcome: &PublishOutcome) {
+        let (messages, topic) = (self.metrics.messages(), topic.as_str());
+        match outcome {
+            PublishOutcome::Confirmed => messages.published(topic),
+            PublishOutcome::Returned(_) => messages.not_taken(topic, NotTaken::Returned),
+            PublishOutcome::Refused(_) => messages.not_taken(topic, NotTaken::Refused),
+            PublishOutcome::Unconfirmed(_) => messages.not_taken(topic, NotTaken::Unconfirmed),
+        }
     }
 }
 

@@ -51,7 +51,7 @@ impl Room {
     async fn look(&mut self, publisher: &mut dyn Publisher, metrics: &Metrics) -> Option<u64> {
         match publisher.tasks_waiting().await {
             Ok(waiting) => {
-                metrics.tasks_waiting(waiting);
+                metrics.messages().tasks_wait(waiting);
                 let room = self.most.saturating_sub(waiting);
                 if room == 0 {
                     tracing::debug!(waiting, "purge queue is full, tasks wait in the outbox");

@@ -39,7 +39,9 @@ impl Sweeper {
     pub async fn run(&self, stop: &CancellationToken) {
         let mut away = false;
         loop {
-            match self.store.within(SWEEP, self.sweep()).await {
+            let swept = self.store.within(SWEEP, self.sweep()).await;
+            self.metrics.messages().sweep(swept.is_ok());
+            match swept {
                 Ok(0) => away = false,
                 Ok(found) => {
                     away = false;
@@ -75,11 +77,11 @@ impl Sweeper {
             commit(tx).await?;
             failpoint::at("sweeper.committed");
             found += overdue.len();
+            self.metrics.messages().swept(overdue.len());
             if overdue.len() < BATCH as usize {
                 break;
             }
         }
-        self.metrics.swept(found);
         let mut conn = self.store.conn().await?;
         requests::forget(&mut conn, self.config.remember_requests).await?;
         Ok(found)

@@ -6,14 +6,14 @@ use serde_json::Value;
 use sqlx::{AssertSqlSafe, PgConnection, types::Json};
 
 use super::{
-    StoreError,
+    Store, StoreError,
     error::said,
     platform::{Locking, bind_id, find, reference_sql, text_sql},
     recorded,
 };
 use crate::domain::{
-    ids::{IdType, ResourceId},
-    map::{NamedObjects, ObjectsAt, ResourceKind, SoftDelete},
+    ids::{IdType, Kind, ResourceId},
+    map::{NamedObjects, ObjectsAt, ResourceKind, ResourceMap, SoftDelete},
 };
 
 /// Whether the index `i` finds the rows whose column `a` has a given value: it begins with the column, is whole, and leaves
@@ -51,11 +51,56 @@ pub async fn look_only(conn: &mut PgConnection) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// Statements of a kind's trial that may take long: the map's queries.
+const OF_A_KIND: u32 = 5;
+
+/// Something of the map that failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// What, and how.
+    pub what: String,
+    /// Whether it fails again until somebody changes the map, the tables or the permissions: something that the map names is
+    /// not there, is of another type, or may not be read. Anything else may pass.
+    pub is_lasting: bool,
+}
+
+impl Failure {
+    fn of(what: &str, error: &sqlx::Error) -> Self {
+        let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
+        // syntax error or access rule violation; data exception; invalid schema name
+        let is_lasting = code.is_some_and(|code| ["42", "22", "3F"].iter().any(|class| code.starts_with(class)));
+        Self { what: format!("{what} failed: {}", said(error)), is_lasting }
+    }
+}
+
+/// Tries every kind of a map, on a connection that cannot write and is not used again.
+///
+/// # Errors
+/// The database is away.
+pub async fn try_map(store: &Store, map: &ResourceMap) -> Result<Vec<(Kind, Failure)>, StoreError> {
+    use sqlx::Connection;
+    let mut conn = store.own_conn().await?;
+    let mut failures = Vec::new();
+    let kinds = async {
+        look_only(&mut conn).await?;
+        for kind in map.kinds() {
+            let of_kind = async { Ok::<_, StoreError>(try_queries(&mut conn, kind).await) };
+            let failed = store.within(OF_A_KIND, of_kind).await?;
+            failures.extend(failed.into_iter().map(|failure| (kind.kind.clone(), failure)));
+        }
+        Ok(())
+    };
+    let tried = kinds.await;
+    // it goes in any case
+    let _ = store.within(0, async { Ok::<_, StoreError>(conn.close().await?) }).await;
+    tried.map(|()| failures)
+}
+
 /// Runs every query of a kind for an id that no row has, and reads a row that does not exist.
 ///
 /// # Errors
 /// None; what failed is in the list, empty when all is well.
-pub async fn try_queries(conn: &mut PgConnection, kind: &ResourceKind) -> Vec<String> {
+pub async fn try_queries(conn: &mut PgConnection, kind: &ResourceKind) -> Vec<Failure> {
     let nobody = ResourceId::from_stored(match kind.id_type {
         IdType::Uuid => uuid::Uuid::nil().to_string(),
         IdType::Integer => "-9223372036854775808".into(),
@@ -63,7 +108,10 @@ pub async fn try_queries(conn: &mut PgConnection, kind: &ResourceKind) -> Vec<St
     });
     let mut failures = Vec::new();
     if let Err(error) = find(conn, kind, &nobody, Locking::None).await {
-        failures.push(error.to_string());
+        failures.push(match &error {
+            StoreError::Platform { what, source } => Failure::of(what, source),
+            _ => Failure { what: error.to_string(), is_lasting: matches!(error, StoreError::Unusable(_)) },
+        });
     }
     let mut statements = Vec::new();
     for reference in &kind.references {
@@ -82,15 +130,19 @@ pub async fn try_queries(conn: &mut PgConnection, kind: &ResourceKind) -> Vec<St
         statements.push(("the keys query".to_owned(), keys));
         let asked = recorded::bind_nobody(sqlx::query(AssertSqlSafe(namers)).persistent(false));
         if let Err(error) = asked.fetch_all(&mut *conn).await {
-            failures.push(format!("the named_by query failed: {}", said(&error)));
+            failures.push(Failure::of("the named_by query", &error));
         }
         if let Some(below) = &named.named_below {
             let asked = sqlx::query(AssertSqlSafe(recorded::trial_below_sql(kind, below))).persistent(false);
             let asked = asked.bind("reprieve-check-nothing/").bind(None::<String>).bind(Vec::<String>::new());
             if let Err(error) = asked.fetch_all(&mut *conn).await {
-                failures.push(format!("the named_below query failed: {}", said(&error)));
+                failures.push(Failure::of("the named_below query", &error));
             }
         }
+    }
+    if let Some(size) = &kind.size {
+        let sql = format!("select sum({size}) from {} where {} = $1", kind.table, kind.id);
+        statements.push(("the size".to_owned(), sql));
     }
     for rows in &kind.rows {
         let sql = format!("select 1 from {} where {} = $1 limit 1", rows.table, rows.column);
@@ -100,12 +152,12 @@ pub async fn try_queries(conn: &mut PgConnection, kind: &ResourceKind) -> Vec<St
         let query = match bind_id(sqlx::query(AssertSqlSafe(sql)).persistent(false), kind.id_type, &nobody) {
             Ok(query) => query,
             Err(error) => {
-                failures.push(error.to_string());
+                failures.push(Failure { what: error.to_string(), is_lasting: true });
                 continue;
             }
         };
         if let Err(error) = query.fetch_all(&mut *conn).await {
-            failures.push(format!("{what} failed: {}", said(&error)));
+            failures.push(Failure::of(&what, &error));
         }
     }
     failures

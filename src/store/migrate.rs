@@ -40,17 +40,53 @@ pub async fn run(config: &DatabaseConfig) -> Result<(), MigrateError> {
     Ok(())
 }
 
-/// How many migrations this program has that the database has not.
+/// How this program and the schema of the database fit together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub enum Schema {
+    /// They do.
+    Fits,
+    /// The database lacks so many migrations of this program.
+    Behind(usize),
+    /// The database has this migration, of a newer program. What that one has written, this one may not know to delete.
+    Ahead(i64),
+}
+
+impl Schema {
+    /// Why they do not fit, and what to do.
+    pub fn mismatch(self) -> Option<String> {
+        match self {
+            Self::Fits => None,
+            Self::Behind(1) => Some("the schema `reprieve` lacks 1 migration: run `reprieve migrate` first".into()),
+            Self::Behind(n) => {
+                Some(format!("the schema `reprieve` lacks {n} migrations: run `reprieve migrate` first"))
+            }
+            Self::Ahead(version) => Some(format!(
+                "the schema `reprieve` has the migration {version} of a newer program: run that one, or restore the database \
+                 from before its migration"
+            )),
+        }
+    }
+}
+
+/// Compares the migrations of this program with those of the database.
 ///
 /// # Errors
 /// The database is away.
-pub async fn pending(store: &Store) -> Result<usize, StoreError> {
-    let applied: Result<i64, _> =
-        sqlx::query_scalar("select count(*) from reprieve.migrations where success").fetch_one(&store.pool).await;
+pub async fn compare(store: &Store) -> Result<Schema, StoreError> {
+    let applied: Result<Vec<i64>, _> =
+        sqlx::query_scalar("select version from reprieve.migrations where success").fetch_all(&store.pool).await;
     let applied = match applied.map_err(StoreError::from) {
-        Ok(applied) => usize::try_from(applied).unwrap_or(0),
-        Err(StoreError::NotMigrated(_)) => 0,
+        Ok(applied) => applied,
+        Err(StoreError::NotMigrated(_)) => Vec::new(),
         Err(error) => return Err(error),
     };
-    Ok(MIGRATIONS.iter().count().saturating_sub(applied))
+    let known: Vec<i64> = MIGRATIONS.iter().map(|migration| migration.version).collect();
+    if let Some(newer) = applied.iter().filter(|version| !known.contains(version)).max() {
+        return Ok(Schema::Ahead(*newer));
+    }
+    Ok(match known.iter().filter(|version| !applied.contains(version)).count() {
+        0 => Schema::Fits,
+        missing => Schema::Behind(missing),
+    })
 }

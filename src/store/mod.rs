@@ -9,9 +9,11 @@
 //! of our own: for a connection, and for whatever runs [`Store::within`] a number of statements. Whoever is cut off, there
 //! or anywhere else, leaves no transaction behind on a connection that is used again.
 
+mod acquires;
 pub mod audit;
 mod cut_off;
 pub mod error;
+pub mod facts;
 pub mod guards;
 pub mod holds;
 pub mod inspect;
@@ -32,8 +34,11 @@ use sqlx::{
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
-use self::cut_off::CutOff;
-pub use self::error::{ASK_AGAIN, StoreError};
+use self::{acquires::Acquires, cut_off::CutOff};
+pub use self::{
+    acquires::Usage,
+    error::{ASK_AGAIN, StoreError},
+};
 use crate::config::DatabaseConfig;
 
 /// A transaction; rolled back when it is dropped.
@@ -50,6 +55,8 @@ const FRESH: Duration = Duration::from_secs(1);
 pub struct Store {
     pool: PgPool,
     cut_off: CutOff,
+    acquires: Acquires,
+    most_connections: u32,
     /// For an answer that costs the server nothing.
     acquire_timeout: Duration,
     statement_timeout: Duration,
@@ -80,7 +87,8 @@ impl Store {
                 move |conn, _| Box::pin(is_clear(conn, acquire_timeout, cut_off.has_happened()))
             })
             .connect_lazy_with(options);
-        Ok(Self { pool, cut_off, acquire_timeout, statement_timeout })
+        let (acquires, most_connections) = (Acquires::default(), config.max_connections);
+        Ok(Self { pool, cut_off, acquires, most_connections, acquire_timeout, statement_timeout })
     }
 
     /// Begins a READ COMMITTED transaction, whatever the database's default: the claim relies on a statement after a
@@ -91,7 +99,17 @@ impl Store {
     pub async fn begin(&self) -> Result<Tx, StoreError> {
         // twice: to get a connection, and for its answer
         let begin = self.pool.begin_with("begin isolation level read committed");
-        Ok(in_time(2 * self.acquire_timeout, self.cut_off.watch(begin)).await?)
+        Ok(self.acquires.count(in_time(2 * self.acquire_timeout, self.cut_off.watch(begin))).await?)
+    }
+
+    /// Begins a transaction that changes nothing and sees the database as it is at its first question, for an answer that
+    /// takes several: what is moved from one table to another meanwhile is in one of them.
+    ///
+    /// # Errors
+    /// The database is away, or the pool is exhausted.
+    pub async fn begin_snapshot(&self) -> Result<Tx, StoreError> {
+        let begin = self.pool.begin_with("begin isolation level repeatable read read only");
+        Ok(self.acquires.count(in_time(2 * self.acquire_timeout, self.cut_off.watch(begin))).await?)
     }
 
     /// A connection for single statements.
@@ -99,7 +117,7 @@ impl Store {
     /// # Errors
     /// The database is away, or the pool is exhausted.
     pub async fn conn(&self) -> Result<sqlx::pool::PoolConnection<Postgres>, StoreError> {
-        Ok(self.pool.acquire().await?)
+        Ok(self.acquires.count(self.pool.acquire()).await?)
     }
 
     /// Whether the database answers.
@@ -139,6 +157,22 @@ impl Store {
             Ok(Err(cause)) => cause.into(),
             Ok(Ok(_)) | Err(_) => error,
         }
+    }
+
+    /// A connection outside of the pool, for what must leave no traces on one that is used again.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub async fn own_conn(&self) -> Result<PgConnection, StoreError> {
+        use sqlx::ConnectOptions;
+        let options = self.pool.connect_options();
+        Ok(in_time(2 * self.acquire_timeout, options.connect()).await?)
+    }
+
+    /// How the pool is used.
+    pub fn usage(&self) -> Usage {
+        let idle = u32::try_from(self.pool.num_idle()).unwrap_or(u32::MAX);
+        self.acquires.with(idle, self.pool.size().saturating_sub(idle), self.most_connections)
     }
 
     /// Closes every connection.

@@ -25,7 +25,8 @@ pub enum Topic {
 }
 
 impl Topic {
-    fn as_str(self) -> &'static str {
+    /// As the table and the metrics spell it.
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Purge => "purge",
             Self::Event => "event",
@@ -197,18 +198,4 @@ pub async fn put_back(conn: &mut PgConnection, id: Uuid, reason: &str, wait: Dur
     .execute(conn)
     .await?;
     Ok(())
-}
-
-/// How many rows there are, how many of them are due, and how long the oldest of those has been (seconds).
-///
-/// # Errors
-/// The statement failed.
-pub async fn depth(conn: &mut PgConnection) -> Result<(i64, i64, f64), StoreError> {
-    Ok(sqlx::query_as(
-        "select count(*), count(*) filter (where available_at <= now()),
-                coalesce(extract(epoch from now() - min(available_at) filter (where available_at <= now())), 0)::float8
-         from reprieve.outbox",
-    )
-    .fetch_one(conn)
-    .await?)
 }

@@ -84,6 +84,27 @@ pub async fn find(
     Ok(Some(ResourceRow { name: row.try_get(0)?, fits: row.try_get(1)?, marked: row.try_get(2)?, columns }))
 }
 
+/// Bytes of a kind in the trash that are not purged yet, by the platform's own column; `None` where it has none.
+///
+/// # Errors
+/// [`StoreError::Platform`] where the column is no number, or may not be read.
+pub async fn bytes_in_trash(conn: &mut PgConnection, kind: &ResourceKind) -> Result<Option<f64>, StoreError> {
+    let Some(size) = &kind.size else { return Ok(None) };
+    let id = match kind.id_type {
+        IdType::Uuid => "t.resource_id::uuid",
+        IdType::Integer => "t.resource_id::bigint",
+        IdType::Text => "t.resource_id",
+    };
+    let sql = format!(
+        "select coalesce(sum(greatest(p.{size}::numeric - t.bytes_freed, 0)), 0)::float8
+         from reprieve.tombstones t join {} p on p.{} = {id}
+         where t.kind = $1 and t.state in ('trashed', 'blocked', 'purging', 'stuck')",
+        kind.table, kind.id
+    );
+    let bytes = sqlx::query_scalar(AssertSqlSafe(sql)).bind(kind.kind.as_str()).fetch_one(conn).await;
+    Ok(Some(bytes.map_err(|error| StoreError::of_platform(error, || format!("adding up the size of {}", kind.kind)))?))
+}
+
 /// One tombstone stands for one row; a map whose ids are not unique must not delete several by one.
 fn not_unique(kind: &ResourceKind, id: &ResourceId, rows: u64) -> StoreError {
     StoreError::Unusable(format!(

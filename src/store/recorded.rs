@@ -77,7 +77,8 @@ pub async fn record(
                   on p.bucket_of_place = cut.bucket and cut.bucket <> ''),
          judged as materialized (
              select placed.*,
-                    case when bucket is null or bucket = '' or coalesce(octet_length(key), 0) not between 1 and 1024 then 'key'
+                    case when name ~ '^[a-zA-Z][a-zA-Z0-9+.-]*://' and not starts_with(name, 's3://') then 'key'
+                         when bucket is null or bucket = '' or coalesce(octet_length(key), 0) not between 1 and 1024 then 'key'
                          when place is null then 'bucket'
                          when $5 and coalesce(etag, '') = '' then 'etag' end as fault
              from placed),
@@ -146,24 +147,9 @@ pub async fn page(
         .await?)
 }
 
-/// Forgets up to `limit` records of a tombstone and says how many.
-///
-/// # Errors
-/// The statement failed.
-pub async fn forget(conn: &mut PgConnection, tombstone: TombstoneId, limit: u64) -> Result<u64, StoreError> {
-    let done = sqlx::query(
-        "delete from reprieve.recorded_objects where tombstone_id = $1 and ctid = any (array(
-             select ctid from reprieve.recorded_objects where tombstone_id = $1 limit $2))",
-    )
-    .bind(tombstone.0)
-    .bind(i64::try_from(limit).unwrap_or(i64::MAX))
-    .execute(conn)
-    .await?;
-    Ok(done.rows_affected())
-}
-
 /// The statement that asks a kind's inverse query. Whoever is past the point of no return counts no more, and neither
-/// does one whose purge has taken its row, however long the platform keeps links to it. A name with a null is somebody's.
+/// does one whose purge has taken its row, however long the platform keeps links to it. A purge that found no row is not
+/// that of one who has the id now. A name with a null is somebody's.
 fn namers_sql(kind: &ResourceKind, inner: &Sql) -> String {
     let inner = inner.as_str();
     let (table, id) = (&kind.table, &kind.id);
@@ -177,7 +163,8 @@ fn namers_sql(kind: &ResourceKind, inner: &Sql) -> String {
          select distinct on (n.name) n.name, n.id from n
          where n.id is null or (n.id is distinct from $2
              and not exists (select from reprieve.tombstones t
-                 where t.kind = any($3) and t.resource_id = n.id and t.state in ('purging', 'stuck'))
+                 where t.kind = any($3) and t.resource_id = n.id and t.state in ('purging', 'stuck')
+                   and (t.row_found or not exists (select from {table} r where r.{id} = {own_id})))
              and not (
                  exists (select from reprieve.tombstones t
                      where t.kind = any($3) and t.resource_id = n.id and t.state = 'purged')

@@ -1,6 +1,7 @@
-//! What the process says of itself: log lines and metrics.
+//! What the process says of itself: log lines, metrics, and what it misses.
 
-mod metrics;
+pub mod metrics;
+pub mod standing;
 
 use std::io::IsTerminal;
 

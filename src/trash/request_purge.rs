@@ -24,6 +24,9 @@ pub struct PurgeAnswer {
     pub status: &'static str,
     /// As it stands.
     pub tombstone: Tombstone,
+    /// What this request has written, with its children.
+    #[serde(skip)]
+    pub written: Vec<Tombstone>,
 }
 
 impl TrashBin {
@@ -46,11 +49,12 @@ impl TrashBin {
         match (row.filter(|row| row.fits), newest) {
             (Some(row), _) if row.marked == Some(true) => {
                 let trashed = self.trash_in(conn, request).await?;
-                Ok(PurgeAnswer { status: "scheduled", tombstone: trashed.tombstone })
+                let written = trashed.written().cloned().collect();
+                Ok(PurgeAnswer { status: "scheduled", tombstone: trashed.tombstone, written })
             }
             (Some(_), _) => Err(TrashError::NotInTrash(resource.clone())),
             (None, Some(purged)) if purged.state == State::Purged => {
-                Ok(PurgeAnswer { status: "purged", tombstone: purged })
+                Ok(PurgeAnswer { status: "purged", tombstone: purged, written: Vec::new() })
             }
             (None, _) => Err(TrashError::NotFound(resource.clone())),
         }
@@ -69,6 +73,6 @@ impl TrashBin {
             State::Purging => "purging",
             State::Stuck | State::Restored | State::Purged => "stuck",
         };
-        Ok(PurgeAnswer { status, tombstone: open })
+        Ok(PurgeAnswer { status, tombstone: open, written: Vec::new() })
     }
 }

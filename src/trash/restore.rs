@@ -37,6 +37,13 @@ pub struct Restored {
     pub lost: Vec<Tombstone>,
 }
 
+impl Restored {
+    /// The tombstones that this has closed.
+    pub fn closed(&self) -> impl Iterator<Item = &Tombstone> {
+        std::iter::once(&self.tombstone).filter(|_| !self.already).chain(&self.children)
+    }
+}
+
 /// What to do when some of the children are past the point of no return, or have no row any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum IfChildrenLost {

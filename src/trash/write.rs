@@ -33,6 +33,13 @@ pub struct Trashed {
     pub children_already: Vec<Tombstone>,
 }
 
+impl Trashed {
+    /// The tombstones that this has written.
+    pub fn written(&self) -> impl Iterator<Item = &Tombstone> {
+        std::iter::once(&self.tombstone).filter(|_| !self.already).chain(&self.children)
+    }
+}
+
 /// What the event and the audit log say beside who and what.
 #[derive(Serialize)]
 struct TrashedDetails<'a> {

@@ -38,7 +38,7 @@ async fn the_real_map_fits_the_real_schema() {
     let service = world.serve(&[]);
     service.says("worker consumes").await;
     let text = world.cli(&["check"]).await.with(0).stdout;
-    for landmark in ["up to date", "fit the database", "no versions", "its queues are there", "its guard on"] {
+    for landmark in ["fits this program", "fit the database", "no versions", "its queues are there", "its guard on"] {
         assert!(text.contains(landmark), "{landmark:?} is missing in {text}");
     }
     assert!(!text.contains("PROBLEM") && !text.contains("not installed"), "{text}");
@@ -191,6 +191,15 @@ async fn a_database_that_was_not_migrated_is_told_apart_and_serve_refuses_it() {
     assert_eq!(both["guards_installed"], 3);
     assert_eq!(world.json(&["migrate", "--guards"]).await["guards_installed"], 3);
     assert!(world.cli(&["migrate"]).await.with(0).stdout.contains("up to date"));
+    // a newer program has been here: what it has written, this one may not know to delete
+    let newer = "insert into reprieve.migrations (version, description, success, checksum, execution_time)
+                 values (9999, 'of a newer program', true, '\\x00', 0)";
+    sqlx::raw_sql(newer).execute(&world.pool).await.expect("recorded");
+    let serve = world.cli(&["serve"]).await.with(1);
+    assert!(serve.stderr.contains("migration 9999 of a newer program"), "{}", serve.stderr);
+    let found = problems(&world.cli(&["check", "--json"]).await.with(7));
+    assert!(found.iter().any(|one| one.contains("newer program")), "{found:#?}");
+    world.cli(&["migrate"]).await.with(1);
 }
 
 #[tokio::test]

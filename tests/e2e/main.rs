@@ -6,6 +6,8 @@ mod support;
 
 #[path = "../support/amqp.rs"]
 mod amqp;
+#[path = "../support/exposition.rs"]
+mod exposition;
 #[path = "../support/process.rs"]
 mod process;
 #[path = "../support/world.rs"]
@@ -16,6 +18,7 @@ mod checks;
 mod commands;
 mod embedded;
 mod golden;
+mod health;
 mod killed;
 mod messages;
 mod named;

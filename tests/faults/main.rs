@@ -8,6 +8,8 @@ mod amqp;
 #[allow(dead_code, reason = "the platform's tests use the rest of it")]
 #[path = "../platform/bench.rs"]
 mod bench;
+#[path = "../support/exposition.rs"]
+mod exposition;
 #[allow(dead_code, reason = "the platform's tests use the rest of it")]
 #[path = "../platform/gate.rs"]
 mod gate;
@@ -35,6 +37,7 @@ mod database;
 mod deaths;
 mod harness;
 mod memory;
+mod metrics;
 mod race;
 mod s3_keys;
 mod s3_lasting;

@@ -104,7 +104,7 @@ async fn thousands_of_tombstones_due_at_once_are_purged_by_two_workers_within_bo
     const MAX_QUEUED: u64 = 500;
     const WINDOW: u64 = 256;
     /// Each process's own pool.
-    const POOL: u64 = 10;
+    const POOL: u64 = 22;
     let crowd = Crowd::new(settings(), Options::default()).await;
     let ids: Vec<Uuid> = crowd.small(count()).await;
     let began = Instant::now();

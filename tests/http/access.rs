@@ -31,7 +31,7 @@ async fn with_a_token_configured_nothing_but_health_and_metrics_answers_without_
         }
     }
     assert_eq!(platform.traces().await, [0; 5]);
-    for path in ["/health/live", "/health/ready", "/metrics"] {
+    for path in ["/health/live", "/health/ready", "/health/startup", "/metrics"] {
         assert_eq!(platform.api.get(path).await.status, 200, "{path}");
     }
     for scheme in ["Bearer", "bearer", "BEARER"] {

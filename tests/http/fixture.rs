@@ -40,6 +40,7 @@ const CONFIG: &str = r#"
     kind = "dataset"
     table = "heimdall.synthetic_datasets"
     name = "name"
+    size = "storage_size_bytes"
     soft_delete = "deleted_at"
     protect = { names = ["benchmark-v1"] }
     [[resource.objects]]
@@ -88,7 +89,9 @@ impl Server {
             let (objects, buckets, flow) = (objects.clone(), store.buckets.clone(), Flow::new(store.ceiling));
             (name.clone(), NamedStore { objects, batch_size: 1, buckets, address: store.address(), flow })
         });
-        let mut api = Api::new(trash, Stores::new(stores), Metrics::new(), options.token.map(Into::into));
+        let metrics = Metrics::new();
+        metrics.expect_kinds(config.map.kinds().map(|kind| &kind.kind));
+        let mut api = Api::new(trash, Stores::new(stores), metrics, options.token.map(Into::into));
         if let Some(deadline) = options.deadline {
             api = api.with_deadline(deadline);
         }

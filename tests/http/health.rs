@@ -1,36 +1,16 @@
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
+use std::time::Instant;
 
+use futures_util::future::join_all;
 use reprieve::embedded::postgres::{Options as PostgresOptions, PrivatePostgres};
 use reprieve::store::migrate;
-use serde_json::json;
+use serde_json::{Value, json};
 use sqlx::PgPool;
 use uuid::Uuid;
 
+use crate::exposition::Exposition;
 use crate::fixture::{Options, Platform, Server, add_mark, config};
 use crate::support::{SOON, fresh_database, heimdall, wait_until};
-
-/// Reads Prometheus's text format: every sample by its name and labels. Panics where it is not well-formed.
-fn samples(text: &str) -> BTreeMap<String, f64> {
-    let (mut found, mut families) = (BTreeMap::new(), BTreeSet::new());
-    for line in text.lines() {
-        if let Some(comment) = line.strip_prefix("# ") {
-            let mut words = comment.split(' ');
-            if words.next() == Some("TYPE") {
-                let family = words.next().expect("a name").to_owned();
-                assert!(families.insert(family), "one family twice: {line}");
-            }
-            continue;
-        }
-        let (name, value) = line.rsplit_once(' ').unwrap_or_else(|| panic!("no sample: {line:?}"));
-        let bare = name.split('{').next().unwrap_or(name);
-        let of_family = |suffix: &str| bare.strip_suffix(suffix).is_some_and(|family| families.contains(family));
-        assert!(["", "_bucket", "_sum", "_count"].into_iter().any(of_family), "a sample without a type: {line}");
-        let value = value.parse().unwrap_or_else(|_| panic!("no number: {line:?}"));
-        assert!(found.insert(name.to_owned(), value).is_none(), "one sample twice: {line}");
-    }
-    assert!(text.ends_with('\n'));
-    found
-}
 
 #[tokio::test]
 async fn the_metrics_show_what_the_process_did_and_what_the_database_holds() {
@@ -38,6 +18,7 @@ async fn the_metrics_show_what_the_process_did_and_what_the_database_holds() {
     let dataset = heimdall::Dataset::iq_raw("set a").insert(&platform.pool).await;
     platform.api.trashed(dataset).await;
     platform.api.get("/no/such/path").await.problem(404, "no_route");
+    platform.execute("update heimdall.synthetic_datasets set storage_size_bytes = 4000000").await;
     platform.execute("update reprieve.outbox set available_at = now() - interval '1 hour' where topic = 'event'").await;
 
     let answer = platform.api.get("/metrics").await;
@@ -47,33 +28,86 @@ async fn the_metrics_show_what_the_process_did_and_what_the_database_holds() {
         "{answer:?}"
     );
     assert!(!answer.body.contains(&dataset.to_string()), "no id in a label");
-    let samples = samples(&answer.body);
-    for (name, value) in [
-        ("reprieve_database_up", 1.0),
-        ("reprieve_outbox_rows", 2.0),
-        ("reprieve_outbox_due_rows", 1.0),
-        ("reprieve_open_tombstones{kind=\"dataset\",state=\"trashed\"}", 1.0),
-        ("reprieve_open_tombstones{kind=\"dataset\",state=\"stuck\"}", 0.0),
-        ("reprieve_oldest_overdue_seconds{kind=\"dataset\",state=\"trashed\"}", 0.0),
-        ("reprieve_oldest_overdue_seconds{kind=\"job\",state=\"purging\"}", 0.0),
-        ("reprieve_open_tombstones{kind=\"job\",state=\"blocked\"}", 0.0),
-        ("reprieve_published_total", 0.0),
-        ("reprieve_http_requests_total{method=\"POST\",route=\"/v1/resources/{kind}/{id}/trash\",status=\"200\"}", 1.0),
-        ("reprieve_http_requests_total{method=\"GET\",route=\"none\",status=\"404\"}", 1.0),
+    let shown = Exposition::read(&answer.body);
+    let (dataset, trash) = (("kind", "dataset"), ("route", "/v1/resources/{kind}/{id}/trash"));
+    for (name, labels, value) in [
+        ("reprieve_database_up", &[][..], 1.0),
+        ("reprieve_outbox_rows", &[("topic", "purge")], 1.0),
+        ("reprieve_outbox_rows", &[("topic", "event")], 1.0),
+        ("reprieve_outbox_rows", &[("topic", "reply")], 0.0),
+        ("reprieve_outbox_due_rows", &[("topic", "purge")], 0.0),
+        ("reprieve_outbox_due_rows", &[("topic", "event")], 1.0),
+        ("reprieve_outbox_oldest_due_seconds", &[("topic", "purge")], 0.0),
+        ("reprieve_open_tombstones", &[dataset, ("state", "trashed")], 1.0),
+        ("reprieve_open_tombstones", &[dataset, ("state", "stuck")], 0.0),
+        ("reprieve_oldest_overdue_seconds", &[dataset, ("state", "trashed")], 0.0),
+        ("reprieve_oldest_overdue_seconds", &[("kind", "job"), ("state", "purging")], 0.0),
+        ("reprieve_open_tombstones", &[("kind", "job"), ("state", "blocked")], 0.0),
+        ("reprieve_coming_due_tombstones", &[dataset, ("within", "7d")], 0.0),
+        ("reprieve_recently_trashed_tombstones", &[dataset, ("origin", "api")], 1.0),
+        ("reprieve_recently_trashed_tombstones", &[dataset, ("origin", "cli")], 0.0),
+        ("reprieve_trash_bytes", &[dataset], 4_000_000.0),
+        ("reprieve_holds", &[], 0.0),
+        ("reprieve_pauses", &[("scope", "all")], 0.0),
+        ("reprieve_published_total", &[("topic", "event")], 0.0),
+        ("reprieve_tombstones_trashed_total", &[dataset, ("origin", "api")], 1.0),
+        ("reprieve_requests_total", &[("origin", "api"), ("operation", "trash"), ("result", "ok")], 1.0),
+        ("reprieve_http_requests_total", &[trash, ("status", "2xx")], 1.0),
+        ("reprieve_http_requests_total", &[("route", "none"), ("status", "4xx")], 1.0),
+        ("reprieve_http_request_duration_seconds_count", &[trash], 1.0),
     ] {
-        assert_eq!(samples.get(name), Some(&value), "{name} in {samples:#?}");
+        assert_eq!(shown.one(name, labels), value, "{name} {labels:?}");
     }
-    let oldest = samples["reprieve_outbox_oldest_due_seconds"];
+    let oldest = shown.one("reprieve_outbox_oldest_due_seconds", &[("topic", "event")]);
     assert!((3600.0..3700.0).contains(&oldest), "{oldest}");
-    assert!(!samples.keys().any(|name| name.contains("state=\"restored\"")), "open ones alone");
+    assert!(!answer.body.contains("state=\"restored\""), "open ones alone");
 
-    let overdue = "update reprieve.tombstones set trashed_at = now() - interval '2 hours',
-                       purge_after = now() - interval '1 hour'";
-    platform.execute(overdue).await;
-    let samples = self::samples(&platform.api.get("/metrics").await.body);
-    let oldest = samples["reprieve_oldest_overdue_seconds{kind=\"dataset\",state=\"trashed\"}"];
-    assert!((3600.0..3700.0).contains(&oldest), "{oldest}");
-    assert_eq!(samples["reprieve_oldest_overdue_seconds{kind=\"dataset\",state=\"purging\"}"], 0.0);
+    platform
+        .execute(
+            "update reprieve.tombstones set trashed_at = now() - interval '2 hours',
+                 purge_after = now() - interval '1 hour'",
+        )
+        .await;
+    let overdue =
+        |shown: &Exposition, state| shown.one("reprieve_oldest_overdue_seconds", &[dataset, ("state", state)]);
+    wait_until("it is overdue", SOON, async || {
+        let shown = Exposition::read(&platform.api.get("/metrics").await.body);
+        assert_eq!(overdue(&shown, "purging"), 0.0);
+        (3600.0..3700.0).contains(&overdue(&shown, "trashed"))
+            && shown.one("reprieve_recently_trashed_tombstones", &[dataset, ("origin", "api")]) == 0.0
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn scrapes_that_come_together_read_the_database_once() {
+    let platform = Platform::start().await;
+    let began = Instant::now();
+    let scrapes = (0..40).map(|_| platform.api.get("/metrics"));
+    let answers = join_all(scrapes).await;
+    let took = began.elapsed();
+    let reads: BTreeSet<String> = answers
+        .iter()
+        .map(|answer| Exposition::read(&answer.body).one("reprieve_database_read_duration_seconds", &[]).to_string())
+        .collect();
+    // each read takes a time of its own, to the nanosecond
+    let most = usize::try_from(took.as_secs()).expect("a short time") + 1;
+    assert!(reads.len() <= most, "{} reads in {took:?}", reads.len());
+}
+
+#[tokio::test]
+async fn a_column_of_the_size_that_is_none_hides_the_size_alone() {
+    let platform = Platform::start().await;
+    platform.execute("alter table heimdall.synthetic_datasets rename storage_size_bytes to other").await;
+    let shown = Exposition::read(&platform.api.get("/metrics").await.body);
+    assert_eq!(shown.one("reprieve_database_up", &[]), 1.0);
+    assert!(!shown.text.contains("reprieve_trash_bytes{"), "{}", shown.text);
+}
+
+/// What is missing, by the answer's details.
+fn missing(problem: &Value) -> Vec<&str> {
+    let missing = problem["missing"].as_array().expect("a list").iter();
+    missing.map(|part| part["part"].as_str().expect("its name")).collect()
 }
 
 #[tokio::test]
@@ -82,11 +116,11 @@ async fn a_schema_that_is_not_migrated_is_not_ready_and_says_what_to_do() {
     let config = config(&url);
     let api = Server::start(&config, Options::default()).await;
     let problem = api.get("/health/ready").await.problem(503, "not_ready");
-    assert!(problem["details"]["schema"]["pending_migrations"].as_u64() > Some(0), "{problem}");
+    assert_eq!(missing(&problem["details"]), ["schema"], "{problem}");
     assert!(problem["detail"].as_str().is_some_and(|text| text.contains("reprieve migrate")));
     api.get("/v1/tombstones").await.problem(503, "unavailable");
-    let samples = samples(&api.get("/metrics").await.body);
-    assert_eq!(samples["reprieve_database_up"], 0.0, "it answers, but with nothing that can be shown");
+    let shown = Exposition::read(&api.get("/metrics").await.body);
+    assert_eq!(shown.one("reprieve_database_up", &[]), 0.0, "it answers, but with nothing that can be shown");
     migrate::run(&config.database).await.expect("migrates");
     assert_eq!(api.get("/health/ready").await.ok(), json!({ "status": "ready" }));
 }
@@ -108,13 +142,17 @@ async fn while_the_database_is_away_the_process_lives_is_not_ready_and_comes_bac
     api.get("/health/live").await.ok();
     let answer = api.get("/health/ready").await;
     let problem = answer.problem(503, "not_ready");
-    assert_eq!((answer.header("retry-after"), &problem["details"]), (Some("5"), &json!({ "database": "away" })));
+    assert_eq!((answer.header("retry-after"), missing(&problem["details"])), (Some("5"), vec!["database"]));
+    let since = |problem: &Value| problem["details"]["missing"][0]["since"].as_str().expect("a time").to_owned();
+    let again = api.get("/health/ready").await.problem(503, "not_ready");
+    assert_eq!(since(&again), since(&problem), "since when it has been away, not since it was asked");
+    assert!(again["details"]["missing"][0]["seconds"].is_u64(), "{again}");
     let scraped = api.get("/metrics").await;
     assert_eq!(scraped.status, 200);
-    let samples = samples(&scraped.body);
-    assert_eq!(samples["reprieve_database_up"], 0.0);
-    assert_eq!(samples["reprieve_swept_total"], 0.0, "the process's own are still there");
-    assert!(!samples.keys().any(|name| name.starts_with("reprieve_open_") || name.starts_with("reprieve_outbox")));
+    let shown = Exposition::read(&scraped.body);
+    assert_eq!(shown.one("reprieve_database_up", &[]), 0.0);
+    assert_eq!(shown.one("reprieve_swept_total", &[]), 0.0, "the process's own are still there");
+    assert!(!shown.types.keys().any(|name| name.starts_with("reprieve_open_") || name.starts_with("reprieve_outbox")));
     for answer in [
         api.ask(dataset, "trash", json!({ "dry_run": false })).await,
         api.ask(dataset, "restore", json!({})).await,
@@ -127,5 +165,6 @@ async fn while_the_database_is_away_the_process_lives_is_not_ready_and_comes_bac
 
     postgres.start_again().await.expect("starts");
     wait_until("it is ready again", SOON, async || api.get("/health/ready").await.status == 200).await;
+    assert_eq!(api.get("/health/ready").await.ok(), json!({ "status": "ready" }));
     api.trashed(dataset).await;
 }

@@ -1,5 +1,7 @@
 //! The HTTP API as its clients meet it: through a real listener, over a real PostgreSQL with the platform's tables.
 
+#[path = "../support/exposition.rs"]
+mod exposition;
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -10,6 +10,7 @@ mod tcp_proxy;
 mod bench;
 mod gate;
 
+mod asked;
 mod backlog;
 mod bystanders;
 mod cascade;

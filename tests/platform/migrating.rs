@@ -1,4 +1,5 @@
-use reprieve::store::{Store, StoreError, migrate};
+use reprieve::store::migrate::{self, Schema};
+use reprieve::store::{Store, StoreError};
 use reprieve::trash::TrashError;
 use sqlx::{Connection, PgConnection};
 
@@ -13,7 +14,7 @@ async fn migrating_twice_is_migrating_once() {
     bench.trash("dataset", dataset).await;
     migrate::run(&bench.config.database).await.expect("nothing left to do");
     assert_eq!(bench.count("reprieve.tombstones").await, 1, "what was there stays");
-    assert_eq!(migrate::pending(&bench.store).await.expect("reads"), 0);
+    assert_eq!(migrate::compare(&bench.store).await.expect("reads"), Schema::Fits);
 }
 
 #[tokio::test]
@@ -24,7 +25,7 @@ async fn eight_processes_that_migrate_at_once_all_succeed() {
         run.expect("migrates or finds it done");
     }
     let store = Store::new(&config).expect("the URL is fine");
-    assert_eq!(migrate::pending(&store).await.expect("reads"), 0);
+    assert_eq!(migrate::compare(&store).await.expect("reads"), Schema::Fits);
 }
 
 #[tokio::test]
@@ -43,7 +44,8 @@ async fn the_platforms_own_migrations_are_left_alone() {
         .await
         .expect("still there");
     assert_eq!(kept, ["theirs", "new"]);
-    assert_eq!(migrate::pending(&Store::new(&config).expect("the URL is fine")).await.expect("reads"), 0);
+    let store = Store::new(&config).expect("the URL is fine");
+    assert_eq!(migrate::compare(&store).await.expect("reads"), Schema::Fits);
 }
 
 #[tokio::test]
@@ -52,7 +54,7 @@ async fn a_database_that_was_not_migrated_says_what_to_run() {
     let dataset = Dataset::iq_raw("set a").insert(&pool).await;
     let config = load_config(&url, HEIMDALL);
     let store = Store::new(&config.database).expect("the URL is fine");
-    assert!(migrate::pending(&store).await.expect("reads") > 0);
+    assert!(matches!(migrate::compare(&store).await.expect("reads"), Schema::Behind(6..)));
     let bin = reprieve::trash::TrashBin::new(store, &config);
     let resource = bin.resource("dataset", &dataset.to_string()).expect("fine");
     let request =
@@ -60,4 +62,17 @@ async fn a_database_that_was_not_migrated_says_what_to_run() {
     let refused = bin.trash(&request).await.expect_err("there is no place for a tombstone");
     assert!(matches!(refused, TrashError::Store(StoreError::NotMigrated(_))), "{refused:?}");
     assert!(refused.to_string().contains("reprieve migrate"), "{refused}");
+}
+
+#[tokio::test]
+async fn an_older_program_neither_serves_nor_migrates_what_a_newer_one_has_migrated() {
+    let bench = Bench::heimdall().await;
+    let newer = "insert into reprieve.migrations (version, description, success, checksum, execution_time)
+                 values (9999, 'of a newer program', true, '\\x00', 0)";
+    bench.run(newer).await;
+    let schema = migrate::compare(&bench.store).await.expect("reads");
+    assert_eq!(schema, Schema::Ahead(9999));
+    assert!(schema.mismatch().is_some_and(|why| why.contains("9999") && why.contains("newer program")), "{schema:?}");
+    let refused = migrate::run(&bench.config.database).await.expect_err("it does not know that migration");
+    assert!(refused.to_string().contains("9999"), "{refused}");
 }

@@ -2,6 +2,8 @@
 
 use uuid::Uuid;
 
+use reprieve::store::facts::Fact;
+
 use crate::bench::Bench;
 
 async fn refused(bench: &Bench, sql: &str) -> String {
@@ -132,6 +134,29 @@ async fn the_relay_and_the_lists_read_in_the_order_of_an_index() {
         let plan = plan.join("\n");
         assert!(plan.contains(index) && !plan.contains("Sort"), "{plan}");
     }
+}
+
+#[tokio::test]
+async fn a_scrape_reads_what_is_open_and_passes_over_what_was_closed() {
+    let bench = Bench::heimdall().await;
+    // many were closed long ago, some are open
+    let many = "
+        insert into reprieve.tombstones (id, kind, resource_id, actor, origin, state, trashed_at, purge_after,
+                                         locations, next_attempt_at, closed_at)
+        select gen_random_uuid(), 'dataset', n::text, 'a', 'cli', case when n <= 300 then 'trashed' else 'restored' end,
+               now() - interval '2 days', now() - interval '1 day', '[]', now(), case when n > 300 then now() end
+        from generate_series(1, 30000) as n;
+        analyze reprieve.tombstones;";
+    sqlx::raw_sql(many).execute(&bench.pool).await.expect("written");
+    let explain = format!("explain {}", reprieve::store::facts::STATEMENT);
+    let plan: Vec<String> =
+        sqlx::query_scalar(sqlx::AssertSqlSafe(explain)).fetch_all(&bench.pool).await.expect("plans");
+    let plan = plan.join("\n");
+    assert!(!plan.contains("Seq Scan on tombstones"), "{plan}");
+    let mut conn = bench.store.conn().await.expect("a connection");
+    let facts = reprieve::store::facts::read(&mut conn).await.expect("reads");
+    let open = |fact: &Fact| matches!(fact, Fact::Open { count: 300, coming_due: [0, 0, 0], oldest_overdue, .. } if *oldest_overdue > 86_000.0);
+    assert_eq!(facts.iter().filter(|fact| open(fact)).count(), 1, "{facts:?}");
 }
 
 #[tokio::test]

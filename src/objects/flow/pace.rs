@@ -127,7 +127,8 @@ impl Pace {
         let spell = self.measured_from.map(|from| sent.at - from.at);
         self.in_vain = if spell.is_some_and(|spell| spell >= LONG_SPELL) { 0 } else { self.in_vain + 1 };
         if self.in_vain > IN_VAIN {
-            (self.rate, self.measured_from, self.in_vain) = (None, None, 0);
+            // nor is what was measured once to be held against it for ever: it may grant less by now
+            (self.rate, self.measured_from, self.in_vain, self.best) = (None, None, 0, 0.0);
             self.unpaced_until = now + UNPACED;
             return;
         }

@@ -204,7 +204,9 @@ async fn delete_batches(gate: &Arc<Gate>, store: &Arc<Mutex<Granting>>, batches:
 
 #[tokio::test(start_paused = true)]
 async fn a_rate_that_nobody_knows_yet_is_found_at_the_cost_of_a_few_refusals() {
-    for latency in [2, 20, 150, 300].map(Duration::from_millis) {
+    // where answers take long, it takes longer than half a minute until as many are in flight as the rate needs
+    for (latency, least, most) in [(2, 0.94, 5), (20, 0.94, 5), (150, 0.75, 8), (300, 0.75, 8)] {
+        let latency = Duration::from_millis(latency);
         for rate in [1_500.0, 2_500.0, 3_000.0, 3_500.0, 4_200.0, 5_000.0, 7_700.0, 10_000.0, 20_000.0] {
             let gate = Flow::new(ceiling(16, None)).gate("b");
             let store = Granting::new(rate);
@@ -212,7 +214,7 @@ async fn a_rate_that_nobody_knows_yet_is_found_at_the_cost_of_a_few_refusals() {
             let seconds = delete_batches(&gate, &store, (rate * 30.0) as usize / 1000, latency).await;
             let store = store.lock().expect("no panic");
             let share = store.granted as f64 / (rate + rate * seconds);
-            assert!(share > 0.92 && store.refused <= 8, "{share} of {rate}, answers in {latency:?}: {store:?}");
+            assert!(share > least && store.refused <= most, "{share} of {rate}, answers in {latency:?}: {store:?}");
         }
     }
 }

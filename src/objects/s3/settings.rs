@@ -15,6 +15,7 @@ use aws_sdk_s3::config::{
 use secrecy::{ExposeSecret, SecretString};
 
 use super::retry_after::LeaveItToTheCaller;
+use super::sent::Sent;
 
 /// An access key.
 #[derive(Debug, Clone)]
@@ -123,7 +124,7 @@ impl S3Settings {
     }
 
     /// The SDK's client. With `credentials` set, nothing outside these settings is read.
-    pub(super) async fn client(&self) -> Client {
+    pub(super) async fn client(&self, sent: Sent) -> Client {
         let builder = match &self.credentials {
             Some(credentials) => {
                 Builder::new().behavior_version(BehaviorVersion::latest()).credentials_provider(credentials.to_sdk())
@@ -139,6 +140,7 @@ impl S3Settings {
             .timeout_config(self.timeouts())
             .retry_config(RetryConfig::standard().with_max_attempts(self.attempts.max(1)))
             .retry_classifier(LeaveItToTheCaller)
+            .interceptor(sent)
             // The SDK's newer default sends and expects CRC32 everywhere, which other stores reject or do not send.
             .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
             .response_checksum_validation(ResponseChecksumValidation::WhenRequired);

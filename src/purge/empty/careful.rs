@@ -12,9 +12,12 @@ use super::{
     settle::{Order, Place, Settled, Tried},
 };
 use crate::{
-    domain::{outcome::KeyOutcome, progress::Progress},
+    domain::{
+        outcome::{FailureClass, KeyOutcome},
+        progress::Progress,
+    },
     failpoint,
-    objects::flow::Pass,
+    objects::{ObjectsError, flow::Pass},
     purge::{
         Budget, PurgeError, Purger,
         checkpoint::{Entry, Staying},
@@ -63,6 +66,30 @@ impl Purger {
         budget: &Budget,
     ) -> Result<Option<End>, PurgeError> {
         claimed.checkpoint.in_hand = batch;
+        // before another try of recorded objects others are asked again whether they need them, so all of it is tried
+        // again; the gate itself ends it where the store wants to be left alone for long
+        let tries = if recorded.is_some() { self.config.key_attempts } else { 1 };
+        let mut attempt = 1;
+        loop {
+            match self.try_in_hand(place, claimed, recorded, budget).await {
+                Err(PurgeError::Objects(error)) if attempt < tries && is_nothing_done(&error) => {}
+                ended => return ended,
+            }
+            tokio::select! {
+                () = budget.is_over(claimed.has_worked) => return Ok(Some(End::OutOfTime)),
+                () = tokio::time::sleep(self.key_backoff.delay_for(attempt)) => {}
+            }
+            attempt += 1;
+        }
+    }
+
+    async fn try_in_hand(
+        &self,
+        place: &Place,
+        claimed: &mut Claimed,
+        recorded: Option<Spot<'_>>,
+        budget: &Budget,
+    ) -> Result<Option<End>, PurgeError> {
         if budget.is_spent(claimed.has_worked) {
             let _ = self.write_checkpoint(claimed).await?;
             return Ok(Some(End::OutOfTime));
@@ -83,8 +110,15 @@ impl Purger {
             Some(spot) => self.withhold(place, claimed, spot).await?,
             None => Withheld::default(),
         };
-        let place = &withheld.conditions(place);
-        let Settled { outcomes, lost_answer, away } = self.send_in_hand(place, claimed, pass, recorded, budget).await?;
+        let conditions = &withheld.conditions(place);
+        let sent = self.send_in_hand(conditions, claimed, pass, recorded, budget).await;
+        let Settled { outcomes, lost_answer, away } = match sent {
+            Ok(settled) => settled,
+            Err(error) => {
+                withheld.back_in_hand(&mut claimed.checkpoint);
+                return Err(error);
+            }
+        };
         failpoint::at("careful.answered");
         claimed.has_worked = true;
         let mut batch = std::mem::take(&mut claimed.checkpoint.in_hand);
@@ -105,7 +139,7 @@ impl Purger {
                 claimed.checkpoint.leave(&object, why);
             }
         }
-        self.metrics.count_objects(&place.location.store, &counted);
+        self.metrics.purges().objects(&place.location.store, &counted);
         if let Some(error) = away {
             withheld.back_in_hand(&mut claimed.checkpoint);
             let _ = self.write_checkpoint(claimed).await?;
@@ -143,4 +177,9 @@ impl Purger {
         self.explain_changes(place, &mut settled.outcomes).await?;
         Ok(settled)
     }
+}
+
+/// Whether a delete was not carried out for a reason that may pass within moments.
+fn is_nothing_done(error: &ObjectsError) -> bool {
+    error.operation == "DeleteObjects" && error.class == FailureClass::Transient
 }

@@ -266,17 +266,14 @@ impl Purger {
         Ok(new)
     }
 
-    /// Forgets what was recorded, in the transaction that is to end the purge, a statement for each chunk. Whatever fails
-    /// before the end is committed brings all of it back, so that nothing of it is taken for news, and what was kept is
-    /// counted again by the next pass.
+    /// Forgets what was recorded, in the transaction that is to end the purge. Whatever fails before the end is committed
+    /// brings all of it back, so that nothing of it is taken for news, and what was kept is counted again by the next pass.
     pub(in crate::purge) async fn forget_recorded(&self, tx: &mut Tx, claimed: &Claimed) -> Result<(), StoreError> {
         if claimed.tombstone.recorded.is_empty() {
             return Ok(());
         }
-        let chunk = u64::from(self.config.row_chunk);
-        while self.store.within(1, recorded::forget(tx, claimed.tombstone.id, chunk)).await? == chunk {
-            failpoint::at("keyed.forgotten");
-        }
+        self.store.within(1, recorded::forget_all(tx, claimed.tombstone.id)).await?;
+        failpoint::at("keyed.forgotten");
         Ok(())
     }
 
@@ -335,7 +332,8 @@ impl Purger {
     }
 
     /// Which of the keys another resource needs. Where the row was gone at the point of no return and is there now,
-    /// nobody knows whose the names are that it has.
+    /// nobody knows whose the names are that it has. One that is restored while this is asked is in the trash or live, and
+    /// never neither.
     async fn needed_by_others(
         &self,
         claimed: &Claimed,
@@ -345,7 +343,7 @@ impl Purger {
         let kind = self.kind_of(claimed)?;
         let keys: Vec<&str> = keys.iter().copied().collect();
         let ask = async {
-            let mut tx = self.store.begin().await?;
+            let mut tx = self.store.begin_snapshot().await?;
             self.no_newcomer(&mut tx, kind, &claimed.tombstone).await?;
             Ok::<_, PurgeError>(named::kept(&mut tx, &self.map, &claimed.tombstone.resource, recorded, &keys).await?)
         };

@@ -325,7 +325,7 @@ impl<'a> Pipeline<'a> {
             lane.close(progress);
         }
         let counted = progress.since(&self.reported);
-        self.purger.metrics.count_objects(&self.place.location.store, &counted);
+        self.purger.metrics.purges().objects(&self.place.location.store, &counted);
         self.reported = *progress;
     }
 

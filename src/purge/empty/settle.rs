@@ -359,7 +359,7 @@ impl Purger {
             if attempt >= tries {
                 break;
             }
-            self.metrics.key_retries(store, tried.passing.len());
+            self.metrics.purges().key_retries(store, tried.passing.len());
             tokio::select! {
                 () = tokio::time::sleep(wait.min(LONGEST_WAIT)) => {}
                 () = budget.stop.cancelled() => break,

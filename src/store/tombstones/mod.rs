@@ -497,35 +497,6 @@ pub async fn overdue(
     Ok(ids.into_iter().map(TombstoneId).collect())
 }
 
-/// The open tombstones of a kind in a state.
-#[derive(Debug, sqlx::FromRow)]
-pub struct Open {
-    /// The kind.
-    pub kind: String,
-    /// The state.
-    pub state: String,
-    /// How many.
-    pub count: i64,
-    /// Seconds since the window of the one that is overdue longest; 0 where none is due.
-    pub oldest_overdue: f64,
-}
-
-/// How many open tombstones each kind has in each state, and how long the oldest has been due; those that are closed are
-/// not looked at.
-///
-/// # Errors
-/// The statement failed.
-pub async fn count_open(conn: &mut PgConnection) -> Result<Vec<Open>, StoreError> {
-    Ok(sqlx::query_as(
-        "select kind, state, count(*),
-                greatest(extract(epoch from now() - min(purge_after)), 0)::float8 as oldest_overdue
-         from reprieve.tombstones
-         where state in ('trashed', 'blocked', 'purging', 'stuck') group by kind, state",
-    )
-    .fetch_all(conn)
-    .await?)
-}
-
 type RowQuery<'q> = sqlx::query::QueryAs<'q, sqlx::Postgres, Row, sqlx::postgres::PgArguments>;
 
 async fn fetch<'q>(

@@ -121,6 +121,7 @@ def curve(title, lines, value, unit):
         parts += [f'<line x1="70" x2="550" y1="{at:.0f}" y2="{at:.0f}" stroke="#ddd"/>',
                   text(62, at + 4, f"{10**power:g} {unit}", "end")]
     parts += [text(x(count), 270, f"{count:,}", "middle") for count in counts]
+    named = []
     for place, who in enumerate(who for who in ORDER if any(line["who"] == who for line in lines)):
         points = [(x(line["count"]), y(value(line))) for line in sorted(lines, key=lambda line: line["count"])
                   if line["who"] == who]
@@ -129,7 +130,11 @@ def curve(title, lines, value, unit):
         parts.append(f'<polyline points="{joined}" fill="none" stroke="{colour}" stroke-width="2" '
                      f'stroke-dasharray="{DASHES[place % 3]}"/>')
         parts += [f'<circle cx="{a:.1f}" cy="{b:.1f}" r="3" fill="{colour}"/>' for a, b in points]
-        parts.append(text(points[-1][0] + 8, points[-1][1] + 4, who, colour=colour))
+        at = points[-1][1] + 4
+        while any(abs(at - other) < 14 for other in named):  # names that would lie on each other
+            at += 14
+        named.append(at)
+        parts.append(text(points[-1][0] + 8, at, who, colour=colour))
     return svg(680, 285, parts)
 
 

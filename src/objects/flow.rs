@@ -26,7 +26,7 @@ use crate::domain::outcome::{BatchOutcome, FailureClass, KeyOutcome, RetryAfter}
 const AWAY: u32 = 4;
 
 /// Requests in flight at first: a store that is throttling already is not met with many. Doubles with each round, and no
-/// sooner than after this time: one that answers at once would be met with all of them before its first refusal.
+/// sooner than after so long a shortage: one that answers at once would be met with all of them before its first refusal.
 const FIRST: f64 = 2.0;
 const DOUBLES_IN: Duration = Duration::from_millis(100);
 /// To so many it doubles without an answer too. A refusal comes at once; a store that takes a second for a batch is
@@ -114,8 +114,9 @@ struct State {
     allowed: f64,
     /// Whether the store has never asked for less: the number grows with every answer until then.
     unhurt: bool,
-    /// Until then it grows no further than to this.
-    grows_to: (f64, Instant),
+    /// To this it grows with the answers, one by one.
+    goal: f64,
+    shortage: Shortage,
     /// Refusals in a row.
     refusals: u32,
     /// Nothing leaves before.
@@ -123,6 +124,32 @@ struct State {
     /// When the last key that has left is paid for, at the rate in force.
     paid_until: Instant,
     pace: Pace,
+}
+
+/// For how long somebody has found no place, again and again. Whoever comes now and then and finds none is no reason to
+/// ask a store for more.
+#[derive(Debug, Default)]
+struct Shortage {
+    since: Option<Instant>,
+    last: Option<Instant>,
+}
+
+impl Shortage {
+    fn seen(&mut self, now: Instant) {
+        if self.last.is_none_or(|last| now - last > DOUBLES_IN) {
+            self.since = None;
+        }
+        self.since.get_or_insert(now);
+        self.last = Some(now);
+    }
+
+    fn long_at(&self) -> Option<Instant> {
+        self.since.map(|since| since + DOUBLES_IN)
+    }
+
+    fn is_long(&self, now: Instant) -> bool {
+        self.long_at().is_some_and(|at| now >= at)
+    }
 }
 
 /// How far a gate is open.
@@ -165,7 +192,8 @@ impl Gate {
             in_flight: InFlight::default(),
             allowed: FIRST.min(f64::from(ceiling.concurrency.get())),
             unhurt: true,
-            grows_to: (FIRST, now + DOUBLES_IN),
+            goal: FIRST,
+            shortage: Shortage::default(),
             refusals: 0,
             closed_until: now,
             paid_until: now,
@@ -229,13 +257,15 @@ impl Gate {
         if closed > LONGEST_PAUSE || (!closed.is_zero() && state.refusals >= AWAY) {
             return Err(Wait::Closed(Closed(closed)));
         }
-        let more_at = state.grow_unanswered(now, self.ceiling);
-        if state.in_flight.count() >= whole(state.allowed) {
-            return Err(Wait::Place(more_at));
-        }
         let from = state.closed_until.max(state.paid_until);
         if from > now {
             return Err(Wait::Until(from));
+        }
+        if !state.has_place() {
+            let more_at = state.grow_unanswered(now, self.ceiling);
+            if !state.has_place() {
+                return Err(Wait::Place(more_at));
+            }
         }
         state.paid_until = now + state.price(keys, self.ceiling, now);
         Ok(Pass { gate: self.clone(), sent: state.in_flight.send(keys, now) })
@@ -253,6 +283,10 @@ fn whole(allowed: f64) -> u32 {
 }
 
 impl State {
+    fn has_place(&self) -> bool {
+        self.in_flight.count() < whole(self.allowed)
+    }
+
     /// How long after so many keys the next may leave.
     fn price(&mut self, keys: usize, ceiling: Ceiling, now: Instant) -> Duration {
         let at = |rate: f64| Duration::try_from_secs_f64(keys as f64 / rate).unwrap_or(Duration::MAX);
@@ -261,15 +295,17 @@ impl State {
         measured.max(ceiling.objects_per_second.map_or(Duration::ZERO, |most| at(f64::from(most.get()))))
     }
 
-    /// Says when the next step is due, if there is one.
+    /// Somebody finds no place. Says when there will be more without an answer, if there will.
     fn grow_unanswered(&mut self, now: Instant, ceiling: Ceiling) -> Option<Instant> {
         let most = UNANSWERED.min(f64::from(ceiling.concurrency.get()));
-        if self.unhurt && self.in_flight.count() >= whole(self.allowed) && self.allowed < most && now >= self.grows_to.1
-        {
+        self.shortage.seen(now);
+        if self.unhurt && self.allowed < most && self.shortage.is_long(now) {
             self.allowed = (2.0 * self.allowed).min(most);
-            self.grows_to = (self.allowed, now + DOUBLES_IN);
+            self.goal = self.allowed;
+            self.shortage = Shortage::default();
+            self.shortage.seen(now);
         }
-        (self.unhurt && self.allowed < most).then_some(self.grows_to.1)
+        self.shortage.long_at().filter(|_| self.unhurt && self.allowed < most)
     }
 
     fn hear(&mut self, heard: Heard, met: Met, ceiling: Ceiling) {
@@ -280,21 +316,14 @@ impl State {
         match heard {
             Heard::Answer => {
                 self.refusals = 0;
-                let is_measuring = self.pace.is_measuring(now);
-                if self.unhurt && now >= self.grows_to.1 {
-                    self.grows_to = (2.0 * self.allowed, now + DOUBLES_IN);
+                // nearly alone until the rate is known: several would be refused at once, but one alone may never ask for
+                // all that a store grants which takes long to answer
+                let is_new = self.unhurt || self.pace.is_measuring(now);
+                if is_new && self.shortage.is_long(now) {
+                    self.goal = if self.unhurt { 2.0 * self.allowed } else { self.allowed + 1.0 };
+                    self.shortage = Shortage::default();
                 }
-                let most = match () {
-                    () if self.unhurt => self.grows_to.0,
-                    // nearly alone until the rate is known: several would be refused at once, but one alone may never
-                    // ask for all that a store grants which takes long to answer
-                    () if is_measuring && now >= self.grows_to.1 => self.allowed + 1.0,
-                    () if is_measuring => self.allowed,
-                    () => self.allowed + 1.0 / self.allowed,
-                };
-                if is_measuring && most > self.allowed {
-                    self.grows_to.1 = now + DOUBLES_IN;
-                }
+                let most = if is_new { self.goal } else { self.allowed + 1.0 / self.allowed };
                 let grown = most.min(self.allowed + 1.0).max(self.allowed);
                 self.allowed = grown.min(f64::from(ceiling.concurrency.get()));
             }
@@ -305,11 +334,14 @@ impl State {
                     let doubled = FIRST_PAUSE.saturating_mul(1 << self.refusals.min(10)).min(LONGEST_PAUSE);
                     let own = if self.unhurt { PAUSE_TO_MEASURE } else { doubled };
                     self.closed_until = self.closed_until.max(now + own);
-                    self.grows_to.1 = self.closed_until + DOUBLES_IN;
+                    self.shortage = Shortage::default();
                     self.refusals += 1;
                     self.allowed = if self.unhurt { 1.0 } else { (self.allowed / 2.0).max(1.0) };
+                    self.goal = self.allowed;
                     self.unhurt = false;
                     self.pace.refuse(met.asked, met.sent, &self.in_flight, now);
+                } else {
+                    self.pace.refuse_too(met.asked, met.sent);
                 }
             }
             Heard::Silence => {

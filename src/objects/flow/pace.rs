@@ -70,6 +70,23 @@ impl InFlight {
     }
 }
 
+/// The first measurement: between these two requests so much was taken, and then so many keys were refused.
+#[derive(Debug, Clone, Copy)]
+struct First {
+    between: (u64, u64),
+    taken: f64,
+    refused: f64,
+    seconds: f64,
+}
+
+impl First {
+    /// Both at the beginning and at the end less was left than a request takes. After the pause that comes first it was as
+    /// much as the store ever leaves, so at the end of that half a request is left, more or less.
+    fn rate(&self) -> f64 {
+        (self.taken + self.refused / 2.0) / self.seconds
+    }
+}
+
 /// What the store was found to grant.
 #[derive(Debug)]
 pub(super) struct Pace {
@@ -83,6 +100,8 @@ pub(super) struct Pace {
     measured_from: Option<Sent>,
     /// Keys taken of requests that left since.
     taken: f64,
+    /// How the rate came about, where it was measured once.
+    first: Option<First>,
     /// By what share more the store may well grant than was measured.
     doubt: f64,
     /// When more was tried last.
@@ -99,6 +118,7 @@ impl Pace {
         Self {
             rate: None,
             best: 0.0,
+            first: None,
             doubt: 0.0,
             refused_at: None,
             measured_from: None,
@@ -135,8 +155,9 @@ impl Pace {
         // with no rate in force nobody knows how much of a long time was spent asking
         let longest = if self.rate.is_some() { Duration::MAX } else { LONG_SPELL };
         self.taken += self.measured_from.map_or(0, |from| in_flight.between(from, sent)) as f64;
-        if let Some(spell) = spell.filter(|spell| (SPELL..=longest).contains(spell) && self.taken > 0.0) {
-            self.measure(keys as f64, spell);
+        let spell_to_measure = spell.filter(|spell| (SPELL..=longest).contains(spell) && self.taken > 0.0);
+        if let (Some(spell), Some(from)) = (spell_to_measure, self.measured_from) {
+            self.measure(keys as f64, spell, (from.number, sent.number));
         }
         if spell.is_none_or(|spell| spell >= SPELL) {
             self.measured_from = Some(sent);
@@ -144,16 +165,28 @@ impl Pace {
         }
     }
 
-    /// Both at the beginning and at the end of a spell less was left than a request takes. After the pause that comes
-    /// first it was as much as the store ever leaves, so at the end of that half a request is left, more or less.
-    fn measure(&mut self, keys: f64, spell: Duration) {
+    /// Of several that were in flight at once, another was refused too. Where it left before the one that was heard first,
+    /// it was taken for granted.
+    pub(super) fn refuse_too(&mut self, keys: usize, sent: Sent) {
+        let Some(first) = &mut self.first else { return };
+        if (first.between.0 + 1..first.between.1).contains(&sent.number) {
+            first.taken = (first.taken - keys as f64).max(0.0);
+            self.best = first.rate();
+            self.rate = Some(self.best * SHARE);
+        }
+    }
+
+    fn measure(&mut self, keys: f64, spell: Duration, between: (u64, u64)) {
         let seconds = spell.as_secs_f64();
         let Some(rate) = self.rate else {
-            self.best = (self.taken + keys / 2.0) / seconds;
+            let first = First { between, taken: self.taken, refused: keys, seconds };
+            self.best = first.rate();
             self.rate = Some(self.best * SHARE);
             self.doubt = keys / 2.0 / (self.taken + keys / 2.0);
+            self.first = Some(first);
             return;
         };
+        self.first = None;
         self.best = self.best.max(self.taken / seconds);
         self.doubt = 0.0;
         let least = (self.taken - keys) / seconds * SHARE;

@@ -161,7 +161,8 @@ async fn one_key_that_is_refused_is_no_news_of_the_bucket() {
         tokio::time::sleep(DOUBLES_IN).await;
         pass.heard(&answer(1, &slow_down()));
     }
-    assert!(gate.allowed() == 4 && gate.try_enter(1).is_some());
+    let untouched = Open { allowed: 2, in_flight: 0, keys_per_second: None, closed_for: Duration::ZERO };
+    assert_eq!(gate.open(), untouched);
 }
 
 #[tokio::test(start_paused = true)]
@@ -266,10 +267,54 @@ async fn a_store_that_takes_long_to_answer_is_given_more_before_its_first_answer
         passes.push(gate.enter(1000).await.expect("open"));
     }
     assert!(began.elapsed() >= 3 * DOUBLES_IN, "{:?}", began.elapsed());
-    tokio::time::sleep(Duration::from_secs(60)).await;
-    assert!(gate.try_enter(1000).is_none(), "more only with its answers");
+    let more = tokio::time::timeout(Duration::from_secs(60), gate.enter(1000)).await;
+    assert!(more.is_err(), "more only with its answers");
     for pass in passes {
         pass.heard(&answer(1000, &KeyOutcome::Deleted));
     }
     assert_eq!(gate.allowed(), 32);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_came_one_at_a_time_is_not_let_through_in_a_crowd_before_the_rate_is_known() {
+    let gate = Flow::new(ceiling(16, None)).gate("b");
+    let store = Granting::new(3_500.0);
+    // a listing goes first, and takes its time
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    send_for(&gate, &store, 2, 1000, Duration::from_millis(25)).await;
+    for _ in 0..3 {
+        send_for(&gate, &store, 1, 1000, Duration::from_millis(1)).await;
+        // what was refused is tried again, one after the other
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    send_for(&gate, &store, 16, 1000, Duration::from_secs(3)).await;
+    let refused = store.lock().expect("no panic").refused;
+    assert_eq!(refused, 2, "one to learn that there is a rate, and one to learn which");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rate_is_the_same_whichever_of_several_refusals_is_heard_first() {
+    let mut rates = Vec::new();
+    for is_last_heard_first in [false, true] {
+        let gate = Flow::new(ceiling(16, None)).gate("b");
+        ask(&gate, 1000, &slow_down()).await;
+        for _ in 0..8 {
+            // both of two in flight, so that there is a place for more
+            let (one, two) = (ask(&gate, 1000, &KeyOutcome::Deleted), ask(&gate, 1000, &KeyOutcome::Deleted));
+            tokio::join!(one, two);
+        }
+        let mut refused = Vec::new();
+        while let Some(pass) = gate.try_enter(1000) {
+            refused.push(pass);
+        }
+        assert!(refused.len() > 1);
+        if is_last_heard_first {
+            refused.reverse();
+        }
+        for pass in refused {
+            pass.heard(&answer(1000, &slow_down()));
+        }
+        rates.push(gate.open().keys_per_second.expect("refused twice"));
+    }
+    assert_eq!(rates[0], rates[1]);
 }

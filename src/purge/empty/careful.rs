@@ -42,7 +42,7 @@ impl Purger {
         }
         loop {
             let page = place.list(claimed.checkpoint.after.as_ref()).await?;
-            for chunk in page.entries.chunks(place.store.batch_size) {
+            for chunk in page.entries.chunks(place.batch_size()) {
                 let batch = chunk.iter().map(Entry::from).collect();
                 if let Some(end) = self.delete_in_hand(place, claimed, batch, None, budget).await? {
                     return Ok(end);

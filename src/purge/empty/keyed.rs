@@ -130,7 +130,7 @@ impl Purger {
             let Some(last) = page.last() else { return Ok(End::Listed) };
             let after = Cursor { key: last.key.clone(), version: None };
             let shown = self.look_for(&place.store, recorded, &page).await?;
-            for batch in shown.chunks(place.store.batch_size) {
+            for batch in shown.chunks(place.batch_size()) {
                 let batch = batch.iter().map(Entry::from).collect();
                 if let Some(end) = self.delete_in_hand(place, claimed, batch, Some(spot), budget).await? {
                     return Ok(end);

@@ -205,8 +205,7 @@ impl<'a> Pipeline<'a> {
         let idle: Vec<LaneId> = self.lanes.keys().copied().filter(|id| !self.fetching.contains(id)).collect();
         for id in idle {
             // a batch may be smaller than a page
-            let waiting =
-                self.ready.iter().map(|batch| batch.entries.len()).sum::<usize>() / self.place.store.batch_size.max(1);
+            let waiting = self.ready.iter().map(|batch| batch.entries.len()).sum::<usize>() / self.place.batch_size();
             if self.fetching.len() >= LISTINGS || waiting + self.fetching.len() >= ahead {
                 return;
             }
@@ -229,7 +228,7 @@ impl<'a> Pipeline<'a> {
         self.fetching.retain(|fetching| *fetching != id);
         let may_split = self.is_starved() && !self.claimed.checkpoint.is_swept && self.lanes.len() < MOST_LANES / 2;
         let lane = self.lanes.get_mut(&id).expect("a lane that is being listed is not done");
-        let batches = lane.take(page, self.place.store.batch_size)?;
+        let batches = lane.take(page, self.place.batch_size())?;
         let prefix = self.place.location.prefix.as_str().len();
         let ranges = if may_split { lane.split(prefix) } else { Vec::new() };
         self.is_split |= !ranges.is_empty();

@@ -111,6 +111,11 @@ impl Place {
         }
     }
 
+    /// How many objects go into one request now.
+    pub(super) fn batch_size(&self) -> usize {
+        self.gate.keys_at_once(self.store.batch_size).max(1)
+    }
+
     /// Waits at the gate; an error when the store wants to be left alone for longer than anybody waits here.
     pub(super) async fn enter(&self, keys: usize) -> Result<Pass, ObjectsError> {
         self.gate.enter(keys).await.map_err(|Closed(wait)| ObjectsError {
@@ -168,7 +173,7 @@ impl Place {
             _ => 1,
         };
         let mut whole = BatchOutcome::uniform(&[], &KeyOutcome::Unknown);
-        for part in objects.chunks(objects.len().div_ceil(requests).max(1)) {
+        for part in objects.chunks(objects.len().div_ceil(requests).clamp(1, self.batch_size())) {
             let pass = self.enter(part.len()).await?;
             let answer = self.delete(part).await;
             pass.heard(&answer);

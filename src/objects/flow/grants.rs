@@ -1,0 +1,126 @@
+//! Gates before stores that answer late, grant less than before, or grant less at once than a batch has; in virtual time.
+
+use tokio::task::JoinSet;
+
+use super::{
+    tests::{Granting, answer, ceiling, slow_down},
+    *,
+};
+
+/// How long a store takes over what it grants, and over what it refuses.
+#[derive(Debug, Clone, Copy)]
+struct Takes {
+    granted: Duration,
+    refused: Duration,
+}
+
+/// As many senders as find a place, for so long, and what came of it: the share of the store's rate that was used, and of
+/// the requests that were refused.
+async fn send(gate: &Arc<Gate>, store: &Arc<Mutex<Granting>>, takes: Takes, time: Duration) -> (f64, f64) {
+    let (began, end) = (Instant::now(), Instant::now() + time);
+    let seen = |store: &Granting| (store.granted, store.requests, store.refused, store.rate);
+    let before = seen(&store.lock().expect("no panic"));
+    let mut senders = JoinSet::new();
+    for _ in 0..64 {
+        let (gate, store) = (gate.clone(), store.clone());
+        senders.spawn(async move {
+            while Instant::now() < end {
+                let keys = gate.keys_at_once(1000);
+                let pass = match gate.enter(keys).await {
+                    Ok(pass) => pass,
+                    Err(Closed(time)) => {
+                        tokio::time::sleep(time).await;
+                        continue;
+                    }
+                };
+                let outcome = store.lock().expect("no panic").ask(keys);
+                let is_refused = outcome != KeyOutcome::Deleted;
+                tokio::time::sleep(if is_refused { takes.refused } else { takes.granted }).await;
+                pass.heard(&answer(keys, &outcome));
+            }
+        });
+    }
+    while let Some(ended) = senders.join_next().await {
+        ended.expect("no panic");
+    }
+    // all that had come is served, and with it the last of them
+    let seconds = began.elapsed().as_secs_f64();
+    let after = seen(&store.lock().expect("no panic"));
+    let used = (after.0 - before.0) as f64 / (after.3 * seconds);
+    (used, (after.2 - before.2) as f64 / (after.1 - before.1) as f64)
+}
+
+fn takes(granted: u64, refused: u64) -> Takes {
+    Takes { granted: Duration::from_millis(granted), refused: Duration::from_millis(refused) }
+}
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_answers_late_is_used_to_nearly_all_of_its_rate_and_hardly_ever_refuses() {
+    for (rate, granted, refused) in
+        [(3_500.0, 1000, 20), (3_500.0, 1000, 1000), (3_500.0, 2000, 20), (3_500.0, 4000, 20), (10_000.0, 1000, 20)]
+    {
+        let gate = Flow::new(ceiling(24, None)).gate("b");
+        let store = Granting::new(rate);
+        let (used, share) = send(&gate, &store, takes(granted, refused), 4 * MINUTE).await;
+        assert!(
+            used > 0.8 && share < 0.03,
+            "{used} of {rate} used, {share} refused, answers in {granted} ms: {store:?}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_answers_late_and_refuses_at_first_is_used_from_the_first_minute_on() {
+    for seconds in [1, 2, 4] {
+        let gate = Flow::new(ceiling(21, None)).gate("b");
+        let store = Granting::new(3_500.0);
+        for minute in 0..5 {
+            let (used, _) = send(&gate, &store, takes(1000 * seconds, 20), MINUTE).await;
+            assert!(used > 0.7, "{used} in minute {minute}, answers in {seconds} s");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_grants_less_than_before_is_soon_asked_for_less() {
+    for (before, after) in [(20_000.0, 3_500.0), (10_000.0, 4_000.0)] {
+        let gate = Flow::new(ceiling(16, None)).gate("b");
+        let store = Granting::new(before);
+        send(&gate, &store, takes(100, 20), 2 * MINUTE).await;
+        store.lock().expect("no panic").rate = after;
+        for minute in 0..6 {
+            let (used, share) = send(&gate, &store, takes(100, 20), MINUTE).await;
+            assert!(used > 0.9 && share < 0.05, "{before} to {after}: {used} in minute {minute}, {share} refused");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_grants_less_at_once_than_a_batch_is_asked_for_less_at_once_and_for_more_when_it_grants_more() {
+    let gate = Flow::new(ceiling(16, None)).gate("b");
+    let store = Granting::new(300.0);
+    let (used, _) = send(&gate, &store, takes(20, 20), 8 * MINUTE).await;
+    assert!(used > 0.5, "{used}: {store:?}");
+    assert!(gate.keys_at_once(1000) <= 300);
+    store.lock().expect("no panic").rate = 20_000.0;
+    send(&gate, &store, takes(20, 20), 30 * MINUTE).await;
+    assert_eq!(gate.keys_at_once(1000), 1000);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_had_refused_everything_is_asked_for_whole_batches_soon_after() {
+    let gate = Flow::new(ceiling(16, None)).gate("b");
+    for _ in 0..20 {
+        let keys = gate.keys_at_once(1000);
+        match gate.enter(keys).await {
+            Ok(pass) => pass.heard(&answer(keys, &slow_down())),
+            Err(Closed(time)) => tokio::time::sleep(time).await,
+        }
+    }
+    assert!(gate.keys_at_once(1000) < 1000);
+    let store = Granting::new(1e9);
+    send(&gate, &store, takes(20, 20), Duration::from_secs(10)).await;
+    assert_eq!(gate.keys_at_once(1000), 1000);
+}

@@ -1,7 +1,7 @@
 //! Objects that are recorded by key: looked up, asked for whether somebody else needs them, deleted one batch at a time.
 //!
 //! Invariant: no request names an object for which every kind was not asked right before whether another resource needs
-//! it (see [`named`]); what another needs stays, is counted as kept, and keeps nothing from its end. What is recorded and
+//! it (see [`Question`]); what another needs stays, is counted as kept, and keeps nothing from its end. What is recorded and
 //! not kept is looked for anew before its rows may go. What was named late is recorded before.
 
 use std::{
@@ -11,7 +11,7 @@ use std::{
 
 use super::{End, Go, look::look, settle::Place};
 use crate::{
-    bystanders::named::{self, Kept},
+    bystanders::named::{Kept, Question},
     domain::{
         location::KeyPlace,
         outcome::{FailureClass, KeyFailure, KeyOutcome, ObjectRef},
@@ -345,7 +345,10 @@ impl Purger {
         let ask = async {
             let mut tx = self.store.begin_snapshot().await?;
             self.no_newcomer(&mut tx, kind, &claimed.tombstone).await?;
-            Ok::<_, PurgeError>(named::kept(&mut tx, &self.map, &claimed.tombstone.resource, recorded, &keys).await?)
+            let (map, of) = (&self.map, &claimed.tombstone.resource);
+            let leaving = BTreeSet::from([of.clone()]);
+            let question = Question { map, of, leaving: &leaving, at: recorded, keys: &keys };
+            Ok::<_, PurgeError>(question.kept(&mut tx).await?)
         };
         // each kind's queries may take long
         let kept = self.store.within(ASKING, ask).await?;

@@ -41,3 +41,4 @@ mod trashing;
 mod unanswered;
 mod unchanged;
 mod uploads;
+mod versions;

@@ -6,8 +6,12 @@ use reprieve::domain::state::State;
 use reprieve::objects::faulty::{Times, failure};
 use reprieve::purge::SliceEnd;
 
+use tokio::time::Instant;
+
 use crate::bench::{BUCKET, Bench, alice, budget};
+use crate::gate::At;
 use crate::keyed::{MAP, TABLES, albums, held, link, name, purged};
+use crate::support::{SOON, wait_until};
 
 /// A query of the map can be made to wait, as one on a busy database does.
 const WAIT: &str = ";
@@ -92,6 +96,59 @@ async fn a_newcomer_with_the_id_of_a_stuck_purge_needs_what_it_names() {
     let a = bench.trash_due("album", "a").await;
     assert_eq!(bench.slice(a).await, SliceEnd::Purged);
     assert_eq!(held(&bench), ["locked", "shared"], "a live album has lost its object");
+}
+
+#[tokio::test]
+async fn a_slow_query_of_one_kind_holds_up_no_other_purge_of_the_bucket() {
+    // one request in flight, as after a refusal
+    let bench = waiting_albums(false).await;
+    name(&bench, "a", &["one", "shared"]).await;
+    bench.run("insert into plat.folders values ('f')").await;
+    bench.objects.memory().put(BUCKET, "folders/f/1", 1);
+    let (a, f) = (bench.trash_due("album", "a").await, bench.trash_due("folder", "f").await);
+    let mut holder = bench.pool.acquire().await.expect("a connection");
+    sqlx::query("select pg_advisory_lock(42)").execute(&mut *holder).await.expect("locks");
+    let purger = bench.purger();
+    let other = purger.clone();
+    let slow = tokio::spawn(async move { purger.run_slice(a, &budget()).await });
+    bench.until_waiting("the named_by query", 1).await;
+    let folder = tokio::time::timeout(SOON, other.run_slice(f, &budget())).await;
+    assert_eq!(folder.expect("it waits for nobody's query").expect("no outage"), SliceEnd::Purged);
+    assert_eq!(bench.waiting().await, 1, "the album's query is not answered yet");
+    sqlx::query("select pg_advisory_unlock(42)").execute(&mut *holder).await.expect("unlocks");
+    assert_eq!(slow.await.expect("no panic").expect("no outage"), SliceEnd::Purged);
+    assert_eq!(held(&bench), [""; 0]);
+}
+
+#[tokio::test]
+async fn an_answer_that_has_waited_for_its_place_longer_than_it_took_is_asked_for_again() {
+    let bench = waiting_albums(false).await;
+    name(&bench, "a", &["one", "shared"]).await;
+    bench.run("insert into plat.folders values ('f')").await;
+    bench.objects.memory().put(BUCKET, "folders/f/1", 1);
+    let (a, f) = (bench.trash_due("album", "a").await, bench.trash_due("folder", "f").await);
+    let mut holder = bench.pool.acquire().await.expect("a connection");
+    sqlx::query("select pg_advisory_lock(42)").execute(&mut *holder).await.expect("locks");
+    let purger = bench.purger();
+    let other = purger.clone();
+    let began = Instant::now();
+    let slow = tokio::spawn(async move { purger.run_slice(a, &budget()).await });
+    bench.until_waiting("the named_by query", 1).await;
+    // the only place is somebody else's, and stays so
+    let keeper = bench.objects.stop_a_delete(0, At::Before);
+    let folder = tokio::spawn(async move { other.run_slice(f, &budget()).await });
+    keeper.reached().await;
+    sqlx::query("select pg_advisory_unlock(42)").execute(&mut *holder).await.expect("unlocks");
+    let asked = "pg_locks where locktype = 'advisory' and granted";
+    wait_until("the album waits for its place", SOON, async || bench.count(asked).await == 0).await;
+    // who comes to need an object while the answer waits
+    link(&bench, "b", &["shared"]).await;
+    let answered = Instant::now();
+    wait_until("the answer is older than that", SOON, async || answered.elapsed() > 2 * (answered - began)).await;
+    keeper.open();
+    assert_eq!(folder.await.expect("no panic").expect("no outage"), SliceEnd::Purged);
+    assert_eq!(slow.await.expect("no panic").expect("no outage"), SliceEnd::Purged);
+    assert_eq!(held(&bench), ["shared"], "a live album has lost its object");
 }
 
 #[tokio::test]

@@ -6,11 +6,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use reprieve::domain::ids::TombstoneId;
 use reprieve::domain::location::Location;
 use reprieve::queue::{Consumer, Depths, Outgoing, PublishOutcome, Publisher, QueueError, Source, Target, TaskQueue};
 use reprieve::relay::Relay;
 use reprieve::store::outbox::{self, Window};
-use reprieve::store::{recorded, tombstones};
+use reprieve::store::{commit, recorded, tombstones};
 use sqlx::PgConnection;
 use tokio_util::sync::CancellationToken;
 
@@ -153,6 +154,36 @@ async fn a_claim_reads_neither_all_of_the_trash_nor_all_that_somebody_has_record
             assert!((1..100).contains(&blocks) && rows < 100, "{time}: {blocks} blocks, {rows} rows");
         }
     }
+}
+
+#[tokio::test]
+async fn however_many_are_recorded_they_are_forgotten_in_one_scan_and_nobody_elses() {
+    let bench = Bench::with(MAP, TABLES, |_| ()).await;
+    let of = |n: u128| TombstoneId(uuid::Uuid::from_u128(n));
+    for (n, count) in [(1, 1_000), (2, 10_000), (3, 40_000)] {
+        let records = format!("select '{}', place, n || '.bin', null from generate_series(1, {count}) n", of(n));
+        let both = format!("insert into reprieve.recorded_objects {records}, generate_series(0, 1) place");
+        bench.run(&both).await;
+    }
+    bench.run("analyze reprieve.recorded_objects").await;
+    for (n, count) in [(2, 20_000), (3, 80_000)] {
+        let mut tx = bench.store.begin().await.expect("begins");
+        let before = forgotten(&mut tx).await;
+        recorded::forget_all(&mut tx, of(n)).await.expect("forgets");
+        let after = forgotten(&mut tx).await;
+        assert_eq!((after.0 - before.0, after.1 - before.1), (1, count), "scans of the table, and rows deleted");
+        commit(tx).await.expect("commits");
+    }
+    assert_eq!(bench.count("reprieve.recorded_objects").await, 2_000, "somebody else's");
+}
+
+/// How often this transaction has gone over the records, and how many it has deleted.
+async fn forgotten(conn: &mut PgConnection) -> (i64, i64) {
+    let counted = sqlx::query_as(
+        "select (seq_scan + coalesce(idx_scan, 0))::bigint, n_tup_del::bigint from pg_stat_xact_user_tables
+         where relid = 'reprieve.recorded_objects'::regclass",
+    );
+    counted.fetch_one(conn).await.expect("counted")
 }
 
 /// A broker that takes purge tasks and nothing else.

@@ -17,6 +17,7 @@ mod cascade;
 mod claiming;
 mod connections;
 mod counting;
+mod cutting;
 mod deaths;
 mod emptying;
 mod flow;

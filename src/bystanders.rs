@@ -92,7 +92,7 @@ pub async fn of(
             }
         }
     }
-    for (who, key) in named::below(&mut *conn, map, resource, locations).await? {
+    for (who, key) in named::below(&mut *conn, map, resource, along, locations).await? {
         if !along.contains(&who) {
             found.push(blocker("named object", &who, &format!("names {key}, which lies below the prefix of this one")));
         }

@@ -2,6 +2,8 @@
 //!
 //! Invariant: it looks only. Nothing is declared, written or deleted, and one finding hides no other.
 
+mod believed;
+
 use std::collections::BTreeSet;
 
 use clap::Args;
@@ -88,6 +90,7 @@ async fn check_database(app: &App, findings: &mut Findings) -> Result<(), StoreE
     inspect::look_only(&mut conn).await?;
     check_overlaps(app, findings);
     check_prefixes_over_names(app, findings);
+    believed::queried_prefixes(app.trash.map(), findings);
     for kind in app.trash.map().kinds() {
         check_kind(&mut conn, kind, findings).await?;
     }
@@ -264,8 +267,9 @@ async fn check_stores(app: &App, findings: &mut Findings) {
                         findings.add(Level::Warning, &about, "locked objects cannot be purged before their date");
                     }
                     check_abilities(&facts, &about, findings);
-                    if facts.versioning == Versioning::Kept {
-                        check_conditions(app, name, bucket, &about, findings);
+                    match facts.versioning {
+                        Versioning::Kept => check_conditions(app, name, bucket, &about, findings),
+                        Versioning::Off => believed::conditions(app.trash.map(), name, bucket, &about, findings),
                     }
                 }
                 Err(error) => findings.add(Level::Problem, &about, error.to_string()),

@@ -76,6 +76,7 @@ impl Trash {
 fn show_keys(keys: &KeyPlan) -> String {
     let shared = match (keys.shared, keys.at_least) {
         (0, false) => String::new(),
+        (0, true) => ", of which none is known to stay: not all were asked about".to_owned(),
         (shared, false) => format!(", of which {shared} stay: another resource names them too"),
         (shared, true) => format!(", of which at least {shared} stay: another resource names them too"),
     };
@@ -108,4 +109,28 @@ fn show_plan(counted: &CountedPlan) -> String {
     let already = plan.children_already.iter().map(|child| format!("{} is in the trash already\n", child.resource));
     text += &already.collect::<String>();
     text + "\nThis was a dry run: nothing has changed. Add --execute to do it."
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::location::{KeyPlace, StoreName};
+
+    #[test]
+    fn a_plan_says_what_stays_and_nothing_of_what_it_does_not_know() {
+        let place = KeyPlace {
+            store: StoreName::parse("main").expect("a name"),
+            bucket: "b".into(),
+            endpoint: "http://a".into(),
+            keys: 4,
+        };
+        let told = |shared, at_least| {
+            let text = show_keys(&KeyPlan { place: place.clone(), shared, at_least });
+            text.split_once("of which ").map(|(_, told)| told.trim_end().to_owned())
+        };
+        assert_eq!(told(0, false), None);
+        assert_eq!(told(0, true).as_deref(), Some("none is known to stay: not all were asked about"));
+        assert_eq!(told(2, true).as_deref(), Some("at least 2 stay: another resource names them too"));
+        assert_eq!(told(2, false).as_deref(), Some("2 stay: another resource names them too"));
+    }
 }

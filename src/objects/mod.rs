@@ -213,8 +213,7 @@ fn not_attempted(message: &str) -> KeyOutcome {
 pub const NO_CONDITIONS: &str = "NoConditionalDelete";
 
 fn no_conditions() -> KeyOutcome {
-    let message =
-        "the store does not heed ETags in deletes, or keeps versions: it cannot be told whether it is unchanged";
+    let message = "the store has not shown that it heeds ETags in deletes, or keeps versions: whether it is unchanged cannot be told";
     let (code, message) = (NO_CONDITIONS.to_owned(), message.to_owned());
     KeyOutcome::Failed(KeyFailure { code, message, class: FailureClass::Permanent })
 }

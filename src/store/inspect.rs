@@ -134,7 +134,7 @@ pub async fn try_queries(conn: &mut PgConnection, kind: &ResourceKind) -> Vec<Fa
         }
         if let Some(below) = &named.named_below {
             let asked = sqlx::query(AssertSqlSafe(recorded::trial_below_sql(kind, below))).persistent(false);
-            let asked = asked.bind("reprieve-check-nothing/").bind(None::<String>).bind(Vec::<String>::new());
+            let asked = asked.bind("reprieve-check-nothing/").bind(Vec::<String>::new()).bind(Vec::<String>::new());
             if let Err(error) = asked.fetch_all(&mut *conn).await {
                 failures.push(Failure::of("the named_below query", &error));
             }

@@ -3,7 +3,7 @@
 //! Invariant: a record is written by one statement, in the server, from what the map's query returns; either all of it is
 //! an object's name in a bucket that was meant, or nothing of it stays. Nothing here reads more than it is asked for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use sqlx::{AssertSqlSafe, PgConnection, Postgres, Row, postgres::PgArguments, query::Query};
 
@@ -45,8 +45,12 @@ pub struct Recorded {
 
 /// The map's query as a table of names; its columns are cast where they are used, for their types are the platform's.
 pub(super) fn names_sql(named: &NamedObjects) -> String {
-    let (columns, etag) = if named.only_if_unchanged { ("name, etag", "q.etag::text") } else { ("name", "null::text") };
-    format!("select q.name::text as name, {etag} as etag from (\n{}\n) as q({columns})", named.keys.as_str())
+    let (columns, etag) =
+        if named.only_if_unchanged { ("name, etag", "q.etag::text collate \"C\"") } else { ("name", "null::text") };
+    format!(
+        "select q.name::text collate \"C\" as name, {etag} as etag from (\n{}\n) as q({columns})",
+        named.keys.as_str()
+    )
 }
 
 /// Records what the rows of a resource name, beside what is there already.
@@ -147,34 +151,69 @@ pub async fn page(
         .await?)
 }
 
+/// One who names an object.
+#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
+pub struct Namer {
+    /// The object's name; `None`: the query returned a null.
+    pub name: Option<String>,
+    /// The resource's id, spelt as its row spells it where there is one; `None`: the query returned a null.
+    pub id: Option<String>,
+    /// Whether there is such a resource: its row, or its tombstone in the trash. A null is nobody's id, and is believed.
+    pub is_known: bool,
+}
+
+/// An id that came as text, as a value of its column's type: one uuid can be spelt in several ways. Null: no such value.
+fn value_of(id: &str, id_type: IdType) -> String {
+    const UUID: &str = "([0-9a-f]{4}-?){7}[0-9a-f]{4}";
+    match id_type {
+        IdType::Uuid => format!("case when {id} ~* '^({UUID}|\\{{{UUID}\\}})$' then {id}::uuid end"),
+        IdType::Integer => format!(
+            "case when {id} ~ '^[+-]?[0-9]{{1,30}}$' then
+                 case when {id}::numeric between -9223372036854775808 and 9223372036854775807 then {id}::bigint end end"
+        ),
+        IdType::Text => id.to_owned(),
+    }
+}
+
 /// The statement that asks a kind's inverse query. Whoever is past the point of no return counts no more, and neither
 /// does one whose purge has taken its row, however long the platform keeps links to it. A purge that found no row is not
-/// that of one who has the id now. A name with a null is somebody's.
+/// that of one who has the id now. A name with a null is somebody's. One who is there speaks before one who is not.
+///
+/// Names are compared byte by byte, whatever the platform's collation holds for equal; ids as their column compares them.
 fn namers_sql(kind: &ResourceKind, inner: &Sql) -> String {
     let inner = inner.as_str();
     let (table, id) = (&kind.table, &kind.id);
-    let own_id = match kind.id_type {
-        IdType::Uuid => "case when n.id ~ '^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$' then n.id::uuid end",
-        IdType::Integer => "case when n.id ~ '^-?[0-9]{1,18}$' then n.id::bigint end",
-        IdType::Text => "n.id",
-    };
+    let (own, value) = (value_of("u.id", kind.id_type), value_of("n.id", kind.id_type));
     format!(
-        "with n as materialized (select q.name::text as name, q.id::text as id from (\n{inner}\n) as q(name, id))
-         select distinct on (n.name) n.name, n.id from n
-         where n.id is null or (n.id is distinct from $2
-             and not exists (select from reprieve.tombstones t
-                 where t.kind = any($3) and t.resource_id = n.id and t.state in ('purging', 'stuck')
-                   and (t.row_found or not exists (select from {table} r where r.{id} = {own_id})))
-             and not (
-                 exists (select from reprieve.tombstones t
-                     where t.kind = any($3) and t.resource_id = n.id and t.state = 'purged')
-                 and not exists (select from {table} r where r.{id} = {own_id})))
-         order by n.name, n.id"
+        "with n as materialized (
+             select q.name::text collate \"C\" as name, q.id::text collate \"default\" as id
+             from (\n{inner}\n) as q(name, id)),
+         own as materialized (select {own} as id from unnest($2::text[]) as u(id)),
+         said as (
+             select n.name, r.id is not null as there, coalesce(r.id, v.id::text, n.id) as id,
+                    coalesce(r.own, exists (select from own where own.id = v.id)) as own
+             from n
+             cross join lateral (select {value} as id) as v
+             left join lateral (
+                 select r.{id}::text collate \"default\" as id, exists (select from own where own.id = r.{id}) as own
+                 from {table} as r where r.{id} = v.id limit 1) as r on true),
+         needing as (
+             select s.name, s.id, s.id is null or s.there or exists (
+                        select from reprieve.tombstones t
+                        where t.kind = any($3) and t.resource_id = s.id and t.state in ('trashed', 'blocked')) as is_known
+             from said s
+             where s.id is null or (not s.own
+                 and not exists (select from reprieve.tombstones t
+                     where t.kind = any($3) and t.resource_id = s.id and t.state in ('purging', 'stuck')
+                       and (t.row_found or not s.there))
+                 and not (not s.there and exists (select from reprieve.tombstones t
+                     where t.kind = any($3) and t.resource_id = s.id and t.state = 'purged'))))
+         select distinct on (name) name, id, is_known from needing order by name, is_known desc, id"
     )
 }
 
 /// Of the objects with these names, those that a resource of the kind names which may still need them, apart from `but`:
-/// each with one such resource's id.
+/// each with one such resource.
 ///
 /// # Errors
 /// The query of the map failed: then nobody knows.
@@ -183,25 +222,29 @@ pub async fn namers(
     map: &ResourceMap,
     kind: &ResourceKind,
     named: &NamedObjects,
-    but: &ResourceRef,
+    but: &BTreeSet<ResourceRef>,
     names: &[String],
-) -> Result<Vec<(Option<String>, Option<String>)>, StoreError> {
+) -> Result<Vec<Namer>, StoreError> {
     let (kin, own) = kin_of(map, kind, but);
     let found = sqlx::query_as(AssertSqlSafe(namers_sql(kind, &named.named_by))).bind(names).bind(own).bind(kin);
     let what = || format!("the named_by query of kind {}", kind.kind);
     found.fetch_all(conn).await.map_err(|error| StoreError::of_platform(error, what))
 }
 
-/// The kinds of a kind's table, which are one resource by each id; and the id of `but`, where it is one of theirs.
-fn kin_of<'a>(map: &'a ResourceMap, kind: &ResourceKind, but: &'a ResourceRef) -> (Vec<&'a str>, Option<&'a str>) {
+/// The kinds of a kind's table, which are one resource by each id; and the ids of those of `but` that are theirs.
+fn kin_of<'a>(
+    map: &'a ResourceMap,
+    kind: &ResourceKind,
+    but: &'a BTreeSet<ResourceRef>,
+) -> (Vec<&'a str>, Vec<&'a str>) {
     let kin: Vec<&str> =
         map.kinds().filter(|other| other.table == kind.table).map(|other| other.kind.as_str()).collect();
-    let own = kin.contains(&but.kind.as_str()).then(|| but.id.as_str());
+    let own = but.iter().filter(|one| kin.contains(&one.kind.as_str())).map(|one| one.id.as_str()).collect();
     (kin, own)
 }
 
 /// Objects whose names begin with `start` and that a resource of the kind names which may still need them, apart from
-/// `but`: each with one such resource's id; at most [`MOST_BLOCKERS`].
+/// `but`: each with one such resource; at most [`MOST_BLOCKERS`].
 ///
 /// # Errors
 /// The query of the map failed: then nobody knows.
@@ -210,9 +253,9 @@ pub async fn namers_below(
     map: &ResourceMap,
     kind: &ResourceKind,
     named_below: &Sql,
-    but: &ResourceRef,
+    but: &BTreeSet<ResourceRef>,
     start: &str,
-) -> Result<Vec<(Option<String>, Option<String>)>, StoreError> {
+) -> Result<Vec<Namer>, StoreError> {
     let (kin, own) = kin_of(map, kind, but);
     let sql = format!("select * from ({}) as found limit {MOST_BLOCKERS}", namers_sql(kind, named_below));
     let found = sqlx::query_as(AssertSqlSafe(sql)).bind(start).bind(own).bind(kin);
@@ -220,33 +263,46 @@ pub async fn namers_below(
     found.fetch_all(conn).await.map_err(|error| StoreError::of_platform(error, what))
 }
 
-/// Resources that wait in the trash, apart from `but`, with an object recorded below a prefix, and the first such key; at
-/// most [`MOST_BLOCKERS`].
+/// Resources that wait in the trash, apart from `but`, with an object recorded below one of these prefixes, and the first
+/// such key; at most [`MOST_BLOCKERS`].
 ///
 /// # Errors
 /// The statement failed.
 pub async fn recorded_below(
     conn: &mut PgConnection,
     but: &ResourceRef,
-    at: &Location,
+    prefixes: &[Location],
 ) -> Result<Vec<(String, String, String)>, StoreError> {
+    let (stores, buckets, starts): (Vec<_>, Vec<_>, Vec<_>) =
+        prefixes.iter().map(|at| (at.store.as_str(), at.bucket.as_str(), at.prefix.as_str())).collect();
+    // from holder to holder of records and not over all of the trash, and of each the first key from the prefix on: if
+    // that does not lie below it, none does
     Ok(sqlx::query_as(AssertSqlSafe(format!(
-        "select t.kind, t.resource_id, first.key from reprieve.tombstones t
+        "with recursive holder as (
+             (select tombstone_id as id from reprieve.recorded_objects order by tombstone_id limit 1)
+             union all
+             select (select o.tombstone_id from reprieve.recorded_objects o
+                     where o.tombstone_id > h.id order by o.tombstone_id limit 1)
+             from holder h where h.id is not null)
+         select t.kind, t.resource_id, first.key from holder h
+         join reprieve.tombstones t on t.id = h.id
          cross join lateral (
              select p, row_number() over (order by n) - 1 as place
              from jsonb_array_elements(t.locations) with ordinality as l(p, n) where p ? 'keys') as of
+         join unnest($3::text[], $4::text[], $5::text[]) as below(store, bucket, prefix)
+             on below.store = of.p ->> 'store' and below.bucket = of.p ->> 'bucket'
          cross join lateral (
              select o.key from reprieve.recorded_objects o
-             where o.tombstone_id = t.id and o.place = of.place and o.key >= $5 and starts_with(o.key, $5)
+             where o.tombstone_id = t.id and o.place = of.place and o.key >= below.prefix collate \"C\"
              order by o.key limit 1) as first
          where t.state in ('trashed', 'blocked') and not (t.kind = $1 and t.resource_id = $2)
-           and of.p ->> 'store' = $3 and of.p ->> 'bucket' = $4 limit {MOST_BLOCKERS}"
+           and starts_with(first.key, below.prefix) limit {MOST_BLOCKERS}"
     )))
     .bind(but.kind.as_str())
     .bind(but.id.as_str())
-    .bind(at.store.as_str())
-    .bind(&at.bucket)
-    .bind(at.prefix.as_str())
+    .bind(stores)
+    .bind(buckets)
+    .bind(starts)
     .fetch_all(conn)
     .await?)
 }
@@ -263,7 +319,7 @@ pub(super) fn trial_below_sql(kind: &ResourceKind, named_below: &Sql) -> String 
 
 /// Binds what [`trial_sql`]'s second statement asks about: nothing.
 pub(super) fn bind_nobody<'q>(query: Query<'q, Postgres, PgArguments>) -> Query<'q, Postgres, PgArguments> {
-    query.bind(vec!["reprieve-check-nothing".to_owned()]).bind(None::<String>).bind(Vec::<String>::new())
+    query.bind(vec!["reprieve-check-nothing".to_owned()]).bind(Vec::<String>::new()).bind(Vec::<String>::new())
 }
 
 /// Of these prefixes, those that a resource which waits in the trash would have emptied, apart from `but`: each with one

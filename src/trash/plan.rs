@@ -10,7 +10,7 @@ use sqlx::PgConnection;
 
 use super::{Refusals, TrashBin, TrashError, TrashRequest};
 use crate::{
-    bystanders::{self, Leaving, named},
+    bystanders::{self, Leaving, named::Question},
     domain::{
         ids::{Kind, ResourceRef, TombstoneId},
         location::{KeyPlace, Location},
@@ -43,7 +43,7 @@ pub struct KeyPlan {
     /// Where, and how many.
     #[serde(flatten)]
     pub place: KeyPlace,
-    /// Of those looked at, how many somebody else names as well, and keeps.
+    /// Of those looked at, how many somebody else names who does not go along, and keeps.
     pub shared: u64,
     /// Not all of them were looked at.
     pub at_least: bool,
@@ -76,6 +76,11 @@ pub struct Member {
 }
 
 impl Plan {
+    /// Everything that would be trashed.
+    fn resources(&self) -> BTreeSet<ResourceRef> {
+        self.members.iter().map(|member| member.resource.clone()).collect()
+    }
+
     /// Every place that a purge of its members would empty.
     pub fn locations(&self) -> Vec<Location> {
         self.members.iter().flat_map(|member| &member.locations).cloned().collect()
@@ -100,14 +105,21 @@ impl TrashBin {
     pub async fn plan(&self, request: &TrashRequest) -> Result<Plan, TrashError> {
         let mut tx = self.store.begin().await?;
         let mut plan = self.plan_in(&mut tx, request).await?;
+        let leaving = plan.resources();
         for member in &mut plan.members {
-            self.count_keys(&mut tx, member).await?;
+            self.count_keys(&mut tx, member, &leaving).await?;
         }
         Ok(plan)
     }
 
-    /// Records a member's keys as the real run would, and asks who else names them. The transaction ends without a commit.
-    async fn count_keys(&self, conn: &mut PgConnection, member: &mut Member) -> Result<(), TrashError> {
+    /// Records a member's keys as the real run would, and asks who names them that does not leave with it. The transaction
+    /// ends without a commit.
+    async fn count_keys(
+        &self,
+        conn: &mut PgConnection,
+        member: &mut Member,
+        leaving: &BTreeSet<ResourceRef>,
+    ) -> Result<(), TrashError> {
         let nobody = TombstoneId::new();
         self.record(&mut *conn, member, nobody).await?;
         for (at, keys) in member.recorded.iter_mut().enumerate() {
@@ -116,8 +128,8 @@ impl TrashBin {
                 let from = last.as_deref().map_or(recorded::From::Start, recorded::From::After);
                 let page = recorded::page(&mut *conn, nobody, at, from, ASKED_AT_ONCE).await?;
                 let asked: Vec<&str> = page.iter().map(|object| object.key.as_str()).collect();
-                let kept = named::kept(&mut *conn, &self.map, &member.resource, &keys.place, &asked).await?;
-                keys.shared += kept.len() as u64;
+                let (map, of, at) = (&self.map, &member.resource, &keys.place);
+                keys.shared += Question { map, of, leaving, at, keys: &asked }.kept(&mut *conn).await?.len() as u64;
                 seen += page.len();
                 keys.at_least = seen >= MOST_SHARED && page.len() == ASKED_AT_ONCE;
                 if keys.at_least || page.len() < ASKED_AT_ONCE {
@@ -193,7 +205,7 @@ impl TrashBin {
                 parent,
             });
         }
-        let along: BTreeSet<ResourceRef> = plan.members.iter().map(|member| member.resource.clone()).collect();
+        let along = plan.resources();
         for member in &plan.members {
             let kind = self.kind_of(&member.resource)?;
             let leaving = Leaving { kind, resource: &member.resource, locations: &member.locations };

@@ -2,6 +2,7 @@
 //!
 //! A sentence gets a [`Subject`] of its own, with buckets that nobody else sees.
 
+mod conditions;
 mod faults;
 mod subject;
 mod wire;

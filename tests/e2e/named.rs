@@ -85,3 +85,29 @@ async fn a_query_that_does_not_fit_is_a_problem() {
         assert!(ended.stdout.contains(why), "{}", ended.stdout);
     }
 }
+
+#[tokio::test]
+async fn what_only_a_purge_can_find_out_is_said() {
+    let world = world().await;
+    let map = std::fs::read_to_string(world.config.with_file_name("map.toml")).expect("the world's map");
+    let before = findings(&world.json(&["check"]).await).join("\n");
+    assert!(!before.contains("cannot be told") && !before.contains("ETags"), "{before}");
+    let model = format!(
+        "\n[[resource]]\nkind = \"model\"\ntable = \"heimdall.models\"\n[[resource.objects]]\nstore = \"main\"\n\
+         bucket = \"{}\"\nquery = \"select model_name from heimdall.models where id = $1\"\n",
+        world.bucket
+    );
+    let plain = "select key from heimdall.attachments where dataset_id = $1\"";
+    let etags = "select key, null from heimdall.attachments where dataset_id = $1\"\nonly_if_unchanged = true";
+    assert!(map.contains(plain) && !map.contains("kind = \"model\""));
+    world.write("map.toml", &format!("{}{model}", map.replace(plain, etags)));
+    let check = world.json(&["check"]).await;
+    let told = findings(&check);
+    for says in [
+        "is not kept for a live model below whose prefix it lies",
+        "lies inside one of the kind dataset, or around one, cannot be told",
+        "whether it compares ETags, only a delete can show",
+    ] {
+        assert!(told.iter().any(|one| one.starts_with("\"warning\"") && one.contains(says)), "{says}: {told:#?}");
+    }
+}

@@ -6,14 +6,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use reprieve::domain::ids::TombstoneId;
+use reprieve::domain::location::Location;
 use reprieve::queue::{Consumer, Depths, Outgoing, PublishOutcome, Publisher, QueueError, Source, Target, TaskQueue};
 use reprieve::relay::Relay;
 use reprieve::store::outbox::{self, Window};
-use reprieve::store::tombstones;
+use reprieve::store::{commit, recorded, tombstones};
 use sqlx::PgConnection;
 use tokio_util::sync::CancellationToken;
 
-use crate::bench::Bench;
+use crate::bench::{BUCKET, Bench};
+use crate::keyed::{MAP, TABLES, name};
 use crate::support::{SOON, wait_until};
 
 /// What the planner and the tables see after years: 50,000 wait for their time, each with its task; 10,000 are due, the
@@ -105,6 +108,82 @@ async fn the_relay_reads_no_more_of_a_long_outbox_than_it_takes_also_when_it_hol
         // a transaction that is only dropped holds its locks for another while
         tx.rollback().await.expect("ends");
     }
+}
+
+/// Blocks of the records and their indexes that this connection has touched so far.
+async fn blocks_of_records(conn: &mut PgConnection) -> i64 {
+    // its own statistics are written at the end of the statement, and read by the next
+    sqlx::query("select pg_stat_force_next_flush()").execute(&mut *conn).await.expect("flushes");
+    let touched = sqlx::query_scalar(
+        "select (heap_blks_read + heap_blks_hit + idx_blks_read + idx_blks_hit)::bigint
+         from pg_statio_user_tables where relid = 'reprieve.recorded_objects'::regclass",
+    );
+    touched.fetch_one(conn).await.expect("counted")
+}
+
+#[tokio::test]
+async fn a_claim_reads_neither_all_of_the_trash_nor_all_that_somebody_has_recorded_there() {
+    let bench = Bench::with(MAP, TABLES, |_| ()).await;
+    bench.run(CROWD).await;
+    name(&bench, "a", &["zz"]).await;
+    name(&bench, "b", &["folders/g/1"]).await;
+    let (a, _) = (bench.trash("album", "a").await, bench.trash("album", "b").await);
+    // one has recorded very much, on both sides of the prefix, and 100,000 others nothing
+    bench
+        .run(&format!(
+            "insert into reprieve.recorded_objects
+             select '{a}', 0, side || n || '.bin', null
+             from generate_series(1, 100000) n, unnest(array['files/', 'folders/e', 'tracks/']) side;
+             analyze reprieve.recorded_objects"
+        ))
+        .await;
+    let at = |prefix: &str| -> Location {
+        serde_json::from_value(serde_json::json!({ "store": "main", "bucket": BUCKET, "prefix": prefix })).expect("one")
+    };
+    let folder = bench.resource("folder", "f");
+    let mut conn = bench.store.conn().await.expect("a connection");
+    for (prefixes, finds) in [(vec![at("folders/f/")], 0), (vec![at("folders/f/"), at("folders/g/")], 1)] {
+        // a plan is made for any values after some times; it has to be as good
+        for time in 0..10 {
+            let (blocks, rows) = (blocks_of_records(&mut conn).await, read(&mut conn).await.rows);
+            let found = recorded::recorded_below(&mut conn, &folder, &prefixes).await.expect("asks");
+            assert_eq!(found.len(), finds, "{found:?}");
+            let rows = read(&mut conn).await.rows - rows;
+            let blocks = blocks_of_records(&mut conn).await - blocks;
+            eprintln!("{blocks} blocks of records, {rows} rows read");
+            assert!((1..100).contains(&blocks) && rows < 100, "{time}: {blocks} blocks, {rows} rows");
+        }
+    }
+}
+
+#[tokio::test]
+async fn however_many_are_recorded_they_are_forgotten_in_one_scan_and_nobody_elses() {
+    let bench = Bench::with(MAP, TABLES, |_| ()).await;
+    let of = |n: u128| TombstoneId(uuid::Uuid::from_u128(n));
+    for (n, count) in [(1, 1_000), (2, 10_000), (3, 40_000)] {
+        let records = format!("select '{}', place, n || '.bin', null from generate_series(1, {count}) n", of(n));
+        let both = format!("insert into reprieve.recorded_objects {records}, generate_series(0, 1) place");
+        bench.run(&both).await;
+    }
+    bench.run("analyze reprieve.recorded_objects").await;
+    for (n, count) in [(2, 20_000), (3, 80_000)] {
+        let mut tx = bench.store.begin().await.expect("begins");
+        let before = forgotten(&mut tx).await;
+        recorded::forget_all(&mut tx, of(n)).await.expect("forgets");
+        let after = forgotten(&mut tx).await;
+        assert_eq!((after.0 - before.0, after.1 - before.1), (1, count), "scans of the table, and rows deleted");
+        commit(tx).await.expect("commits");
+    }
+    assert_eq!(bench.count("reprieve.recorded_objects").await, 2_000, "somebody else's");
+}
+
+/// How often this transaction has gone over the records, and how many it has deleted.
+async fn forgotten(conn: &mut PgConnection) -> (i64, i64) {
+    let counted = sqlx::query_as(
+        "select (seq_scan + coalesce(idx_scan, 0))::bigint, n_tup_del::bigint from pg_stat_xact_user_tables
+         where relid = 'reprieve.recorded_objects'::regclass",
+    );
+    counted.fetch_one(conn).await.expect("counted")
 }
 
 /// A broker that takes purge tasks and nothing else.

@@ -4,6 +4,7 @@ use reprieve::trash::{TrashError, TrashRequest};
 use uuid::Uuid;
 
 use crate::bench::{Bench, alice, by, kind};
+use crate::keyed::{MAP, TABLES, held, name, purged};
 use crate::support::heimdall::{Dataset, Job, Model};
 
 /// A finished job with two datasets.
@@ -137,4 +138,47 @@ async fn a_held_parent_holds_what_went_with_it_until_it_is_released() {
     let now = format!("reprieve.outbox where topic = 'purge' and tombstone_id = '{child}' and available_at <= now()");
     assert_eq!(bench.count(&now).await, 1, "the release reaches the children too");
     assert_eq!(bench.slice(child).await, SliceEnd::Purged);
+}
+
+const DISCS: &str = r#"
+[[resource.children]]
+kind = "disc"
+query = "select id from plat.discs where album_id = $1"
+[[resource]]
+kind = "disc"
+table = "plat.discs"
+id_type = "text"
+[[resource.objects]]
+store = "main"
+bucket = "heimdall-synthetic-iq"
+keys = "select key from plat.disc_files where disc_id = $1"
+named_by = "select key, disc_id from plat.disc_files where key = any($1)"
+
+[[resource]]
+kind = "folder""#;
+
+#[tokio::test]
+async fn a_plan_with_children_does_not_call_kept_what_goes_with_the_last_of_them() {
+    let map = MAP.replace("[[resource]]\nkind = \"folder\"", DISCS);
+    let tables = format!(
+        "{TABLES}; create table plat.discs (id text primary key, album_id text);
+         create table plat.disc_files (disc_id text, key text);
+         insert into plat.discs values ('d', 'a'), ('e', 'b');
+         insert into plat.disc_files values ('d', 'shared'), ('d', 'with another'), ('e', 'with another')"
+    );
+    let bench = Bench::with(&map, &tables, |_| ()).await;
+    name(&bench, "a", &["shared", "with another"]).await;
+    let request = TrashRequest { with: vec![kind("disc")], ..bench.request("album", "a") };
+    let plan = bench.bin.plan(&request).await.expect("plans");
+    let shared: Vec<u64> = plan.members.iter().flat_map(|member| &member.recorded).map(|keys| keys.shared).collect();
+    assert_eq!(shared, [1, 1], "what disc e names stays, and nothing else");
+    // alone the album leaves both to the disc
+    let alone = bench.bin.plan(&bench.request("album", "a")).await.expect("plans");
+    assert_eq!(alone.members[0].recorded[0].shared, 2);
+    let trashed = bench.bin.trash(&request).await.expect("trashes");
+    for id in [trashed.children[0].id, trashed.tombstone.id] {
+        bench.make_due(id).await;
+        purged(&bench, id).await;
+    }
+    assert_eq!(held(&bench), ["with another"]);
 }

@@ -2,7 +2,9 @@
 //!
 //! Invariant: no condition is sent to a store that has not shown that it heeds them, for one that does not deletes in
 //! silence (moto does; so may whatever is older than the conditions). It is asked to delete an object that cannot exist, on a
-//! condition that cannot hold: a success says that it does not look. What is not known is no permission.
+//! condition that cannot hold: a success says that it does not look, and a refusal that it does. "There is no such object"
+//! (Amazon says so to the condition; Google Cloud Storage always, and looks at none) says it only where the same delete
+//! without the condition is a success. What is not known is no permission.
 
 use std::collections::HashMap;
 
@@ -12,7 +14,7 @@ use super::S3Store;
 use super::delete::{BUDGET, Limits, Part};
 use super::learned::Conditions;
 use crate::domain::outcome::{BatchOutcome, FailureClass, KeyFailure, KeyOutcome, ObjectRef};
-use crate::objects::{PERMIT_OVER, Permit, no_conditions, not_attempted};
+use crate::objects::{ObjectsError, PERMIT_OVER, Permit, Versioning, no_conditions, not_attempted};
 
 /// An ETag that no object has: that of an MD5 which nobody has found a text for.
 const NOBODYS: &str = "00000000000000000000000000000000";
@@ -52,39 +54,78 @@ impl S3Store {
             return Ok(known);
         }
         let nothing = ObjectRef { key: format!("reprieve-asks-for-etags/{}", uuid::Uuid::new_v4()), version: None };
-        let unchanged = HashMap::from([(nothing.clone(), NOBODYS.to_owned())]);
-        let limits = Limits { deadline: Instant::now() + BUDGET, permit, unchanged: Some(&unchanged) };
-        let single = self.delete_one(bucket, &nothing, &limits).await;
-        let found = match heeds(single)? {
-            false => Conditions::None,
-            true if self.learned.is_single() => Conditions::Single,
-            true => match self.delete_part(bucket, &[nothing], &limits).await {
-                Part::Done(batch) => {
-                    if heeds(batch)? {
-                        Conditions::Batches
-                    } else {
-                        Conditions::Single
-                    }
-                }
-                _ => Conditions::Single,
-            },
+        let found = if !self.heeds(permit, bucket, &nothing, Way::Single).await? {
+            Conditions::None
+        } else if !self.learned.is_single() && self.heeds(permit, bucket, &nothing, Way::Batch).await? {
+            Conditions::Batches
+        } else {
+            Conditions::Single
         };
         tracing::info!(s3.bucket = bucket, conditions = ?found, "store was asked whether it heeds ETags in deletes");
         self.learned.heeds(found);
         Ok(found)
     }
+
+    /// Whether it looks at conditions in such requests, by what it says of an object that is not there.
+    async fn heeds(&self, permit: &Permit, bucket: &str, nothing: &ObjectRef, way: Way) -> Result<bool, KeyFailure> {
+        let unchanged = HashMap::from([(nothing.clone(), NOBODYS.to_owned())]);
+        match self.ask(permit, bucket, nothing, way, Some(&unchanged)).await? {
+            Said::Refused => Ok(true),
+            Said::Deleted | Said::NotLikeThis => Ok(false),
+            // where versions are kept, the counter-question would leave a delete marker
+            Said::Absent if self.versioning(bucket).await.map_err(not_told)? == Versioning::Kept => Ok(false),
+            Said::Absent => Ok(self.ask(permit, bucket, nothing, way, None).await? == Said::Deleted),
+        }
+    }
+
+    async fn ask(
+        &self,
+        permit: &Permit,
+        bucket: &str,
+        nothing: &ObjectRef,
+        way: Way,
+        unchanged: Option<&HashMap<ObjectRef, String>>,
+    ) -> Result<Said, KeyFailure> {
+        let limits = Limits { deadline: Instant::now() + BUDGET, permit, unchanged };
+        match way {
+            Way::Single => said(self.delete_one(bucket, nothing, &limits).await),
+            Way::Batch => match self.delete_part(bucket, std::slice::from_ref(nothing), &limits).await {
+                Part::Done(answer) => said(answer),
+                _ => Ok(Said::NotLikeThis),
+            },
+        }
+    }
 }
 
-/// Whether the answer to a condition that cannot hold says that it was looked at.
-fn heeds(answer: BatchOutcome) -> Result<bool, KeyFailure> {
+/// How an object is named.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Single,
+    Batch,
+}
+
+/// What a store says of an object that is not there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Said {
+    Deleted,
+    Absent,
+    /// The condition does not hold.
+    Refused,
+    /// It has no such request.
+    NotLikeThis,
+}
+
+/// # Errors
+/// It says nothing.
+fn said(answer: BatchOutcome) -> Result<Said, KeyFailure> {
     let lost = answer.lost_answer().cloned();
     match answer.into_outcomes().pop().map(|(_, outcome)| outcome) {
-        Some(KeyOutcome::Deleted) | None => Ok(false),
-        Some(KeyOutcome::AlreadyAbsent) => Ok(true),
+        Some(KeyOutcome::Deleted) | None => Ok(Said::Deleted),
+        Some(KeyOutcome::AlreadyAbsent) => Ok(Said::Absent),
         Some(KeyOutcome::Failed(why)) => match why.code.as_str() {
-            "PreconditionFailed" | "Http412" => Ok(true),
+            "PreconditionFailed" | "Http412" => Ok(Said::Refused),
             "NotImplemented" | "MethodNotAllowed" | "InvalidArgument" | "InvalidRequest" | "BadRequest"
-            | "MalformedXML" | "Http400" | "Http405" | "Http501" => Ok(false),
+            | "MalformedXML" | "Http400" | "Http405" | "Http501" => Ok(Said::NotLikeThis),
             _ => Err(why),
         },
         Some(KeyOutcome::Unknown) => Err(lost.unwrap_or(KeyFailure {
@@ -93,4 +134,8 @@ fn heeds(answer: BatchOutcome) -> Result<bool, KeyFailure> {
             class: FailureClass::Transient,
         })),
     }
+}
+
+fn not_told(error: ObjectsError) -> KeyFailure {
+    KeyFailure { code: error.code, message: error.message, class: error.class }
 }

@@ -4,7 +4,9 @@
 //! deleting once) and counts it then, so every object is counted exactly once, whenever a worker died: no order of keys
 //! is needed to know which of them were sent.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, pin::pin, time::Duration};
+
+use tokio::time::{Instant, timeout};
 
 use super::{
     End, Go,
@@ -24,6 +26,13 @@ use crate::{
         claim::Claimed,
     },
 };
+
+/// The longest that a question holds the place in flight of its batch: others want to send.
+const LONGEST_QUESTION: Duration = Duration::from_millis(500);
+
+/// Slow questions for one batch; the last holds its place for as long as it takes, or a batch might never leave where each
+/// place is long waited for.
+const QUESTIONS: u32 = 3;
 
 impl Purger {
     /// Goes on with a location, or begins with it.
@@ -100,15 +109,8 @@ impl Purger {
         }
         failpoint::at("careful.written");
         let last = claimed.checkpoint.in_hand.last().map(Entry::cursor);
-        let pass = tokio::select! {
-            biased;
-            () = budget.is_over(claimed.has_worked) => return Ok(Some(End::OutOfTime)),
-            pass = place.enter(claimed.checkpoint.in_hand.len()) => pass?,
-        };
-        // right before the request, with nothing but its own way to the store in between
-        let withheld = match recorded {
-            Some(spot) => self.withhold(place, claimed, spot).await?,
-            None => Withheld::default(),
+        let Some((pass, withheld)) = self.place_and_answer(place, claimed, recorded, budget).await? else {
+            return Ok(Some(End::OutOfTime));
         };
         let conditions = &withheld.conditions(place);
         let sent = self.send_in_hand(conditions, claimed, pass, recorded, budget).await;
@@ -152,6 +154,48 @@ impl Purger {
         Ok(None)
     }
 
+    /// A place in flight, and what of the batch may not be sent, asked right before the request: with nothing but its own
+    /// way to the store in between. `None`: the time is over.
+    ///
+    /// A question that takes long gives its place to others until it is answered, and the answer counts if a place is to
+    /// be had again within as long as that took.
+    async fn place_and_answer(
+        &self,
+        place: &Place,
+        claimed: &mut Claimed,
+        recorded: Option<Spot<'_>>,
+        budget: &Budget,
+    ) -> Result<Option<(Pass, Withheld)>, PurgeError> {
+        let mut round = 1;
+        loop {
+            let Some(pass) = take_place(place, claimed, budget).await? else { return Ok(None) };
+            let Some(spot) = recorded else { return Ok(Some((pass, Withheld::default()))) };
+            let began = Instant::now();
+            let withheld = {
+                let mut asking = pin!(self.withhold(place, claimed, spot));
+                match timeout(LONGEST_QUESTION, asking.as_mut()).await {
+                    Ok(withheld) => return Ok(Some((pass, withheld?))),
+                    Err(_) if round >= QUESTIONS => return Ok(Some((pass, asking.await?))),
+                    Err(_) => {
+                        drop(pass);
+                        asking.await?
+                    }
+                }
+            };
+            let error = match timeout(began.elapsed(), take_place(place, claimed, budget)).await {
+                Ok(Ok(Some(pass))) => return Ok(Some((pass, withheld))),
+                Ok(Ok(None)) => return Ok(None),
+                Ok(Err(error)) => Some(error),
+                Err(_) => None,
+            };
+            withheld.back_in_hand(&mut claimed.checkpoint);
+            if let Some(error) = error {
+                return Err(error);
+            }
+            round += 1;
+        }
+    }
+
     /// Sends the batch in hand, now that the gate has let it through, and again what has to be.
     async fn send_in_hand(
         &self,
@@ -176,6 +220,15 @@ impl Purger {
         let mut settled = self.settle(place, &claimed.lease, tried, order, budget).await?;
         self.explain_changes(place, &mut settled.outcomes).await?;
         Ok(settled)
+    }
+}
+
+/// Waits at the gate with the batch in hand. `None`: the time is over.
+async fn take_place(place: &Place, claimed: &Claimed, budget: &Budget) -> Result<Option<Pass>, PurgeError> {
+    tokio::select! {
+        biased;
+        () = budget.is_over(claimed.has_worked) => Ok(None),
+        pass = place.enter(claimed.checkpoint.in_hand.len()) => Ok(Some(pass?)),
     }
 }
 

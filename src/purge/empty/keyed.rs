@@ -1,7 +1,7 @@
 //! Objects that are recorded by key: looked up, asked for whether somebody else needs them, deleted one batch at a time.
 //!
 //! Invariant: no request names an object for which every kind was not asked right before whether another resource needs
-//! it (see [`named`]); what another needs stays, is counted as kept, and keeps nothing from its end. What is recorded and
+//! it (see [`Question`]); what another needs stays, is counted as kept, and keeps nothing from its end. What is recorded and
 //! not kept is looked for anew before its rows may go. What was named late is recorded before.
 
 use std::{
@@ -9,9 +9,13 @@ use std::{
     sync::Arc,
 };
 
-use super::{End, Go, look::look, settle::Place};
+use super::{
+    End, Go,
+    look::{look, look_on},
+    settle::Place,
+};
 use crate::{
-    bystanders::named::{self, Kept},
+    bystanders::named::{Kept, Question},
     domain::{
         location::KeyPlace,
         outcome::{FailureClass, KeyFailure, KeyOutcome, ObjectRef},
@@ -126,10 +130,11 @@ impl Purger {
             }
         }
         loop {
-            let page = self.page_of(claimed, at, claimed.checkpoint.after.as_ref()).await?;
+            let from = claimed.checkpoint.after.as_ref();
+            let page = self.page_of(claimed, at, from).await?;
             let Some(last) = page.last() else { return Ok(End::Listed) };
             let after = Cursor { key: last.key.clone(), version: None };
-            let shown = self.look_for(&place.store, recorded, &page).await?;
+            let shown = self.look_for(&place.store, recorded, &page, from).await?;
             for batch in shown.chunks(place.batch_size()) {
                 let batch = batch.iter().map(Entry::from).collect();
                 if let Some(end) = self.delete_in_hand(place, claimed, batch, Some(spot), budget).await? {
@@ -230,7 +235,7 @@ impl Purger {
         let store = self.stores.at_keys(recorded)?;
         let page = self.page_of(claimed, at, after).await?;
         let Some(last) = page.last() else { return Ok((Vec::new(), None)) };
-        let mut shown = self.look_for(store, recorded, &page).await?;
+        let mut shown = self.look_for(store, recorded, &page, None).await?;
         let keys: BTreeSet<&str> = shown.iter().map(|entry| entry.object.key.as_str()).collect();
         let kept = self.needed_by_others(claimed, recorded, &keys).await?;
         shown.retain(|entry| !kept.contains_key(&entry.object.key));
@@ -321,14 +326,24 @@ impl Purger {
         self.store.within(1, page).await
     }
 
+    /// What the store has of a page of records; of the key at whose version somebody stopped, only what comes after that:
+    /// what comes before is counted, and may be there still, since it is kept or cannot go.
     async fn look_for(
         &self,
         store: &NamedStore,
         recorded: &KeyPlace,
         page: &[Recorded],
+        from: Option<&Cursor>,
     ) -> Result<Vec<ObjectEntry>, PurgeError> {
-        let keys: BTreeSet<&str> = page.iter().map(|object| object.key.as_str()).collect();
-        Ok(look(store, &recorded.bucket, &keys).await?)
+        let mut keys: BTreeSet<&str> = page.iter().map(|object| object.key.as_str()).collect();
+        let mut shown = match from {
+            Some(version @ Cursor { key, version: Some(_) }) if keys.remove(key.as_str()) => {
+                look_on(store, &recorded.bucket, version).await?
+            }
+            _ => Vec::new(),
+        };
+        shown.extend(look(store, &recorded.bucket, &keys).await?);
+        Ok(shown)
     }
 
     /// Which of the keys another resource needs. Where the row was gone at the point of no return and is there now,
@@ -345,7 +360,10 @@ impl Purger {
         let ask = async {
             let mut tx = self.store.begin_snapshot().await?;
             self.no_newcomer(&mut tx, kind, &claimed.tombstone).await?;
-            Ok::<_, PurgeError>(named::kept(&mut tx, &self.map, &claimed.tombstone.resource, recorded, &keys).await?)
+            let (map, of) = (&self.map, &claimed.tombstone.resource);
+            let leaving = BTreeSet::from([of.clone()]);
+            let question = Question { map, of, leaving: &leaving, at: recorded, keys: &keys };
+            Ok::<_, PurgeError>(question.kept(&mut tx).await?)
         };
         // each kind's queries may take long
         let kept = self.store.within(ASKING, ask).await?;

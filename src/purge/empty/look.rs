@@ -34,7 +34,7 @@ pub(in crate::purge) async fn look(
     if shown.is_none() {
         // Boxed: the compiler cannot yet show that a stream of borrowing futures is `Send` (rust-lang/rust#102211).
         let looks: Vec<BoxFuture<'_, Result<Vec<ObjectEntry>, ObjectsError>>> =
-            keys.iter().map(|key| look_at(store, bucket, key).boxed()).collect();
+            keys.iter().map(|key| look_at(store, bucket, key, None).boxed()).collect();
         let mut looks = stream::iter(looks).buffered(IN_FLIGHT);
         let mut all = Vec::new();
         while let Some(found) = looks.next().await {
@@ -68,9 +68,26 @@ async fn look_at_once(
     Ok(None)
 }
 
+/// What a store has of a cursor's key after its version, which may be gone by now.
+///
+/// # Errors
+/// As [`look`].
+pub(in crate::purge) async fn look_on(
+    store: &NamedStore,
+    bucket: &str,
+    after: &Cursor,
+) -> Result<Vec<ObjectEntry>, ObjectsError> {
+    look_at(store, bucket, &after.key, Some(after.clone())).await
+}
+
 /// Lists what begins with a key until the key itself must have been shown.
-async fn look_at(store: &NamedStore, bucket: &str, key: &str) -> Result<Vec<ObjectEntry>, ObjectsError> {
-    let (mut found, mut after) = (Vec::new(), None::<Cursor>);
+async fn look_at(
+    store: &NamedStore,
+    bucket: &str,
+    key: &str,
+    mut after: Option<Cursor>,
+) -> Result<Vec<ObjectEntry>, ObjectsError> {
+    let mut found = Vec::new();
     loop {
         let page = store.objects.list(bucket, key, after.as_ref()).await?;
         // of all that begins with it, it comes first, in any order that goes by names
@@ -141,5 +158,19 @@ mod tests {
         assert_eq!(found.iter().filter(|key| *key == "k250").count(), 8);
         assert_eq!((found.first().map(String::as_str), found.last().map(String::as_str)), (Some("k000"), Some("k499")));
         assert_eq!(found.len(), 10);
+    }
+
+    #[tokio::test]
+    async fn what_follows_a_version_is_found_when_it_is_there_and_when_it_is_gone() {
+        let memory = MemoryStore::new().with_page(3).with_bucket("b", Versioning::Kept);
+        (0..7).for_each(|_| memory.put("b", "k", 1));
+        memory.put("b", "k1", 1);
+        let store = store(memory);
+        let all = look(&store, "b", &BTreeSet::from(["k"])).await.expect("lists");
+        let rest = async |after: Cursor| look_on(&store, "b", &after).await;
+        assert_eq!(rest(all[2].cursor()).await.expect("lists"), all[3..]);
+        let _ = store.objects.delete("b", &[all[2].object.clone(), all[4].object.clone()]).await;
+        assert_eq!(rest(all[2].cursor()).await.expect("lists"), [all[3].clone(), all[5].clone(), all[6].clone()]);
+        assert_eq!(rest(all[6].cursor()).await.expect("lists"), []);
     }
 }

@@ -201,6 +201,7 @@ fn outgoing(row: &Leased) -> Outgoing {
         },
         body: row.payload.to_string().into_bytes(),
         correlation_id: row.correlation_id.clone(),
+        trace: row.trace.clone(),
     }
 }
 

@@ -58,3 +58,56 @@ pub fn read(section: Reader<'_>, export: Export) -> Option<TracesConfig> {
 /// Its value is not shown: somebody may have written a password into it.
 const UNREADABLE: &str = "expected the collector's address, such as http://localhost:4318, without user, password or query \
                           (headers come from OTEL_EXPORTER_OTLP_HEADERS)";
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::super::reader::Problems;
+    use super::*;
+
+    fn read_from(table: &Value, export: Export) -> (Option<TracesConfig>, Vec<String>) {
+        let problems = Problems::default();
+        let section = Reader::new("traces", table.as_object().unwrap(), &problems);
+        let read = read(section, export);
+        (read, problems.into_inner().into_iter().map(|problem| problem.to_string()).collect())
+    }
+
+    #[test]
+    fn an_address_alone_exports_everything_under_our_name() {
+        let (read, problems) = read_from(&json!({ "endpoint": "http://[::1]:4318/" }), Export::Built);
+        let expected =
+            TracesConfig { endpoint: "http://[::1]:4318".into(), service_name: "reprieve".into(), sample_ratio: 1.0 };
+        assert_eq!((read, problems), (Some(expected), vec![]));
+        let table = json!({ "endpoint": "https://a/otlp", "service_name": "trash", "sample_ratio": 0.25 });
+        let (read, _) = read_from(&table, Export::Built);
+        let expected =
+            TracesConfig { endpoint: "https://a/otlp".into(), service_name: "trash".into(), sample_ratio: 0.25 };
+        assert_eq!(read, Some(expected));
+    }
+
+    #[test]
+    fn mistakes_are_named_and_no_address_is_shown() {
+        for (table, key) in [
+            (json!({}), "traces.endpoint"),
+            (json!({ "endpoint": "localhost:4318" }), "traces.endpoint"),
+            (json!({ "endpoint": "http://" }), "traces.endpoint"),
+            (json!({ "endpoint": "ftp://a" }), "traces.endpoint"),
+            (json!({ "endpoint": "http://user:hunter2@a" }), "traces.endpoint"),
+            (json!({ "endpoint": "http://a?key=hunter2" }), "traces.endpoint"),
+            (json!({ "endpoint": "http://a", "sample_ratio": 1.5 }), "traces.sample_ratio"),
+            (json!({ "endpoint": "http://a", "sample_ratio": "NaN" }), "traces.sample_ratio"),
+            (json!({ "endpoint": "http://a", "protocol": "grpc" }), "traces.protocol"),
+        ] {
+            let (_, problems) = read_from(&table, Export::Built);
+            assert!(problems.len() == 1 && problems[0].starts_with(key), "{table}: {problems:?}");
+            assert!(!problems[0].contains("hunter2"), "{problems:?}");
+        }
+    }
+
+    #[test]
+    fn a_build_that_cannot_export_says_so_and_how_one_is_built_that_can() {
+        let (_, problems) = read_from(&json!({ "endpoint": "http://localhost:4318" }), Export::LeftOut);
+        assert!(problems.len() == 1 && problems[0].contains("--features otlp"), "{problems:?}");
+    }
+}

@@ -12,7 +12,7 @@ use axum::{
 
 use crate::{
     domain::cause::{Cause, CorrelationId, TraceContext},
-    telemetry::trace::{self, Work},
+    telemetry::trace::{self, HttpRequest, Work},
 };
 
 /// The id of a request, as proxies and clients give it, and as the answer gives it back.
@@ -24,8 +24,14 @@ pub(super) async fn follow(mut request: Request, next: Next) -> Response {
     if !route.starts_with("/v1/") {
         return next.run(request).await;
     }
-    let method = if *request.method() == Method::POST { "POST" } else { "GET" };
-    let (work, cause) = Work::http(method, &route, &cause_of(request.headers()));
+    let method = match *request.method() {
+        Method::GET => "GET",
+        Method::HEAD => "HEAD",
+        Method::POST => "POST",
+        _ => "_OTHER",
+    };
+    let asked = HttpRequest { method, route: &route, path: request.uri().path() };
+    let (work, cause) = Work::http(asked, &cause_of(request.headers()));
     let id = cause.correlation_id().and_then(|id| HeaderValue::from_str(id).ok());
     request.extensions_mut().insert(cause);
     let answer = async {

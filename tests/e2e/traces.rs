@@ -105,6 +105,7 @@ async fn what_was_not_exported_yet_is_when_the_service_ends_and_an_unsampled_tra
     assert_eq!((server[0].name.as_str(), server[0].traceparent()), ("POST /v1/resources/{kind}/{id}/trash", sampled));
     assert_eq!((server[0].trace.as_str(), server[0].parent.as_str()), (TRACE, "00f067aa0ba902b7"));
     assert_eq!(server[0].attribute("http.response.status_code").as_deref(), Some("200"));
+    assert!(server[0].attribute("url.path").is_some_and(|path| path.ends_with("/trash")), "{server:?}");
     assert_eq!(server[0].attribute("reprieve.correlation_id").as_deref(), Some("req-1"));
 }
 

@@ -62,6 +62,17 @@ enum Value {
     Number(i64),
 }
 
+/// What a request over HTTP asks for.
+#[derive(Debug, Clone, Copy)]
+pub struct HttpRequest<'a> {
+    /// One that is known, or `_OTHER`.
+    pub method: &'static str,
+    /// As the router has it.
+    pub route: &'a str,
+    /// As the client has it.
+    pub path: &'a str,
+}
+
 /// A request or a task, from its beginning to its end.
 #[derive(Debug)]
 pub struct Work {
@@ -82,8 +93,14 @@ impl Work {
     }
 
     /// A request over HTTP. Gives back to what it belongs from here on.
-    pub fn http(method: &'static str, route: &str, cause: &Cause) -> (Self, Cause) {
-        let mut attributes = vec![text("http.request.method", method), text("http.route", route)];
+    pub fn http(asked: HttpRequest<'_>, cause: &Cause) -> (Self, Cause) {
+        let HttpRequest { method, route, path } = asked;
+        let mut attributes = vec![
+            text("http.request.method", method),
+            text("http.route", route),
+            text("url.path", path),
+            text("url.scheme", "http"),
+        ];
         attributes.extend(about(cause));
         let name = format!("{method} {route}");
         Self::request(

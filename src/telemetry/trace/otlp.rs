@@ -284,3 +284,43 @@ fn copy(from: &axum::http::HeaderMap, to: &mut Headers) -> Result<(), HttpError>
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SAMPLED: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    const UNSAMPLED: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00";
+
+    fn context(traceparent: &str) -> SpanContext {
+        to_otel(&TraceContext::parse(traceparent, None).unwrap()).unwrap()
+    }
+
+    /// Whether a span with this parent and this link is kept.
+    fn keeps(ratio: f64, parent: Option<&str>, link: Option<&str>) -> bool {
+        let parent = parent.map(|parent| Context::new().with_remote_span_context(context(parent)));
+        let links: Vec<Link> = link.map(|link| Link::new(context(link), Vec::new(), 0)).into_iter().collect();
+        let trace = TraceId::from_hex("0af7651916cd43dd8448eb211c80319c").unwrap();
+        let sampled = Follow { ratio }.should_sample(parent.as_ref(), trace, "a", &OtelKind::Consumer, &[], &links);
+        sampled.decision == SamplingDecision::RecordAndSample
+    }
+
+    #[test]
+    fn a_purge_is_kept_when_its_request_was_and_the_ratio_is_for_what_begins_here() {
+        for ratio in [0.0, 1.0] {
+            assert!(keeps(ratio, Some(SAMPLED), None) && keeps(ratio, None, Some(SAMPLED)));
+            assert!(!keeps(ratio, Some(UNSAMPLED), None) && !keeps(ratio, None, Some(UNSAMPLED)));
+            assert!(!keeps(ratio, Some(UNSAMPLED), Some(SAMPLED)), "its own trace decides first");
+            assert_eq!(keeps(ratio, None, None), ratio > 0.5);
+        }
+    }
+
+    #[test]
+    fn a_context_goes_through_the_sdk_and_comes_back_the_same() {
+        for state in [None, Some("vendor=a1,t1@other=b2"), Some("a=!~ {}")] {
+            let context = TraceContext::parse(SAMPLED, state).unwrap();
+            assert_eq!(from_otel(&to_otel(&context).unwrap()), Some(context));
+        }
+        assert_eq!(from_otel(&SpanContext::empty_context()), None);
+    }
+}

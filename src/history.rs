@@ -52,7 +52,9 @@ struct Of<'a> {
 async fn write(conn: &mut PgConnection, event: Happened, of: Of<'_>, task: PurgeTask) -> Result<(), StoreError> {
     let Of { tombstone, by, details } = of;
     let details = storable_json(details);
-    let payload = &message::event(event.as_str(), tombstone, by.actor.as_str(), &details);
+    // what a worker does belongs to what the tombstone does
+    let by = &by.clone().within(by.cause.or(&tombstone.cause));
+    let payload = &message::event(event.as_str(), tombstone, by, &details);
     let routing_key = &format!("{}.{}", tombstone.resource.kind, event.as_str());
     let entry = NewEntry { event, tombstone: Some(tombstone.id), resource: Some(&tombstone.resource), by, details };
     audit::write_and_tell(conn, entry, Event { routing_key, payload }, task).await

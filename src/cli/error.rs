@@ -19,6 +19,9 @@ pub enum CliError {
     /// The configuration.
     #[error(transparent)]
     Config(#[from] InvalidConfig),
+    /// The export of traces, as the environment describes it.
+    #[error("{0}")]
+    Traces(String),
     /// Refused, not found, or the database.
     #[error(transparent)]
     Trash(#[from] TrashError),
@@ -50,7 +53,7 @@ impl CliError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) => 2,
-            Self::Config(_) | Self::Serve(ServeError::BrokenMap(_)) => 6,
+            Self::Config(_) | Self::Traces(_) | Self::Serve(ServeError::BrokenMap(_)) => 6,
             Self::Check(_) => 7,
             Self::Trash(error) if error.is_malformed() => 2,
             Self::Trash(TrashError::RetentionTooShort { .. }) => 2,
@@ -90,6 +93,7 @@ impl CliError {
                 let problems = error.problems.iter().map(|p| json!({ "key": p.key, "message": p.message }));
                 ("invalid_config", problems.collect())
             }
+            Self::Traces(_) => ("invalid_config", Value::Null),
             Self::Trash(error) => (error.code(), error.details()),
             Self::Check(_) => ("check", Value::Null),
             Self::Serve(ServeError::BrokenMap(broken)) => ("broken_map", json!(broken)),

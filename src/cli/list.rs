@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     app::App,
-    domain::state::State,
+    domain::{cause::CorrelationId, state::State},
     store::{holds, pauses, tombstones},
 };
 
@@ -23,11 +23,14 @@ pub(super) struct List {
     /// Only of this kind
     #[arg(long)]
     kind: Option<String>,
+    /// Only what this request has put there
+    #[arg(long, value_name = "ID", value_parser = CorrelationId::parse)]
+    correlation_id: Option<CorrelationId>,
     /// The holds instead
-    #[arg(long, conflicts_with_all = ["state", "all", "kind", "pauses"])]
+    #[arg(long, conflicts_with_all = ["state", "all", "kind", "correlation_id", "pauses"])]
     holds: bool,
     /// The pauses instead
-    #[arg(long, conflicts_with_all = ["state", "all", "kind"])]
+    #[arg(long, conflicts_with_all = ["state", "all", "kind", "correlation_id"])]
     pauses: bool,
     /// At most so many, newest first
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
@@ -54,7 +57,8 @@ impl List {
             (false, true) => State::ALL.into_iter().filter(|state| state.is_open()).collect(),
             (false, false) => self.state,
         };
-        let filter = tombstones::Filter { states, kind: self.kind, limit: self.limit };
+        let filter =
+            tombstones::Filter { states, kind: self.kind, correlation_id: self.correlation_id, limit: self.limit };
         let mut conn = app.store.conn().await?;
         let found = tombstones::list(&mut conn, &filter).await?;
         output.print(&found, |found| {

@@ -27,7 +27,11 @@ use self::output::Output;
 use crate::{
     app::App,
     config::{Config, LogFormat},
-    domain::{ids::ResourceRef, tombstone::Provenance},
+    domain::{
+        cause::{Cause, CorrelationId, TraceContext},
+        ids::{InvalidName, ResourceRef},
+        tombstone::Provenance,
+    },
     telemetry,
     trash::TrashError,
 };
@@ -116,13 +120,31 @@ struct Who {
     /// Why, for the audit log
     #[arg(long)]
     reason: Option<String>,
+    /// The id by which this and all that comes of it are found again [default: a new one]
+    #[arg(long, env = "REPRIEVE_CORRELATION_ID", value_name = "ID")]
+    correlation_id: Option<String>,
 }
 
 impl Who {
     fn provenance(&self) -> Result<Provenance, CliError> {
         let login = || ["USER", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok());
         let actor = self.actor.clone().or_else(login).or_else(account).unwrap_or_else(|| "unknown".into());
-        Provenance::parse(&actor, "cli", self.reason.clone()).map_err(|error| CliError::Usage(error.to_string()))
+        let usage = |error: InvalidName| CliError::Usage(error.to_string());
+        let by = Provenance::parse(&actor, "cli", self.reason.clone()).map_err(usage)?;
+        // empty is as good as not set, as with other variables
+        let given = self
+            .correlation_id
+            .as_deref()
+            .filter(|id| !id.is_empty())
+            .map(CorrelationId::parse)
+            .transpose()
+            .map_err(usage)?;
+        // where a pipeline that is traced runs a command, it says so in the environment
+        let variable = |name: &str| std::env::var(name.to_uppercase()).ok();
+        let state = variable(TraceContext::TRACESTATE);
+        let parent = variable(TraceContext::TRACEPARENT);
+        let trace = parent.and_then(|parent| TraceContext::parse(&parent, state.as_deref()));
+        Ok(by.within(Cause { correlation_id: Some(given.unwrap_or_default()), trace }))
     }
 }
 
@@ -179,7 +201,11 @@ async fn run(cli: Cli, output: Output) -> Result<(), CliError> {
         Verb::Serve(verb) => {
             let config = Config::load(&files)?;
             telemetry::start_logging(&config.service.log, config.service.log_format).map_err(CliError::Usage)?;
-            verb.run(App::new(config).await?).await
+            let exporting = telemetry::trace::start_exporting(config.traces.as_ref());
+            let exporting = exporting.map_err(|error| CliError::Traces(error.to_string()))?;
+            let ended = verb.run(App::new(config).await?).await;
+            exporting.end().await;
+            ended
         }
         Verb::Check(verb) => verb.run(app().await?, output).await,
         Verb::Trash(verb) => verb.run(app().await?, output).await,

@@ -78,6 +78,7 @@ fn text(shown: &Shown) -> String {
         ("tombstone", tombstone.id.to_string()),
         ("trashed", format!("{} by {}", at(tombstone.trashed_at), tombstone.actor)),
         ("reason", tombstone.reason.clone().unwrap_or_default()),
+        ("correlation", tombstone.cause.correlation_id().unwrap_or_default().to_owned()),
         ("purge after", format!("{} ({})", at(tombstone.purge_after), distance(tombstone.purge_after))),
         ("last error", tombstone.last_error.clone().unwrap_or_default()),
         (

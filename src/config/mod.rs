@@ -15,6 +15,7 @@ mod relay;
 mod resources;
 mod service;
 mod stores;
+mod traces;
 
 use std::{
     collections::BTreeMap,
@@ -35,6 +36,7 @@ pub use self::{
     relay::{RelayConfig, SweeperConfig},
     service::{LogFormat, ServiceConfig},
     stores::{Credentials, StoreConfig},
+    traces::TracesConfig,
 };
 use crate::domain::{location::StoreName, map::ResourceMap, retention::Retention};
 
@@ -62,6 +64,8 @@ pub struct Config {
     pub api: ApiConfig,
     /// `[service]`.
     pub service: ServiceConfig,
+    /// `[traces]`.
+    pub traces: Option<TracesConfig>,
     /// `[[resource]]`.
     pub map: ResourceMap,
 }
@@ -166,6 +170,7 @@ impl Config {
         let sweeper = relay::read_sweeper(root.section("sweeper"));
         let api = api::read(root.section("api"));
         let service = service::read(root.section("service"));
+        let traces = root.has("traces").then(|| traces::read(root.section("traces"), traces::Export::HERE)).flatten();
         // both were read file by file, so that no file's list replaces another's
         let (_, _) = (root.value("resource"), root.value("maps"));
         root.finish();
@@ -188,7 +193,7 @@ impl Config {
         }
         match (database, problems.into_inner()) {
             (Some(database), problems) if problems.is_empty() => {
-                Ok(Self { database, broker, stores, retention, purge, relay, sweeper, api, service, map })
+                Ok(Self { database, broker, stores, retention, purge, relay, sweeper, api, service, traces, map })
             }
             (_, problems) => Err(InvalidConfig { problems }),
         }

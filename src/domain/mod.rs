@@ -1,5 +1,6 @@
 //! The rules, pure: no I/O, no clock, no raw JSON. Everything else depends on this, and this on nothing.
 
+pub mod cause;
 pub mod ids;
 pub mod location;
 pub mod map;

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::{
+    cause::Cause,
     ids::{Actor, Fence, InvalidName, ResourceRef, TombstoneId},
     location::{KeyPlace, Location},
     progress::Progress,
@@ -42,6 +43,9 @@ pub struct Provenance {
     pub origin: String,
     /// Why, in the asker's words.
     pub reason: Option<String>,
+    /// What the request belongs to elsewhere.
+    #[serde(flatten)]
+    pub cause: Cause,
 }
 
 /// The longest reason, in characters: it goes into every listing and event.
@@ -58,7 +62,13 @@ impl Provenance {
             let raw = reason.unwrap_or_default().chars().take(80).collect();
             return Err(InvalidName { what: "reason", raw, rule: "at most 2000 characters, without NUL" });
         }
-        Ok(Self { actor, origin: origin.into(), reason })
+        Ok(Self { actor, origin: origin.into(), reason, cause: Cause::default() })
+    }
+
+    /// The same, as part of `cause`.
+    #[must_use]
+    pub fn within(self, cause: Cause) -> Self {
+        Self { cause, ..self }
     }
 }
 
@@ -81,6 +91,9 @@ pub struct Tombstone {
     pub origin: String,
     /// Why.
     pub reason: Option<String>,
+    /// What the request that wrote it belongs to elsewhere.
+    #[serde(flatten)]
+    pub cause: Cause,
     /// When; the database's clock, as all times here.
     #[serde(with = "time::serde::rfc3339")]
     pub trashed_at: OffsetDateTime,

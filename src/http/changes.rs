@@ -14,7 +14,7 @@ use super::{
     problem::{Problem, Told},
 };
 use crate::{
-    domain::{ids::ResourceRef, retention::Retention},
+    domain::{cause::Cause, ids::ResourceRef, retention::Retention},
     telemetry::metrics::{Origin, RetriedBy},
     trash::{IfChildrenLost, TrashError, TrashRequest, count},
 };
@@ -64,12 +64,17 @@ fn yes() -> bool {
 }
 
 /// `POST /v1/resources/{kind}/{id}/trash`.
-pub(super) async fn trash(State(api): State<Shared>, Named(resource): Named, Asked(body): Asked<TrashBody>) -> Answer {
+pub(super) async fn trash(
+    State(api): State<Shared>,
+    Extension(cause): Extension<Cause>,
+    Named(resource): Named,
+    Asked(body): Asked<TrashBody>,
+) -> Answer {
     let request = TrashRequest {
         resource,
         with: api.trash.kinds(body.with.iter().map(String::as_str))?,
         retention: body.retention.as_deref().map(Retention::parse).transpose().map_err(TrashError::from)?,
-        by: provenance(&body.actor, body.reason)?,
+        by: provenance(&body.actor, body.reason)?.within(cause),
     };
     if body.dry_run {
         let plan = api.trash.plan(&request).await.map_err(Problem::of_dry_run)?;
@@ -87,10 +92,11 @@ pub(super) async fn trash(State(api): State<Shared>, Named(resource): Named, Ask
 /// `POST /v1/resources/{kind}/{id}/restore`.
 pub(super) async fn restore(
     State(api): State<Shared>,
+    Extension(cause): Extension<Cause>,
     Named(resource): Named,
     Asked(body): Asked<RestoreBody>,
 ) -> Answer {
-    let by = provenance(&body.actor, body.reason)?;
+    let by = provenance(&body.actor, body.reason)?.within(cause);
     let if_lost = if body.partial { IfChildrenLost::RestoreTheRest } else { IfChildrenLost::Refuse };
     let restored = api.trash.restore(&resource, if_lost, &by).await?;
     api.metrics.requests().restored(Origin::Api, restored.closed());
@@ -100,24 +106,39 @@ pub(super) async fn restore(
 }
 
 /// `POST /v1/resources/{kind}/{id}/hold`.
-pub(super) async fn hold(State(api): State<Shared>, Named(resource): Named, Asked(body): Asked<By>) -> Answer {
-    let changed = api.trash.hold(&resource, &body.provenance()?).await?;
+pub(super) async fn hold(
+    State(api): State<Shared>,
+    Extension(cause): Extension<Cause>,
+    Named(resource): Named,
+    Asked(body): Asked<By>,
+) -> Answer {
+    let changed = api.trash.hold(&resource, &body.provenance()?.within(cause)).await?;
     let status = if changed { "held" } else { "already_held" };
     log("hold", &resource, status);
     done(json!({ "status": status }))
 }
 
 /// `POST /v1/resources/{kind}/{id}/release`.
-pub(super) async fn release(State(api): State<Shared>, Named(resource): Named, Asked(body): Asked<By>) -> Answer {
-    let changed = api.trash.release(&resource, &body.provenance()?).await?;
+pub(super) async fn release(
+    State(api): State<Shared>,
+    Extension(cause): Extension<Cause>,
+    Named(resource): Named,
+    Asked(body): Asked<By>,
+) -> Answer {
+    let changed = api.trash.release(&resource, &body.provenance()?.within(cause)).await?;
     let status = if changed { "released" } else { "not_held" };
     log("release", &resource, status);
     done(json!({ "status": status }))
 }
 
 /// `POST /v1/resources/{kind}/{id}/retry`. `was` is the tombstone as it was stuck.
-pub(super) async fn retry(State(api): State<Shared>, Named(resource): Named, Asked(body): Asked<RetryBody>) -> Answer {
-    let by = provenance(&body.actor, body.reason)?;
+pub(super) async fn retry(
+    State(api): State<Shared>,
+    Extension(cause): Extension<Cause>,
+    Named(resource): Named,
+    Asked(body): Asked<RetryBody>,
+) -> Answer {
+    let by = provenance(&body.actor, body.reason)?.within(cause);
     if body.dry_run {
         let stuck = api.trash.stuck(&resource).await.map_err(Problem::of_dry_run)?;
         return dry_run(json!({ "status": "would_retry", "dry_run": true, "was": stuck }));

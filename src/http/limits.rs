@@ -1,6 +1,6 @@
 //! What holds for every request: a deadline, a log line, a count.
 //!
-//! Invariant: no label and no log line takes its text from the client, so neither can be flooded with new values.
+//! Invariant: no label takes its text from the client, so none can be flooded with new values.
 
 use axum::{
     extract::{MatchedPath, Request, State},

@@ -6,11 +6,12 @@
 //!
 //! ```text
 //! GET  /health/{live|ready|startup}  /metrics                                      open
-//! GET  /v1/tombstones?state=&kind=&limit=        /v1/resources/{kind}/{id}       with the token
+//! GET  /v1/tombstones?state=&kind=&…             /v1/resources/{kind}/{id}       with the token
 //! POST /v1/resources/{kind}/{id}/{trash|restore|hold|release|retry}              with the token, JSON alone
 //! ```
 
 mod body;
+mod cause;
 mod changes;
 mod guard;
 mod health;
@@ -105,6 +106,7 @@ impl Api {
             .layer(DefaultBodyLimit::max(body::MOST_BYTES))
             // the last is the outermost
             .layer(middleware::from_fn_with_state(api.clone(), limits::deadline))
+            .layer(middleware::from_fn(cause::follow))
             .layer(middleware::from_fn_with_state(api.clone(), guard::admit))
             .layer(middleware::from_fn_with_state(api.clone(), limits::observe))
             .with_state(api)

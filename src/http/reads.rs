@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::{Named, Shared, problem::Problem};
 use crate::{
-    domain::state::State as Stands,
+    domain::{cause::CorrelationId, state::State as Stands},
     store::{
         audit::{self, Happened},
         holds,
@@ -31,6 +31,7 @@ const MOST: u32 = 1000;
 pub(super) struct ListQuery {
     state: Option<String>,
     kind: Option<String>,
+    correlation_id: Option<String>,
     limit: Option<u32>,
 }
 
@@ -47,6 +48,11 @@ impl ListQuery {
         names.map(read).collect()
     }
 
+    fn correlation_id(&self) -> Result<Option<CorrelationId>, Problem> {
+        let parsed = self.correlation_id.as_deref().map(CorrelationId::parse).transpose();
+        parsed.map_err(|error| Problem::malformed("invalid_request", error.to_string()))
+    }
+
     fn limit(&self) -> Result<u32, Problem> {
         match self.limit.unwrap_or(USUAL_LIMIT) {
             limit @ 1..=MOST => Ok(limit),
@@ -55,7 +61,7 @@ impl ListQuery {
     }
 }
 
-/// `GET /v1/tombstones?state=trashed,blocked&kind=&limit=`, newest first.
+/// `GET /v1/tombstones?state=trashed,blocked&kind=&correlation_id=&limit=`, newest first.
 pub(super) async fn tombstones(
     State(api): State<Shared>,
     query: Result<Query<ListQuery>, QueryRejection>,
@@ -64,7 +70,8 @@ pub(super) async fn tombstones(
     if let Some(kind) = &query.kind {
         api.trash.map().kind(kind).map_err(TrashError::from)?;
     }
-    let filter = Filter { states: query.states()?, limit: query.limit()?, kind: query.kind };
+    let (states, limit, correlation_id) = (query.states()?, query.limit()?, query.correlation_id()?);
+    let filter = Filter { states, limit, kind: query.kind, correlation_id };
     let mut conn = api.trash.store().conn().await?;
     let found = tombstones::list(&mut conn, &filter).await?;
     Ok(Json(json!({ "tombstones": found })))

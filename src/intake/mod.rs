@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use self::waiting::{BUSY, Held, Waiting};
 use crate::{
     domain::{
+        cause::Cause,
         ids::ResourceRef,
         retention::Retention,
         tombstone::{Provenance, Tombstone},
@@ -33,12 +34,14 @@ use crate::{
     store::{
         StoreError,
         audit::{self, Happened, NewEntry},
-        commit, impatient, outbox,
+        commit, impatient,
+        outbox::{self, Reply},
         requests::{self, Claim},
     },
     telemetry::{
         Metrics,
         metrics::{Operation, Origin},
+        trace::{self, End, Work},
     },
     trash::{IfChildrenLost, TrashBin, TrashError, TrashRequest},
 };
@@ -90,6 +93,20 @@ pub struct Intake {
     busy: Backoff,
     /// Waits while the database is away.
     away: Backoff,
+}
+
+/// A request that was understood, and to what it belongs.
+#[derive(Clone, Copy)]
+struct Asked<'a> {
+    request: &'a Request,
+    cause: &'a Cause,
+}
+
+impl Asked<'_> {
+    fn provenance(self) -> Result<Provenance, TrashError> {
+        let by = Provenance::parse(&self.request.actor, "message", self.request.reason.clone())?;
+        Ok(by.within(self.cause.clone()))
+    }
 }
 
 /// What a request came to.
@@ -183,11 +200,21 @@ impl Intake {
     /// Carries one request out, as soon as there is a database, and says whether its delivery was answered. It comes
     /// back when it is busy, or there is no database for long.
     async fn handle(&self, held: Held, stop: &CancellationToken) -> Result<bool, (Held, StoreError)> {
+        let (work, cause) = Work::message(&held.delivery, &held.cause);
+        work.run(self.handle_within(&cause, held, stop)).await
+    }
+
+    async fn handle_within(
+        &self,
+        cause: &Cause,
+        held: Held,
+        stop: &CancellationToken,
+    ) -> Result<bool, (Held, StoreError)> {
         let (began, mut delays) = (Instant::now(), self.away.delays());
         let mut reported = false;
         failpoint::at("intake.received");
         loop {
-            let error = match self.trash.store().within(REQUEST, self.carry_out(&held.delivery)).await {
+            let error = match self.trash.store().within(REQUEST, self.carry_out(&held.delivery, cause)).await {
                 Ok(verdict) => {
                     failpoint::at("intake.committed");
                     return Ok(self.answer(held.delivery, verdict).await);
@@ -198,11 +225,13 @@ impl Intake {
             match &error {
                 StoreError::Busy(_) => {
                     tracing::debug!(%error, message_id, "request waits for a lock");
+                    trace::ended("busy", End::Well);
                     return Err((held, error));
                 }
                 StoreError::Unavailable(_) | StoreError::NotMigrated(_) => {}
                 StoreError::Platform { .. } | StoreError::Unusable(_) | StoreError::Other(_) => {
                     // it would fail again, and hold up every request behind it
+                    trace::ended("failed", End::Badly);
                     let verdict = Verdict::Malformed { reply: Value::Null, reason: error.to_string() };
                     return Ok(self.answer(held.delivery, verdict).await);
                 }
@@ -234,7 +263,7 @@ impl Intake {
         answered
     }
 
-    async fn carry_out(&self, delivery: &Delivery) -> Result<Verdict, StoreError> {
+    async fn carry_out(&self, delivery: &Delivery, cause: &Cause) -> Result<Verdict, StoreError> {
         let mut tx = self.trash.store().begin().await?;
         impatient(&mut tx, FOR_A_LOCK).await?;
         let message_id = delivery.message_id.as_deref().filter(|id| is_storable(id) && id.len() <= MOST_ID);
@@ -244,7 +273,7 @@ impl Intake {
         };
         if let Claim::Answered(answer) = claim {
             tracing::info!(message_id, "request was answered before");
-            reply(&mut tx, delivery, &answer).await?;
+            reply(&mut tx, delivery, cause, &answer).await?;
             commit(tx).await?;
             return Ok(Verdict::Answered(answer));
         }
@@ -253,14 +282,15 @@ impl Intake {
         let mut keep = message_id;
         let (verdict, counted) = match Request::decode(&delivery.body) {
             Ok(request) if claim == Claim::Reused => {
-                let verdict = self.refuse_reuse(&mut tx, &request).await?;
+                let verdict = self.refuse_reuse(&mut tx, Asked { request: &request, cause }).await?;
                 (verdict, Counted::NotCarriedOut(operation(request.op), REUSED))
             }
             Ok(request) => {
                 use sqlx::Acquire;
                 // a refusal may come half-way through: what it wrote until then goes, the answer stays
                 let mut part = tx.begin().await?;
-                match self.dispatch(&mut part, &request).await {
+                let asked = Asked { request: &request, cause };
+                match self.dispatch(&mut part, asked).await {
                     Ok((answer, done)) => {
                         part.commit().await?;
                         (Verdict::Answered(answer), Counted::CarriedOut(request.op, done))
@@ -271,7 +301,7 @@ impl Intake {
                         // a map that does not fit is mended, and then the same request is worth another try
                         keep = keep.filter(|_| !matches!(error, TrashError::Store(_)));
                         let counted = Counted::NotCarriedOut(operation(request.op), error.code());
-                        (self.refuse(&mut tx, &request, &error).await?, counted)
+                        (self.refuse(&mut tx, asked, &error).await?, counted)
                     }
                 }
             }
@@ -287,7 +317,7 @@ impl Intake {
             (None, Some(id)) => requests::release(&mut tx, id).await?,
             (None, None) => {}
         }
-        reply(&mut tx, delivery, answer).await?;
+        reply(&mut tx, delivery, cause, answer).await?;
         failpoint::at("intake.uncommitted");
         commit(tx).await?;
         self.count(counted);
@@ -298,19 +328,24 @@ impl Intake {
         let requests = self.metrics.requests();
         match counted {
             Counted::CarriedOut(op, done) => {
+                trace::ended("carried_out", End::Well);
                 requests.carried_out(Origin::Message, operation(op));
                 match done {
                     Done::Trashed(tombstones) => requests.trashed(Origin::Message, &tombstones),
                     Done::Restored(tombstones) => requests.restored(Origin::Message, &tombstones),
                 }
             }
-            Counted::NotCarriedOut(operation, code) => requests.not_carried_out(Origin::Message, operation, code),
+            Counted::NotCarriedOut(operation, code) => {
+                trace::ended(code, End::Well);
+                requests.not_carried_out(Origin::Message, operation, code);
+            }
         }
     }
 
-    async fn dispatch(&self, conn: &mut sqlx::PgConnection, request: &Request) -> Result<(Value, Done), TrashError> {
+    async fn dispatch(&self, conn: &mut sqlx::PgConnection, asked: Asked<'_>) -> Result<(Value, Done), TrashError> {
+        let request = asked.request;
         let resource = self.trash.resource(&request.kind, &request.id)?;
-        let by = provenance(request)?;
+        let by = asked.provenance()?;
         let trash_request = |resource: ResourceRef, by| -> Result<TrashRequest, TrashError> {
             Ok(TrashRequest {
                 resource,
@@ -344,22 +379,24 @@ impl Intake {
     async fn refuse(
         &self,
         conn: &mut sqlx::PgConnection,
-        request: &Request,
+        asked: Asked<'_>,
         error: &TrashError,
     ) -> Result<Verdict, StoreError> {
+        let request = asked.request;
         let (code, text) = (error.code(), error.to_string());
         tracing::warn!(op = request.op.as_str(), kind = request.kind, id = request.id, code, "request refused");
         let reply = message::reply_refused(Some(request.op), code, &text, error.details());
         if error.is_malformed() {
             return Ok(Verdict::Malformed { reply, reason: text });
         }
-        self.note_refusal(conn, request, code, &text).await?;
+        self.note_refusal(conn, asked, code, &text).await?;
         Ok(Verdict::Answered(reply))
     }
 
     /// Answers a request whose message id another one has used. To carry it out could do a wish twice that its sender
     /// has written anew; to give it the other's answer would tell a sender that its wish was done.
-    async fn refuse_reuse(&self, conn: &mut sqlx::PgConnection, request: &Request) -> Result<Verdict, StoreError> {
+    async fn refuse_reuse(&self, conn: &mut sqlx::PgConnection, asked: Asked<'_>) -> Result<Verdict, StoreError> {
+        let request = asked.request;
         let text = "another request with this message_id came before: nothing was carried out; send it with a new one";
         tracing::warn!(
             op = request.op.as_str(),
@@ -368,18 +405,19 @@ impl Intake {
             code = REUSED,
             "request refused"
         );
-        self.note_refusal(conn, request, REUSED, text).await?;
+        self.note_refusal(conn, asked, REUSED, text).await?;
         Ok(Verdict::Answered(message::reply_refused(Some(request.op), REUSED, text, Value::Null)))
     }
 
     async fn note_refusal(
         &self,
         conn: &mut sqlx::PgConnection,
-        request: &Request,
+        asked: Asked<'_>,
         code: &str,
         text: &str,
     ) -> Result<(), StoreError> {
-        let Ok(by) = provenance(request) else { return Ok(()) };
+        let Ok(by) = asked.provenance() else { return Ok(()) };
+        let request = asked.request;
         let resource = self.trash.resource(&request.kind, &request.id).ok();
         let details = json!({ "op": request.op, "code": code, "message": text });
         let entry =
@@ -405,7 +443,8 @@ fn away(error: StoreError) -> QueueError {
 async fn put_off(busy: Vec<Held>) -> usize {
     let mut busy = busy.into_iter();
     while let Some(held) = busy.next() {
-        tracing::warn!(message_id = held.delivery.message_id, "request stays busy, others go first");
+        let (message_id, correlation_id) = (held.delivery.message_id.as_deref(), held.cause.correlation_id());
+        tracing::warn!(message_id, correlation_id, "request stays busy, others go first");
         if !log_answer(held.delivery.answer.put_off().await) {
             return 1 + busy.len();
         }
@@ -423,14 +462,19 @@ fn log_answer(answered: Result<bool, QueueError>) -> bool {
     answered.is_ok()
 }
 
-fn provenance(request: &Request) -> Result<Provenance, TrashError> {
-    Ok(Provenance::parse(&request.actor, "message", request.reason.clone())?)
-}
-
-async fn reply(conn: &mut sqlx::PgConnection, delivery: &Delivery, answer: &Value) -> Result<(), StoreError> {
+async fn reply(
+    conn: &mut sqlx::PgConnection,
+    delivery: &Delivery,
+    cause: &Cause,
+    payload: &Value,
+) -> Result<(), StoreError> {
+    // the requester's own, whatever it looks like: it knows its answers by it
     let correlation_id = delivery.correlation_id.as_deref().filter(|id| is_storable(id));
     match delivery.reply_to.as_deref().filter(|queue| is_storable(queue)) {
-        Some(queue) => outbox::reply(conn, queue, correlation_id, answer).await,
+        Some(queue) => {
+            let trace = cause.trace.as_ref();
+            outbox::reply(conn, Reply { queue, correlation_id, trace, payload }).await
+        }
         None => Ok(()),
     }
 }

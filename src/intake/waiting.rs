@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::{
+    domain::cause::{Cause, CorrelationId},
     queue::{Delivery, message::Request},
     retry::Backoff,
 };
@@ -20,6 +21,8 @@ const MOST_TRIES: u32 = 8;
 #[derive(Debug)]
 pub(super) struct Held {
     pub(super) delivery: Delivery,
+    /// To what it belongs, the same for each try.
+    pub(super) cause: Cause,
     /// Kind and id, as far as it can be read.
     resource: Option<(String, String)>,
     tries: u32,
@@ -30,8 +33,18 @@ pub(super) struct Held {
 impl Held {
     pub(super) fn new(delivery: Delivery) -> Self {
         let resource = Request::decode(&delivery.body).ok().map(|request| (request.kind, request.id));
-        Self { delivery, resource, tries: 0, due: Instant::now() }
+        let cause = cause_of(&delivery);
+        Self { delivery, cause, resource, tries: 0, due: Instant::now() }
     }
+}
+
+/// What the sender says that it belongs to. A message without a correlation id begins a conversation, whose id is its own.
+fn cause_of(delivery: &Delivery) -> Cause {
+    let given = delivery.correlation_id.as_deref().and_then(|raw| {
+        CorrelationId::parse(raw).inspect_err(|error| tracing::warn!(%error, "correlation id left out")).ok()
+    });
+    let own = || delivery.message_id.as_deref().and_then(|raw| CorrelationId::parse(raw).ok());
+    Cause { correlation_id: Some(given.or_else(own).unwrap_or_default()), trace: delivery.trace() }
 }
 
 /// Those that wait, in the order in which they came. No more than the prefetch.
@@ -136,6 +149,7 @@ mod tests {
     fn request(op: &str, id: &str) -> Held {
         let body = format!(r#"{{"v":1,"op":"{op}","kind":"dataset","id":"{id}","actor":"a"}}"#);
         Held::new(Delivery {
+            queue: "requests".to_owned(),
             body: body.into_bytes(),
             message_id: Some(format!("{op} {id}")),
             reply_to: None,

@@ -28,7 +28,7 @@ use crate::{
         platform::{self, Locking},
         tombstones::{self, Candidate, purging, purging::Lease},
     },
-    telemetry::metrics::RetriedBy,
+    telemetry::{metrics::RetriedBy, trace},
 };
 
 /// A purge that is ours to work on, past the point of no return.
@@ -100,6 +100,7 @@ impl Purger {
             return Ok(Claim::Nothing("there is no such tombstone"));
         };
         failpoint::at("claim.locked");
+        trace::works_on(&candidate.tombstone);
         match candidate.tombstone.state {
             State::Restored | State::Purged => Ok(Claim::Nothing("it is closed")),
             State::Stuck => self.thaw(tx, candidate.tombstone).await,

@@ -108,6 +108,7 @@ fn receipt(tombstone: &Tombstone, row_deleted: u64, seconds: f64) -> Value {
         "verified_empty": tombstone.locations,
         "seconds": seconds,
         "trashed_by": tombstone.actor,
+        "correlation_id": tombstone.cause.correlation_id,
         "name": tombstone.name,
     });
     if !tombstone.recorded.is_empty() {

@@ -29,6 +29,7 @@ pub use self::slice::SliceEnd;
 use crate::{
     config::PurgeConfig,
     domain::{
+        cause::Cause,
         map::ResourceMap,
         outcome::{FailureClass, RetryAfter},
         tombstone::Provenance,
@@ -39,7 +40,7 @@ use crate::{
     },
     retry::{Backoff, InvalidBackoff},
     store::{Store, StoreError},
-    telemetry::Metrics,
+    telemetry::{Metrics, trace},
 };
 
 /// Everything that the stages need. Cheap to clone.
@@ -187,6 +188,7 @@ impl Purger {
             actor: crate::domain::ids::Actor::from_stored(format!("worker {}", self.owner)),
             origin: "worker".into(),
             reason: None,
+            cause: Cause { correlation_id: None, trace: trace::current() },
         }
     }
 }

@@ -35,6 +35,7 @@ use crate::{
             purging::{self, Fenced, Lease, PassOn, SetAside, Setback},
         },
     },
+    telemetry::trace::part,
 };
 
 /// Statements of a claim that may take long: the map's queries.
@@ -66,6 +67,11 @@ pub enum SliceEnd {
 }
 
 impl SliceEnd {
+    /// Whether nothing is wrong: it got further, or has a good reason not to.
+    pub(super) fn is_well(&self) -> bool {
+        !matches!(self, Self::Failed(_) | Self::Panicked(_) | Self::Stuck(_))
+    }
+
     /// The label of the metric.
     pub fn as_str(&self) -> &'static str {
         match self {
@@ -141,7 +147,7 @@ impl Purger {
 
     async fn stages(&self, mut claimed: Box<Claimed>, budget: &Budget) -> Result<Outcome, PurgeError> {
         claimed.checkpoint = self.recall(&claimed).await?;
-        let emptied = match self.empty(claimed, budget).await? {
+        let emptied = match part("empty", self.empty(claimed, budget)).await? {
             Emptying::Emptied(emptied) => emptied,
             Emptying::OutOfTime(claimed) => return Ok(Outcome::OutOfTime(claimed.lease)),
             Emptying::Paused(claimed) => return Ok(Outcome::Paused(claimed.lease)),
@@ -180,7 +186,7 @@ impl Purger {
     }
 
     async fn after_emptying(&self, emptied: Emptied, budget: &Budget) -> Result<Outcome, PurgeError> {
-        let no_uploads = match self.abort_uploads(emptied, budget).await? {
+        let no_uploads = match part("uploads", self.abort_uploads(emptied, budget)).await? {
             Aborting::Done(no_uploads) => no_uploads,
             Aborting::OutOfTime(claimed) => {
                 self.keep_counts(&claimed).await?;
@@ -191,7 +197,7 @@ impl Purger {
                 return Ok(Outcome::Paused(claimed.lease));
             }
         };
-        let verified = match self.verify(no_uploads, budget).await? {
+        let verified = match part("verify", self.verify(no_uploads, budget)).await? {
             Verification::Verified(verified) => verified,
             Verification::OutOfTime(claimed) => {
                 self.keep_counts(&claimed).await?;
@@ -205,8 +211,8 @@ impl Purger {
                 return Ok(Outcome::Leftovers { lease: claimed.lease, reason, then: Then::TryAgain });
             }
         };
-        match self.delete_rows(verified, budget).await? {
-            Rows::Gone(gone) => Ok(Outcome::Finished(Box::new(self.finish(*gone).await?))),
+        match part("rows", self.delete_rows(verified, budget)).await? {
+            Rows::Gone(gone) => Ok(Outcome::Finished(Box::new(part("finish", self.finish(*gone)).await?))),
             Rows::OutOfTime(mut claimed) => {
                 // whoever goes on has to list again before it deletes another row
                 self.begin_anew(&mut claimed).await?;
@@ -263,10 +269,14 @@ impl Purger {
         match worked {
             Ok(Outcome::Finished(finished)) => {
                 let progress = &finished.tombstone.progress;
+                // the one line of a purge with its figures, those of the receipt
                 tracing::info!(
                     tombstone.id = %tombstone.id, resource = %tombstone.resource,
-                    objects = progress.objects_gone(), bytes = progress.bytes_freed, rows = progress.rows_deleted,
-                    duration_s = finished.seconds, "purged"
+                    objects.listed = progress.objects_listed, objects.deleted = progress.objects_deleted,
+                    objects.absent = progress.objects_absent, objects.kept = progress.objects_kept,
+                    objects.older_versions = progress.versions_gone, objects.delete_markers = progress.markers_gone,
+                    uploads_aborted = progress.uploads_aborted, bytes_freed = progress.bytes_freed,
+                    rows_deleted = progress.rows_deleted, duration_s = finished.seconds, lag_s = finished.lag, "purged"
                 );
                 self.metrics.purges().finished(&tombstone.resource.kind, progress, finished.seconds, finished.lag);
                 Ok(SliceEnd::Purged)

@@ -16,6 +16,7 @@ use crate::{
     failpoint,
     queue::{Delivery, QueueError, Source, TaskQueue, message::PurgeTask},
     store::StoreError,
+    telemetry::trace::{self, End, Work},
 };
 
 /// How long to wait between looks at a database that is away.
@@ -49,7 +50,8 @@ impl Purger {
                 delivery = consumer.next() => match delivery {
                     Ok(Some(delivery)) => {
                         let (purger, drain) = (self.clone(), drain.clone());
-                        slices.spawn(async move { purger.handle(delivery, drain).await });
+                        let work = Work::task(&delivery);
+                        slices.spawn(async move { work.run(purger.handle(delivery, drain)).await });
                     }
                     Ok(None) => break Err(QueueError::new("consume purge tasks", "the broker ended the consumer")),
                     Err(error) => break Err(error),
@@ -84,13 +86,17 @@ impl Purger {
 
     async fn handle(&self, delivery: Delivery, stop: CancellationToken) -> Result<(), StoreError> {
         let counted = self.metrics.purges().received();
+        let ended = |end: &str, how: End| {
+            counted.ended(end);
+            trace::ended(end, how);
+        };
         let task = match PurgeTask::decode(&delivery.body) {
             Ok(task) => task,
             Err(error) => {
                 tracing::error!(%error, message_id = delivery.message_id, "not a purge task, set aside");
                 self.metrics.messages().dead_letter("purge");
                 log_answer(delivery.answer.dead_letter(&error.to_string()).await);
-                counted.ended("malformed");
+                ended("malformed", End::Badly);
                 return Ok(());
             }
         };
@@ -98,11 +104,12 @@ impl Purger {
         let (purger, budget) = (self.clone(), Budget::new(self.config.slice, stop));
         let redeliveries = delivery.redeliveries;
         // a task of its own, so that a panic is an outcome
-        let slice = tokio::spawn(async move { purger.take_up(task.tombstone, redeliveries, &budget).await }).await;
+        let slice = async move { purger.take_up(task.tombstone, redeliveries, &budget).await };
+        let slice = tokio::spawn(trace::along(slice)).await;
         failpoint::at("worker.unanswered");
         match slice {
             Ok(Ok(end)) => {
-                counted.ended(end.as_str());
+                ended(end.as_str(), if end.is_well() { End::Well } else { End::Badly });
                 if let SliceEnd::Panicked(reason) = &end {
                     self.metrics.messages().dead_letter("purge");
                     log_answer(delivery.answer.dead_letter(reason).await);
@@ -116,13 +123,13 @@ impl Purger {
                 Ok(())
             }
             Ok(Err(error)) if matches!(error, StoreError::Unavailable(_)) => {
-                counted.ended("database_away");
+                ended("database_away", End::Badly);
                 log_answer(delivery.answer.requeue().await);
                 Err(error)
             }
             Ok(Err(error)) => {
                 // busy, or a map that does not fit
-                counted.ended("error");
+                ended("error", End::Badly);
                 tracing::warn!(tombstone.id = %task.tombstone, %error, "slice failed");
                 match self.look_again(task.tombstone).await {
                     Ok(()) => log_answer(delivery.answer.ack().await),
@@ -134,7 +141,7 @@ impl Purger {
                 Ok(())
             }
             Err(panic) => {
-                counted.ended("panic");
+                ended("panic", End::Badly);
                 tracing::error!(tombstone.id = %task.tombstone, %panic, "slice panicked");
                 // a dead letter alone would be seen by nobody who looks at the tombstone
                 if let Err(error) = self.set_back(task.tombstone, PANICKED).await {

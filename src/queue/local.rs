@@ -18,6 +18,7 @@ use super::{
     Answer, Consumer, Delivery, Depths, Outgoing, PublishOutcome, Publisher, QueueError, Source, Target, TaskQueue,
     has_place,
 };
+use crate::domain::cause::TraceContext;
 
 /// Events that a slow subscriber may lag behind before it loses the oldest.
 const EVENTS_KEPT: usize = 1024;
@@ -225,6 +226,7 @@ impl Shared {
                     body: message.body.clone(),
                     message_id: Some(message.id.to_string()),
                     correlation_id: message.correlation_id.clone(),
+                    headers: headers(message),
                     ..LocalRequest::default()
                 };
                 return self.enqueue(Source::Purge, content);
@@ -262,6 +264,12 @@ impl Shared {
         self.changed.notify_waiters();
         true
     }
+}
+
+/// What RabbitMQ would carry as headers.
+fn headers(message: &Outgoing) -> BTreeMap<String, String> {
+    let headers = message.trace.iter().flat_map(TraceContext::headers);
+    headers.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
 }
 
 impl State {
@@ -349,7 +357,8 @@ impl LocalConsumer {
         let answer = Box::new(LocalAnswer { shared: Arc::clone(&self.shared), consumer: self.id, tag });
         let redeliveries = message.redeliveries;
         held.unanswered.insert(tag, message);
-        Ok(Some(Delivery { body, message_id, reply_to, correlation_id, headers, redeliveries, answer }))
+        let queue = self.source.as_str().to_owned();
+        Ok(Some(Delivery { queue, body, message_id, reply_to, correlation_id, headers, redeliveries, answer }))
     }
 }
 

@@ -7,7 +7,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::domain::{ids::TombstoneId, tombstone::Tombstone};
+use crate::domain::{
+    ids::TombstoneId,
+    tombstone::{Provenance, Tombstone},
+};
 
 /// The version of every format here.
 pub const VERSION: u64 = 1;
@@ -166,7 +169,7 @@ fn text_or_number<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<S
 }
 
 /// A life-cycle event, as published to `{namespace}.events` with the routing key `{kind}.{event}`.
-pub fn event(name: &str, tombstone: &Tombstone, actor: &str, details: &Value) -> Value {
+pub fn event(name: &str, tombstone: &Tombstone, by: &Provenance, details: &Value) -> Value {
     json!({
         "v": VERSION,
         "event": name,
@@ -174,7 +177,8 @@ pub fn event(name: &str, tombstone: &Tombstone, actor: &str, details: &Value) ->
         "kind": tombstone.resource.kind,
         "id": tombstone.resource.id,
         "name": tombstone.name,
-        "actor": actor,
+        "actor": by.actor,
+        "correlation_id": by.cause.correlation_id,
         "details": details,
     })
 }

@@ -14,6 +14,8 @@ use std::collections::BTreeMap;
 use async_trait::async_trait;
 use uuid::Uuid;
 
+use crate::domain::cause::TraceContext;
+
 /// The header of a dead letter that says why it is one.
 pub const REASON_HEADER: &str = "x-reprieve-reason";
 
@@ -27,6 +29,16 @@ pub enum Source {
     Requests,
     /// Purge tasks, written by the relay alone.
     Purge,
+}
+
+impl Source {
+    /// As the names of queues end.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Requests => "requests",
+            Self::Purge => "purge",
+        }
+    }
 }
 
 /// Where a message goes.
@@ -56,8 +68,10 @@ pub struct Outgoing {
     pub target: Target,
     /// The JSON text.
     pub body: Vec<u8>,
-    /// `correlation_id`, for replies.
+    /// `correlation_id`.
     pub correlation_id: Option<String>,
+    /// The headers `traceparent` and `tracestate`.
+    pub trace: Option<TraceContext>,
 }
 
 /// What became of one published message.
@@ -92,6 +106,8 @@ impl QueueError {
 /// A message that came. Dropped without an answer, it goes back to the queue when its consumer ends.
 #[derive(Debug)]
 pub struct Delivery {
+    /// The queue that it was taken from, by its name in the broker.
+    pub queue: String,
     /// The body as sent; anybody may have sent it.
     pub body: Vec<u8>,
     /// `message_id`, if any.
@@ -106,6 +122,14 @@ pub struct Delivery {
     pub redeliveries: u32,
     /// Answers for this delivery.
     pub answer: Box<dyn Answer>,
+}
+
+impl Delivery {
+    /// The trace that its sender says it is part of.
+    pub fn trace(&self) -> Option<TraceContext> {
+        let header = |name| self.headers.get(name).map(String::as_str);
+        TraceContext::parse(header(TraceContext::TRACEPARENT)?, header(TraceContext::TRACESTATE))
+    }
 }
 
 /// The one answer to a delivery.

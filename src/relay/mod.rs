@@ -160,13 +160,19 @@ impl Relay {
                 | PublishOutcome::Refused(reason)
                 | PublishOutcome::Unconfirmed(reason) => {
                     // a broker that does not answer, for however long, has not refused it
+                    let correlation_id = row.correlation_id.as_deref();
                     let refused = !matches!(outcome, PublishOutcome::Unconfirmed(_));
                     if refused && row.topic == Topic::Reply && row.attempts + 1 >= MOST_ATTEMPTS {
-                        tracing::warn!(destination = row.destination, reason, "message dropped, nobody takes it");
+                        tracing::warn!(
+                            destination = row.destination,
+                            correlation_id,
+                            reason,
+                            "message dropped, nobody takes it"
+                        );
                         self.metrics.messages().dropped();
                         gone.push(row.id);
                     } else {
-                        tracing::warn!(topic = ?row.topic, reason, "message not taken, will try again");
+                        tracing::warn!(topic = ?row.topic, correlation_id, reason, "message not taken, will try again");
                         let wait = self.backoff.delay_for(row.attempts.saturating_add(1));
                         outbox::put_back(&mut conn, row.id, reason, wait).await?;
                     }
@@ -201,6 +207,7 @@ fn outgoing(row: &Leased) -> Outgoing {
         },
         body: row.payload.to_string().into_bytes(),
         correlation_id: row.correlation_id.clone(),
+        trace: row.trace.clone(),
     }
 }
 

@@ -75,7 +75,7 @@ pub struct NewEntry<'a> {
     pub tombstone: Option<TombstoneId>,
     /// To which resource, if one is concerned.
     pub resource: Option<&'a ResourceRef>,
-    /// By whom and why.
+    /// By whom and why, and as part of what; so is the event beside it.
     pub by: &'a Provenance,
     /// Figures and circumstances.
     pub details: Value,
@@ -113,6 +113,8 @@ pub struct Entry {
     pub origin: String,
     /// Why.
     pub reason: Option<String>,
+    /// As part of what.
+    pub correlation_id: Option<String>,
     /// Figures and circumstances.
     pub details: Value,
 }
@@ -126,8 +128,8 @@ const MOST: i64 = 1000;
 /// The statement failed.
 pub async fn write(conn: &mut PgConnection, entry: NewEntry<'_>) -> Result<(), StoreError> {
     sqlx::query(
-        "insert into reprieve.audit (event, tombstone_id, kind, resource_id, actor, origin, reason, details)
-         values ($1, $2, $3, $4, $5, $6, $7, $8)",
+        "insert into reprieve.audit (event, tombstone_id, kind, resource_id, actor, origin, reason, details, correlation_id)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
     )
     .bind(entry.event.as_str())
     .bind(entry.tombstone.map(|id| id.0))
@@ -137,6 +139,7 @@ pub async fn write(conn: &mut PgConnection, entry: NewEntry<'_>) -> Result<(), S
     .bind(&entry.by.origin)
     .bind(entry.by.reason.as_deref())
     .bind(Json(entry.details))
+    .bind(entry.by.cause.correlation_id())
     .execute(conn)
     .await?;
     Ok(())
@@ -155,11 +158,12 @@ pub async fn write_and_tell(
 ) -> Result<(), StoreError> {
     sqlx::query(
         "with event as (
-             insert into reprieve.outbox (id, topic, destination, payload, tombstone_id)
-             values ($9, 'event', $10, $11, $2)),
+             insert into reprieve.outbox
+                 (id, topic, destination, payload, tombstone_id, correlation_id, traceparent, tracestate)
+             values ($9, 'event', $10, $11, $2, $13, $14, $15)),
          task as (delete from reprieve.outbox where $12 and tombstone_id = $2 and topic = 'purge')
-         insert into reprieve.audit (event, tombstone_id, kind, resource_id, actor, origin, reason, details)
-         values ($1, $2, $3, $4, $5, $6, $7, $8)",
+         insert into reprieve.audit (event, tombstone_id, kind, resource_id, actor, origin, reason, details, correlation_id)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $13)",
     )
     .bind(entry.event.as_str())
     .bind(entry.tombstone.map(|id| id.0))
@@ -173,6 +177,9 @@ pub async fn write_and_tell(
     .bind(event.routing_key)
     .bind(Json(event.payload))
     .bind(task == PurgeTask::Goes)
+    .bind(entry.by.cause.correlation_id())
+    .bind(entry.by.cause.traceparent())
+    .bind(entry.by.cause.tracestate())
     .execute(conn)
     .await?;
     Ok(())
@@ -184,7 +191,7 @@ pub async fn write_and_tell(
 /// The statement failed.
 pub async fn of_resource(conn: &mut PgConnection, resource: &ResourceRef) -> Result<Vec<Entry>, StoreError> {
     let mut entries: Vec<Entry> = sqlx::query_as(
-        "select at, event, actor, origin, reason, details from reprieve.audit
+        "select at, event, actor, origin, reason, correlation_id, details from reprieve.audit
          where kind = $1 and resource_id = $2 order by id desc limit $3",
     )
     .bind(resource.kind.as_str())
@@ -202,7 +209,7 @@ pub async fn of_resource(conn: &mut PgConnection, resource: &ResourceRef) -> Res
 /// The statement failed.
 pub async fn of_tombstone(conn: &mut PgConnection, id: TombstoneId) -> Result<Vec<Entry>, StoreError> {
     let mut entries: Vec<Entry> = sqlx::query_as(
-        "select at, event, actor, origin, reason, details from reprieve.audit
+        "select at, event, actor, origin, reason, correlation_id, details from reprieve.audit
          where tombstone_id = $1 order by id desc limit $2",
     )
     .bind::<Uuid>(id.0)

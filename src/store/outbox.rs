@@ -11,7 +11,10 @@ use sqlx::{PgConnection, types::Json};
 use uuid::Uuid;
 
 use super::StoreError;
-use crate::domain::ids::TombstoneId;
+use crate::domain::{
+    cause::{Cause, TraceContext},
+    ids::TombstoneId,
+};
 
 /// Where a message goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,15 +49,17 @@ pub struct Leased {
     pub destination: String,
     /// The message.
     pub payload: Value,
-    /// For replies.
+    /// What it belongs to; of a reply what the requester asked for.
     pub correlation_id: Option<String>,
+    /// The trace that it is part of.
+    pub trace: Option<TraceContext>,
     /// Of which tombstone.
     pub tombstone: Option<TombstoneId>,
     /// How often it was tried in vain.
     pub attempts: u32,
 }
 
-/// Writes (or moves) the one purge task of a tombstone, to leave after `wait`.
+/// Writes (or moves) the one purge task of a tombstone, to leave after `wait`. It belongs to what the tombstone does.
 ///
 /// # Errors
 /// The statement failed.
@@ -65,8 +70,10 @@ pub async fn schedule_purge(
     wait: Duration,
 ) -> Result<(), StoreError> {
     sqlx::query(
-        "insert into reprieve.outbox (id, topic, destination, payload, tombstone_id, available_at)
-         values ($1, 'purge', '', $2, $3, now() + $4 * interval '1 second')
+        "insert into reprieve.outbox
+             (id, topic, destination, payload, tombstone_id, available_at, correlation_id, traceparent, tracestate)
+         select $1, 'purge', '', $2, id, now() + $4 * interval '1 second', correlation_id, traceparent, tracestate
+         from reprieve.tombstones where id = $3
          on conflict (tombstone_id) where topic = 'purge' do update
          set id = excluded.id, payload = excluded.payload, available_at = excluded.available_at,
              leased_until = null, attempts = 0, last_error = null",
@@ -92,23 +99,34 @@ pub async fn hurry(conn: &mut PgConnection, tombstones: &[TombstoneId]) -> Resul
     Ok(())
 }
 
+/// A reply to write.
+#[derive(Debug)]
+pub struct Reply<'a> {
+    /// The queue that the requester named.
+    pub queue: &'a str,
+    /// As the requester gave it, whatever it is.
+    pub correlation_id: Option<&'a str>,
+    /// The trace that it is part of.
+    pub trace: Option<&'a TraceContext>,
+    /// The message.
+    pub payload: &'a Value,
+}
+
 /// Writes a reply.
 ///
 /// # Errors
 /// The statement failed.
-pub async fn reply(
-    conn: &mut PgConnection,
-    queue: &str,
-    correlation_id: Option<&str>,
-    payload: &Value,
-) -> Result<(), StoreError> {
+pub async fn reply(conn: &mut PgConnection, reply: Reply<'_>) -> Result<(), StoreError> {
     sqlx::query(
-        "insert into reprieve.outbox (id, topic, destination, payload, correlation_id) values ($1, 'reply', $2, $3, $4)",
+        "insert into reprieve.outbox (id, topic, destination, payload, correlation_id, traceparent, tracestate)
+         values ($1, 'reply', $2, $3, $4, $5, $6)",
     )
     .bind(Uuid::now_v7())
-    .bind(queue)
-    .bind(Json(payload))
-    .bind(correlation_id)
+    .bind(reply.queue)
+    .bind(Json(reply.payload))
+    .bind(reply.correlation_id)
+    .bind(reply.trace.map(TraceContext::traceparent))
+    .bind(reply.trace.and_then(TraceContext::tracestate))
     .execute(conn)
     .await?;
     Ok(())
@@ -130,7 +148,6 @@ pub struct Window {
 /// # Errors
 /// The statement failed.
 pub async fn lease(conn: &mut PgConnection, window: Window, lease: Duration) -> Result<Vec<Leased>, StoreError> {
-    type Row = (Uuid, String, String, Json<Value>, Option<String>, Option<Uuid>, i32);
     let rows: Vec<Row> = sqlx::query_as(
         "with tasks as (
              select id from reprieve.outbox
@@ -143,8 +160,9 @@ pub async fn lease(conn: &mut PgConnection, window: Window, lease: Duration) -> 
          leased as (
              update reprieve.outbox set leased_until = now() + $3 * interval '1 second'
              where id in (select id from tasks union all select id from messages)
-             returning id, topic, destination, payload, correlation_id, tombstone_id, attempts, available_at)
-         select id, topic, destination, payload, correlation_id, tombstone_id, attempts
+             returning id, topic, destination, payload, correlation_id, traceparent, tracestate, tombstone_id, attempts,
+                       available_at)
+         select id, topic, destination, payload, correlation_id, traceparent, tracestate, tombstone_id, attempts
          from leased order by available_at, id",
     )
     .bind(i64::from(window.tasks))
@@ -152,17 +170,36 @@ pub async fn lease(conn: &mut PgConnection, window: Window, lease: Duration) -> 
     .bind(lease.as_secs_f64())
     .fetch_all(conn)
     .await?;
-    let leased =
-        rows.into_iter().map(|(id, topic, destination, payload, correlation_id, tombstone, attempts)| Leased {
-            id,
-            topic: [Topic::Event, Topic::Reply].into_iter().find(|t| t.as_str() == topic).unwrap_or(Topic::Purge),
-            destination,
-            payload: payload.0,
-            correlation_id,
-            tombstone: tombstone.map(TombstoneId),
-            attempts: u32::try_from(attempts).unwrap_or(0),
-        });
-    Ok(leased.collect())
+    Ok(rows.into_iter().map(Leased::from).collect())
+}
+
+#[derive(sqlx::FromRow)]
+struct Row {
+    id: Uuid,
+    topic: String,
+    destination: String,
+    payload: Json<Value>,
+    correlation_id: Option<String>,
+    traceparent: Option<String>,
+    tracestate: Option<String>,
+    tombstone_id: Option<Uuid>,
+    attempts: i32,
+}
+
+impl From<Row> for Leased {
+    fn from(row: Row) -> Self {
+        let topic = [Topic::Event, Topic::Reply].into_iter().find(|topic| topic.as_str() == row.topic);
+        Self {
+            id: row.id,
+            topic: topic.unwrap_or(Topic::Purge),
+            destination: row.destination,
+            payload: row.payload.0,
+            trace: Cause::from_stored(None, row.traceparent.as_deref(), row.tracestate.as_deref()).trace,
+            correlation_id: row.correlation_id,
+            tombstone: row.tombstone_id.map(TombstoneId),
+            attempts: u32::try_from(row.attempts).unwrap_or(0),
+        }
+    }
 }
 
 /// Removes rows whose messages the broker has. One that is locked is just being written anew, or removed; if it is

@@ -1,7 +1,8 @@
-//! What the process says of itself: log lines, metrics, and what it misses.
+//! What the process says of itself: log lines, metrics, traces, and what it misses.
 
 pub mod metrics;
 pub mod standing;
+pub mod trace;
 
 use std::io::IsTerminal;
 
@@ -26,7 +27,9 @@ pub fn start_logging(filter: &str, format: Option<LogFormat>) -> Result<(), Stri
             registry.with(layer).try_init()
         }
         LogFormat::Json => {
-            let layer = tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(std::io::stderr);
+            // the innermost span is in the list of all
+            let layer = tracing_subscriber::fmt::layer().json().flatten_event(true).with_current_span(false);
+            let layer = layer.with_writer(std::io::stderr);
             registry.with(layer).try_init()
         }
     };

@@ -229,7 +229,7 @@ fn properties(request: &LocalRequest) -> BasicProperties {
 
 /// A message for `target`.
 pub(crate) fn message(target: Target, body: &str) -> Outgoing {
-    Outgoing { id: Uuid::new_v4(), target, body: body.as_bytes().to_vec(), correlation_id: None }
+    Outgoing { id: Uuid::new_v4(), target, body: body.as_bytes().to_vec(), correlation_id: None, trace: None }
 }
 
 /// A purge task.

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::FutureExt;
+use reprieve::domain::cause::TraceContext;
 use reprieve::queue::{
     Outgoing, PublishOutcome, Source, Target,
     local::{LocalReply, LocalRequest},
@@ -37,6 +38,7 @@ contract! {
     no_more_than_the_prefetch_is_handed_out,
     two_thousand_messages_are_confirmed_and_come_once_each,
     exactly_the_unroutable_mandatory_messages_are_returned,
+    a_trace_goes_on_in_the_headers_of_what_is_published,
     events_without_a_listener_are_confirmed,
     replies_carry_their_correlation_id_and_vanish_without_a_queue,
     preparing_twice_and_side_by_side_keeps_what_is_there,
@@ -149,6 +151,19 @@ async fn a_delivery_that_is_put_off_comes_after_the_others_as_new_and_whole(benc
     }
     let depths = bench.queue.depths().await.expect("shows its depths");
     assert!(depths.requests <= 2 && depths.dead == 0, "no more and no fewer than there were: {depths:?}");
+}
+
+async fn a_trace_goes_on_in_the_headers_of_what_is_published(bench: Bench) {
+    let bench = bench.prepared().await;
+    let state = format!("vendor={}", "x".repeat(256));
+    let trace = TraceContext::parse("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", Some(&state));
+    let traced = Outgoing { trace: trace.clone(), correlation_id: Some("c".repeat(255)), ..task("traced") };
+    assert_eq!(bench.publish(&[traced.clone(), task("untraced")]).await, [CONFIRMED, CONFIRMED]);
+    let mut consumer = bench.queue.consumer(Source::Purge, 2).await.expect("consumes");
+    let came = next(&mut consumer).await;
+    assert_eq!((came.trace(), came.correlation_id.as_ref()), (trace, traced.correlation_id.as_ref()));
+    assert!(came.queue.ends_with("purge"), "{}", came.queue);
+    assert_eq!(next(&mut consumer).await.trace(), None);
 }
 
 async fn answers_to_a_dropped_consumer_say_false_and_do_nothing(bench: Bench) {

@@ -53,6 +53,7 @@ impl Normal {
             }
             ("tombstone_id", _) => "<tombstone>".into(),
             ("seconds", _) => "<seconds>".into(),
+            ("correlation_id", _) => "<correlation>".into(),
             ("actor", Value::String(actor)) if actor.starts_with("worker ") => "worker <process>".into(),
             _ => self.of(value),
         }

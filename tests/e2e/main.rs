@@ -6,6 +6,10 @@ mod support;
 
 #[path = "../support/amqp.rs"]
 mod amqp;
+#[path = "../http/client.rs"]
+mod client;
+#[path = "../support/collector.rs"]
+mod collector;
 #[path = "../support/exposition.rs"]
 mod exposition;
 #[path = "../support/process.rs"]
@@ -14,6 +18,7 @@ mod process;
 mod world;
 
 mod cascade;
+mod causes;
 mod checks;
 mod commands;
 mod embedded;
@@ -27,4 +32,5 @@ mod producer;
 mod reconnects;
 mod roles;
 mod terminated;
+mod traces;
 mod versions;

@@ -6,7 +6,6 @@ use std::time::Duration;
 use futures_util::{StreamExt, stream};
 use reprieve::app::App;
 use reprieve::config::Config;
-use reprieve::domain::ids::Actor;
 use reprieve::domain::tombstone::Provenance;
 use reprieve::trash::TrashRequest;
 use uuid::Uuid;
@@ -78,8 +77,7 @@ impl Crowd {
         let bin = App::new(config).await.expect("a URL of our own").trash;
         stream::iter(ids)
             .for_each_concurrent(AT_ONCE, async |id| {
-                let by =
-                    Provenance { actor: Actor::parse("crowd").expect("a name"), origin: "test".into(), reason: None };
+                let by = Provenance::parse("crowd", "test", None).expect("a name");
                 let resource = bin.resource("dataset", &id.to_string()).expect("a kind of the map");
                 let request = TrashRequest { resource, with: Vec::new(), retention: None, by };
                 bin.trash(&request).await.expect("nothing uses it");

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::process::ExitStatusExt;
 
 use reprieve::config::Config;
-use reprieve::domain::ids::{Actor, ResourceRef};
+use reprieve::domain::ids::ResourceRef;
 use reprieve::domain::retention::Retention;
 use reprieve::domain::tombstone::Provenance;
 use reprieve::store::Store;
@@ -293,5 +293,5 @@ pub async fn died_at(process: &mut Service, point: &str) {
 }
 
 pub fn tester() -> Provenance {
-    Provenance { actor: Actor::parse("tester").expect("a name"), origin: "test".into(), reason: None }
+    Provenance::parse("tester", "test", None).expect("a name")
 }

@@ -1,4 +1,5 @@
 //! An HTTP client of a few lines, so that a test can send what no proper client would.
+#![allow(dead_code, reason = "each test binary uses its own part of this")]
 
 use std::net::SocketAddr;
 

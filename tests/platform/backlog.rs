@@ -247,7 +247,8 @@ async fn only_a_reply_that_is_refused_is_ever_dropped_and_it_holds_nothing_up() 
     }
     let mut conn = bench.store.conn().await.expect("a connection");
     for queue in ["forbidden", "slow"] {
-        outbox::reply(&mut conn, queue, None, &serde_json::json!({})).await.expect("written");
+        let reply = outbox::Reply { queue, correlation_id: None, trace: None, payload: &serde_json::json!({}) };
+        outbox::reply(&mut conn, reply).await.expect("written");
     }
     let (broker, stop) = (TasksOnly::default(), CancellationToken::new());
     let relay = Relay::new(bench.store.clone(), bench.config.relay.clone(), bench.metrics.clone()).expect("fine");

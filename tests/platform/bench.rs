@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use reprieve::config::Config;
-use reprieve::domain::ids::{Actor, Kind, ResourceRef, TombstoneId};
+use reprieve::domain::ids::{Kind, ResourceRef, TombstoneId};
 use reprieve::domain::location::StoreName;
 use reprieve::domain::state::State;
 use reprieve::domain::tombstone::{Provenance, Tombstone};
@@ -335,7 +335,7 @@ pub fn kind(name: &str) -> Kind {
 
 pub fn by(actor: &str, reason: Option<&str>) -> Provenance {
     let reason = reason.map(str::to_owned);
-    Provenance { actor: Actor::parse(actor).expect("a name"), origin: "test".into(), reason }
+    Provenance::parse(actor, "test", reason).expect("a name")
 }
 
 pub fn alice() -> Provenance {

@@ -273,7 +273,13 @@ async fn duplicates_early_and_foreign_tasks_do_no_harm_and_garbage_is_set_aside(
     let dataset = bench.dataset("set a", 30).await;
     let id = bench.trash("dataset", dataset).await;
     let mut publisher = running.queue.publisher().await.expect("local");
-    let task = |body: Vec<u8>| Outgoing { id: uuid::Uuid::new_v4(), target: Target::Purge, body, correlation_id: None };
+    let task = |body: Vec<u8>| Outgoing {
+        id: uuid::Uuid::new_v4(),
+        target: Target::Purge,
+        body,
+        correlation_id: None,
+        trace: None,
+    };
     let mut bodies = vec![PurgeTask { tombstone: id }.encode().to_string().into_bytes(); 20];
     bodies.push(PurgeTask { tombstone: TombstoneId::new() }.encode().to_string().into_bytes());
     bodies.push(b"{\"v\":1,\"tombstone_id\":7}".to_vec());

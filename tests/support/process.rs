@@ -24,7 +24,8 @@ const WATCHER: &str = r#"read -r _; kill -KILL "$0" 2>/dev/null"#;
 /// The binary, with nothing of the surroundings that would configure it.
 pub fn reprieve() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_reprieve"));
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("REPRIEVE")) {
+    let configures = |name: &str| ["REPRIEVE", "OTEL_", "TRACE"].iter().any(|prefix| name.starts_with(prefix));
+    for (name, _) in std::env::vars_os().filter(|(name, _)| configures(&name.to_string_lossy())) {
         command.env_remove(name);
     }
     command.env("USER", "tester").stdin(Stdio::null());

@@ -13,6 +13,7 @@ use std::{
 };
 
 use tokio::task::{JoinError, JoinSet};
+use tracing::Instrument;
 
 use super::{
     End, Go,
@@ -212,7 +213,7 @@ impl<'a> Pipeline<'a> {
             let Some(after) = self.lanes[&id].to_list() else { continue };
             let (place, after) = (self.place.clone(), after.cloned());
             self.fetching.push(id);
-            self.pages.spawn(async move { (id, place.list(after.as_ref()).await) });
+            self.pages.spawn(async move { (id, place.list(after.as_ref()).await) }.in_current_span());
         }
     }
 
@@ -259,13 +260,14 @@ impl<'a> Pipeline<'a> {
         self.claimed.has_worked = true;
         for (pass, lane, number, entries) in leaving {
             let place = self.place.clone();
-            self.deletes.spawn(async move {
+            let delete = async move {
                 let weights = entries.iter().map(Weight::from).collect();
                 let objects: Vec<_> = entries.into_iter().map(|entry| entry.object).collect();
                 let answer = place.delete(&objects).await;
                 pass.heard(&answer);
                 Answered { lane, number, weights, answer }
-            });
+            };
+            self.deletes.spawn(delete.in_current_span());
         }
         Ok(())
     }

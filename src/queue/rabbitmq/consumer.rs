@@ -71,6 +71,7 @@ impl RabbitConsumer {
         // the broker writes its count into the first delivery of no message: there it is the sender's
         let redeliveries = if from.redelivered { redeliveries(&from.properties).unwrap_or(1) } else { 0 };
         Delivery {
+            queue: self.copies.queue().to_owned(),
             message_id: text(from.properties.message_id()),
             reply_to: text(from.properties.reply_to()),
             correlation_id: text(from.properties.correlation_id()),

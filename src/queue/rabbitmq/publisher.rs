@@ -18,7 +18,7 @@ use lapin::{
     BasicProperties, Confirmation, ErrorKind,
     message::BasicReturnMessage,
     options::{BasicPublishOptions, ConfirmSelectOptions},
-    types::ShortString,
+    types::{AMQPValue, FieldTable, ShortString},
 };
 use tokio::time::{Instant, timeout_at};
 
@@ -91,10 +91,16 @@ fn properties(message: &Outgoing) -> Result<BasicProperties, QueueError> {
         .with_message_id(short(&message.id.to_string())?)
         .with_timestamp(seconds)
         .with_app_id(short("reprieve")?);
-    Ok(match &message.correlation_id {
+    let properties = match &message.correlation_id {
         Some(id) => properties.with_correlation_id(short(id)?),
         None => properties,
-    })
+    };
+    let Some(trace) = &message.trace else { return Ok(properties) };
+    let mut headers = FieldTable::default();
+    for (name, value) in trace.headers() {
+        headers.insert(short(name)?, AMQPValue::LongString(value.into()));
+    }
+    Ok(properties.with_headers(headers))
 }
 
 /// AMQP delivery mode: survives a restart of the broker.

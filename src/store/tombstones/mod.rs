@@ -16,6 +16,7 @@ use uuid::Uuid;
 use self::row::Row;
 use super::{StoreError, pauses::Scope};
 use crate::domain::{
+    cause::CorrelationId,
     ids::{Kind, ResourceId, ResourceRef, TombstoneId},
     location::{KeyPlace, Location},
     retention::Retention,
@@ -24,7 +25,8 @@ use crate::domain::{
 };
 
 /// Every column of a [`Row`].
-const COLUMNS: &str = "id, kind, resource_id, name, state, actor, origin, reason, trashed_at, purge_after, parent, \
+const COLUMNS: &str = "id, kind, resource_id, name, state, actor, origin, reason, correlation_id, traceparent, \
+     tracestate, trashed_at, purge_after, parent, \
      locations, blockers, attempts, next_attempt_at, retry_at, last_error, fence, lease_owner, lease_until, objects_listed, \
      objects_deleted, objects_absent, versions_gone, markers_gone, objects_failed, objects_unknown, uploads_aborted, objects_kept, bytes_freed, rows_deleted, \
      row_found, purging_at, closed_at";
@@ -65,6 +67,8 @@ pub struct Filter {
     pub states: Vec<State>,
     /// Of this kind.
     pub kind: Option<String>,
+    /// Of the request with this id.
+    pub correlation_id: Option<CorrelationId>,
     /// At most so many.
     pub limit: u32,
 }
@@ -76,8 +80,9 @@ pub struct Filter {
 pub async fn insert(conn: &mut PgConnection, new: NewTombstone<'_>) -> Result<Tombstone, StoreError> {
     let sql = format!(
         "insert into reprieve.tombstones
-             (id, kind, resource_id, name, actor, origin, reason, parent, locations, trashed_at, purge_after, next_attempt_at)
-         select $1, $2, $3, $4, $5, $6, $7, $8, $9, now(), due.at, due.at
+             (id, kind, resource_id, name, actor, origin, reason, parent, locations, correlation_id, traceparent,
+              tracestate, trashed_at, purge_after, next_attempt_at)
+         select $1, $2, $3, $4, $5, $6, $7, $8, $9, $11, $12, $13, now(), due.at, due.at
          from (select now() + $10 * interval '1 second' as at) as due
          returning {COLUMNS}"
     );
@@ -95,6 +100,9 @@ pub async fn insert(conn: &mut PgConnection, new: NewTombstone<'_>) -> Result<To
         .bind(new.parent.map(|id| id.0))
         .bind(Json(places))
         .bind(new.retention.duration().as_secs_f64())
+        .bind(new.by.cause.correlation_id())
+        .bind(new.by.cause.traceparent())
+        .bind(new.by.cause.tracestate())
         .fetch_one(conn)
         .await?;
     row.try_into()
@@ -279,6 +287,7 @@ pub async fn list(conn: &mut PgConnection, filter: &Filter) -> Result<Vec<Tombst
     let sql = format!(
         "select {COLUMNS} from reprieve.tombstones
          where (cardinality($1::text[]) = 0 or state = any($1)) and ($2::text is null or kind = $2)
+           and ($4::text is null or correlation_id = $4)
          order by trashed_at desc, id desc limit $3"
     );
     let states: Vec<String> = filter.states.iter().map(|state| state.as_str().to_owned()).collect();
@@ -286,6 +295,7 @@ pub async fn list(conn: &mut PgConnection, filter: &Filter) -> Result<Vec<Tombst
         .bind(states)
         .bind(filter.kind.as_deref())
         .bind(i64::from(filter.limit))
+        .bind(filter.correlation_id.as_ref().map(CorrelationId::as_str))
         .fetch_all(conn)
         .await?;
     let readable = rows.into_iter().filter_map(|row| {

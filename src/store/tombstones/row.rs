@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use crate::{
     domain::{
+        cause::Cause,
         ids::{Fence, Kind, ResourceId, ResourceRef, TombstoneId},
         location::{KeyPlace, Location},
         progress::Progress,
@@ -29,6 +30,9 @@ pub(super) struct Row {
     actor: String,
     origin: String,
     reason: Option<String>,
+    correlation_id: Option<String>,
+    traceparent: Option<String>,
+    tracestate: Option<String>,
     trashed_at: OffsetDateTime,
     purge_after: OffsetDateTime,
     parent: Option<Uuid>,
@@ -99,6 +103,7 @@ impl TryFrom<Row> for Tombstone {
             actor: row.actor,
             origin: row.origin,
             reason: row.reason,
+            cause: Cause::from_stored(row.correlation_id, row.traceparent.as_deref(), row.tracestate.as_deref()),
             trashed_at: row.trashed_at,
             purge_after: row.purge_after,
             parent: row.parent.map(TombstoneId),

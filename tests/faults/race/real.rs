@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use reprieve::config::Config;
-use reprieve::domain::ids::Actor;
 use reprieve::domain::tombstone::Provenance;
 use reprieve::store::Store;
 use reprieve::trash::{IfChildrenLost, TrashBin, TrashError, TrashRequest};
@@ -73,7 +72,7 @@ async fn with_guards_and_real_workers_no_committed_use_loses_its_dataset() {
 impl Field {
     /// Trashes it, perhaps restores it, and in the end lets it be purged.
     async fn live_and_die(&self, id: Uuid, mut chance: StdRng) {
-        let by = Provenance { actor: Actor::parse("racer").expect("a name"), origin: "test".into(), reason: None };
+        let by = Provenance::parse("racer", "test", None).expect("a name");
         let resource = self.bin.resource("dataset", &id.to_string()).expect("of the map");
         let request = TrashRequest { resource: resource.clone(), with: Vec::new(), retention: None, by: by.clone() };
         tokio::time::sleep(Duration::from_millis(chance.random_range(500..5_000))).await;

@@ -14,6 +14,7 @@ pub mod audit;
 mod cut_off;
 pub mod error;
 pub mod facts;
+pub mod foreign_keys;
 pub mod guards;
 pub mod holds;
 pub mod inspect;

@@ -6,6 +6,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::{
+    bystanders::rows::FOREIGN_KEY,
     domain::{
         ids::{InvalidId, InvalidName, Kind, ResourceRef},
         location::UnsafePlace,
@@ -211,6 +212,13 @@ impl TrashError {
     /// What to do about it, for people; empty where the message says it.
     pub fn advice(&self) -> &'static str {
         match self {
+            Self::Refused { refusals, .. }
+                if !refusals.blockers.is_empty()
+                    && refusals.blockers.iter().all(|blocker| blocker.reference == FOREIGN_KEY) =>
+            {
+                "delete these rows first, or name their table in the map: under [[resource.rows]] what goes along, under \
+                 [[resource.references]] what keeps it alive, as a kind and [[resource.children]] what can be trashed with it"
+            }
             Self::Refused { refusals, .. } if !refusals.blockers.is_empty() => {
                 "end these uses first (deactivate or delete the models, stop the jobs), then try again"
             }

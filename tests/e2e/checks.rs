@@ -5,6 +5,7 @@ use reprieve::embedded::postgres::{Options, PrivatePostgres};
 use serde_json::Value;
 
 use crate::process::Ended;
+use crate::support::heimdall::Shape;
 use crate::support::seaweedfs;
 use crate::world::{Places, Settings, World};
 
@@ -77,6 +78,44 @@ async fn columns_that_a_purge_would_scan_a_table_for_are_named_however_far_away(
         ("synthetic_iq_samples.dataset_id", 0),
     ] {
         assert_eq!(named(column), times, "{column}: {findings:#?}");
+    }
+}
+
+#[tokio::test]
+async fn rows_that_would_refuse_a_purge_its_end_are_named_by_check_and_refuse_the_trash() {
+    let world = World::new(Settings::default()).await;
+    let (dataset, _) = world.dataset("set a", Shape { samples: 1, receivers: 1 }).await;
+    let schema = "
+        set search_path to heimdall;
+        create table reports (id int primary key, dataset_id uuid references synthetic_datasets on delete cascade);
+        create table pages (id int primary key, report int references reports on delete cascade);
+        create table notes (id int primary key, page int, constraint notes_page foreign key (page) references pages)";
+    sqlx::raw_sql(schema).execute(&world.pool).await.expect("new tables");
+    let text = world.cli(&["check"]).await.with(0).stdout;
+    for found in [
+        "heimdall.reports.dataset_id deletes its rows",
+        "heimdall.pages.report deletes its rows",
+        "heimdall.notes.page refuses",
+    ] {
+        assert!(text.contains(found), "{found:?} is missing in {text}");
+    }
+    let rows = format!(
+        "insert into heimdall.reports values (1, '{dataset}'); insert into heimdall.pages values (1, 1), (2, 1);
+         insert into heimdall.notes values (1, 1), (2, 2), (3, null)"
+    );
+    sqlx::raw_sql(sqlx::AssertSqlSafe(rows)).execute(&world.pool).await.expect("rows");
+    let id = dataset.to_string();
+    for execute in [&[][..], &["--execute"]] {
+        let args = [&["trash", "dataset", &id], execute].concat();
+        let ended = world.cli(&args).await.with(3);
+        assert!(
+            ended.stderr.contains("2 rows of heimdall.notes") && ended.stderr.contains("(notes_page)"),
+            "{}",
+            ended.stderr
+        );
+        assert!(ended.stderr.contains("[[resource.rows]]"), "{}", ended.stderr);
+        let json = world.cli(&[&args[..], &["--json"]].concat()).await.with(3).json();
+        assert_eq!(json["error"]["details"]["blockers"][0]["reference"], "foreign key", "{json:#}");
     }
 }
 

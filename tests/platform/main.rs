@@ -20,6 +20,7 @@ mod counting;
 mod deaths;
 mod emptying;
 mod flow;
+mod foreign_keys;
 mod guards;
 mod intake;
 mod interrupted;

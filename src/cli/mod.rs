@@ -7,6 +7,7 @@ mod check;
 mod demo;
 mod dev;
 mod error;
+mod health;
 mod hold;
 mod list;
 mod migrate;
@@ -67,6 +68,8 @@ enum Verb {
     Check(check::Check),
     /// Run the service
     Serve(serve::Serve),
+    /// Ask the service on this machine whether it is ready; exit code 0 or 1
+    Health(health::Health),
     /// Put a resource into the trash (a dry run until --execute)
     Trash(trash::Trash),
     /// Take a resource out of the trash
@@ -180,6 +183,10 @@ async fn run(cli: Cli, output: Output) -> Result<(), CliError> {
             let config = Config::load(&files)?;
             telemetry::start_logging(&config.service.log, config.service.log_format).map_err(CliError::Usage)?;
             verb.run(App::new(config).await?).await
+        }
+        Verb::Health(verb) => {
+            quiet()?;
+            verb.run(Config::load(&files)?, output).await
         }
         Verb::Check(verb) => verb.run(app().await?, output).await,
         Verb::Trash(verb) => verb.run(app().await?, output).await,

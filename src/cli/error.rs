@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::{
-    app::ServeError,
+    app::{AppError, ServeError},
     config::InvalidConfig,
     domain::map::UnknownKind,
     store::{StoreError, migrate::MigrateError},
@@ -37,6 +37,15 @@ pub enum CliError {
     /// Anything else.
     #[error("{0}")]
     Failed(String),
+}
+
+impl From<AppError> for CliError {
+    fn from(error: AppError) -> Self {
+        match error {
+            AppError::Store(error) => Self::Store(error),
+            error @ AppError::Certificates { .. } => Self::Failed(error.to_string()),
+        }
+    }
 }
 
 impl From<UnknownKind> for CliError {

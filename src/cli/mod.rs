@@ -94,6 +94,19 @@ enum Verb {
     Dev(dev::Dev),
 }
 
+impl Verb {
+    /// Whether it changes nothing, whatever becomes of it.
+    fn only_looks(&self) -> bool {
+        match self {
+            Self::Check(_) | Self::List(_) | Self::Show(_) | Self::Health(_) => true,
+            Self::Trash(verb) => verb.is_dry_run(),
+            Self::Retry(verb) => verb.is_dry_run(),
+            Self::Migrate(_) | Self::Serve(_) | Self::Restore(_) | Self::Hold(_) | Self::Release(_) => false,
+            Self::Pause(_) | Self::Resume(_) | Self::Demo(_) | Self::Dev(_) => false,
+        }
+    }
+}
+
 /// A resource on the command line.
 #[derive(Debug, Args)]
 struct Target {
@@ -174,6 +187,7 @@ async fn run(cli: Cli, output: Output) -> Result<(), CliError> {
         store = Some(app.store.clone());
         Ok::<App, CliError>(app)
     };
+    let only_looks = cli.verb.only_looks();
     let ended = match cli.verb {
         Verb::Migrate(verb) => {
             quiet()?;
@@ -203,7 +217,9 @@ async fn run(cli: Cli, output: Output) -> Result<(), CliError> {
     };
     match (ended, store) {
         (Err(CliError::Store(error) | CliError::Trash(TrashError::Store(error))), Some(store)) => {
-            Err(CliError::Store(store.why_away(error).await))
+            let nothing_done = only_looks || error.was_never_asked();
+            let error = store.why_away(error).await;
+            Err(if nothing_done { CliError::NothingDone(error) } else { CliError::Store(error) })
         }
         (ended, _) => ended,
     }

@@ -14,7 +14,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::{
-    store::{ASK_AGAIN, StoreError},
+    store::{ASK_AGAIN, NOTHING_DONE, StoreError},
     trash::TrashError,
 };
 
@@ -78,7 +78,12 @@ impl Problem {
 
     /// The same, of a dry run.
     pub(super) fn of_dry_run(error: TrashError) -> Self {
-        Self { told: Told::DryRun, ..Self::from(error) }
+        Self { told: Told::DryRun, ..Self::from(error) }.looking()
+    }
+
+    /// The same, of a request that changes nothing.
+    pub(super) fn looking(self) -> Self {
+        Self { advice: if self.advice == ASK_AGAIN { "" } else { self.advice }, ..self }
     }
 
     /// 400.
@@ -150,6 +155,9 @@ impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Self {
         tracing::warn!(%error, "request failed at the database");
         match &error {
+            StoreError::Unavailable(_) if error.was_never_asked() => {
+                Self { advice: NOTHING_DONE, ..Self::later("unavailable", error.to_string()) }
+            }
             StoreError::Unavailable(_) | StoreError::Busy(_) => {
                 Self { advice: ASK_AGAIN, ..Self::later("unavailable", error.to_string()) }
             }

@@ -38,7 +38,7 @@ use sqlx::{
 use self::{acquires::Acquires, cut_off::CutOff};
 pub use self::{
     acquires::Usage,
-    error::{ASK_AGAIN, StoreError},
+    error::{ASK_AGAIN, NOTHING_DONE, StoreError},
 };
 use crate::config::DatabaseConfig;
 

@@ -5,6 +5,8 @@ use std::process::Stdio;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use reprieve::embedded::keeper::free_port;
+
 use crate::process::{Ended, reprieve};
 use crate::support::heimdall::{Dataset, Model, Shape};
 use crate::world::{Settings, World};
@@ -211,5 +213,44 @@ async fn a_hold_keeps_what_is_due_until_it_is_released() {
     let events: Vec<Value> = events.collect();
     for event in ["trashed", "held", "released", "purge_begun", "purged"] {
         assert!(events.contains(&json!(event)), "{event} is missing in {events:?}");
+    }
+}
+
+#[tokio::test]
+async fn where_nothing_can_have_been_carried_out_nobody_is_told_that_it_may() {
+    let world = World::new(Settings::default()).await;
+    let nowhere = format!("postgres://a:b@127.0.0.1:{}/x", free_port().expect("a port"));
+    let id = Uuid::new_v4().to_string();
+    for args in [
+        &["list"][..],
+        &["show", "dataset", &id],
+        &["trash", "dataset", &id],
+        &["retry", "dataset", &id],
+        &["trash", "dataset", &id, "--execute"],
+        &["hold", "dataset", &id],
+    ] {
+        let mut command = world.command(args);
+        command.env("REPRIEVE__DATABASE__URL", &nowhere).env("REPRIEVE__DATABASE__ACQUIRE_TIMEOUT", "1s");
+        let told = Ended::of(command).await.with(1).stderr;
+        assert!(told.contains("cannot be reached") && told.contains("nothing was carried out"), "{args:?}: {told}");
+        assert!(!told.contains("not known"), "{args:?}: {told}");
+    }
+}
+
+#[tokio::test]
+async fn without_any_ca_certificate_a_store_at_https_is_refused_in_words_and_one_at_http_is_used() {
+    let world = World::new(Settings::default()).await;
+    let port = free_port().expect("a port");
+    for (endpoint, says) in [
+        (format!("https://127.0.0.1:{port}"), "no CA certificate"),
+        // an address of nobody: it is asked, and does not answer
+        (format!("http://nobody.invalid:{port}"), "problem"),
+    ] {
+        let mut command = world.command(&["check"]);
+        command.env("REPRIEVE__STORES__MAIN__ENDPOINT", &endpoint);
+        command.env("SSL_CERT_FILE", "/nonexistent").env("SSL_CERT_DIR", "/nonexistent");
+        let ended = Ended::of(command).await;
+        assert!([1, 7].contains(&ended.code) && ended.stderr.contains(says), "{endpoint}: {ended:?}");
+        assert!(!ended.stderr.contains("panicked"), "{}", ended.stderr);
     }
 }

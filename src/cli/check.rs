@@ -370,7 +370,10 @@ async fn check_broker(app: &App, findings: &mut Findings) {
             }
         }
         Err(error) if app.config.broker.as_ref().is_some_and(|broker| broker.declare) => {
-            findings.add(Level::Warning, "broker", format!("answers; `serve` will declare what is missing ({error})"));
+            let error = error.to_string();
+            // what to do is said for those who declare nothing
+            let missing = error.split("; start once with").next().unwrap_or(&error);
+            findings.add(Level::Warning, "broker", format!("answers; `serve` declares what is missing ({missing})"));
         }
         Err(error) => findings.add(Level::Problem, "broker", error.to_string()),
     }

@@ -1,5 +1,7 @@
 //! How a command ends badly: a message, advice, and an exit code that a script can rely on.
 
+use std::borrow::Cow;
+
 use serde_json::{Value, json};
 
 use crate::{
@@ -86,9 +88,9 @@ impl CliError {
     }
 
     /// What to do about it; empty where the message says it.
-    pub fn advice(&self) -> &'static str {
-        match self {
-            Self::Trash(error) => error.advice(),
+    pub fn advice(&self) -> Cow<'static, str> {
+        let advice = match self {
+            Self::Trash(error) => return error.advice(),
             Self::Serve(ServeError::BrokenMap(_)) => {
                 "`reprieve check` tries the whole map; mend the map, the tables or the permissions"
             }
@@ -97,7 +99,8 @@ impl CliError {
             Self::Store(error) | Self::NothingDone(error) => error.advice(),
             Self::Migrate(MigrateError::Store(_)) => "check [database] and try again",
             _ => "",
-        }
+        };
+        advice.into()
     }
 
     /// For programs.

@@ -127,7 +127,7 @@ impl Target {
 #[derive(Debug, Args)]
 struct Who {
     /// Who asks, for the audit log [default: the login name]
-    #[arg(long, env = "REPRIEVE_ACTOR")]
+    #[arg(long, env = "REPRIEVE_ACTOR", hide_env_values = true)]
     actor: Option<String>,
     /// Why, for the audit log
     #[arg(long)]
@@ -175,6 +175,11 @@ pub fn main() -> ExitCode {
 }
 
 async fn run(cli: Cli, output: Output) -> Result<(), CliError> {
+    if matches!(cli.verb, Verb::Demo(_) | Verb::Dev(_)) && !cli.config.is_empty() {
+        let why =
+            "`demo` and `dev` have a platform and a configuration of their own; --config is for the other commands";
+        return Err(CliError::Usage(why.into()));
+    }
     let files = if cli.config.is_empty() { files_of_environment() } else { cli.config };
     let quiet = || {
         telemetry::start_logging("reprieve=warn,lapin=off,s3s=off,error", Some(LogFormat::Pretty))

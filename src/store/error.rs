@@ -62,6 +62,12 @@ impl StoreError {
         }
     }
 
+    /// Whether a right is missing (insufficient_privilege).
+    pub fn is_refused(&self) -> bool {
+        let (Self::Platform { source, .. } | Self::Other(source)) = self else { return false };
+        source.as_database_error().and_then(sqlx::error::DatabaseError::code).as_deref() == Some("42501")
+    }
+
     /// What to do about it, for people; empty where the message says it.
     pub fn advice(&self) -> &'static str {
         match self {

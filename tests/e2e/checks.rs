@@ -36,6 +36,8 @@ fn problems(ended: &Ended) -> Vec<String> {
 #[tokio::test]
 async fn the_real_map_fits_the_real_schema() {
     let world = World::new(Settings::default()).await;
+    let text = world.cli(&["check"]).await.with(0).stdout;
+    assert!(text.contains("`serve` declares what is missing") && !text.contains("start once with"), "{text}");
     let service = world.serve(&[]);
     service.says("worker consumes").await;
     let text = world.cli(&["check"]).await.with(0).stdout;
@@ -260,6 +262,35 @@ async fn migrating_from_several_processes_at_once_is_safe() {
         assert_eq!(recorded, each, "each migration is recorded once");
         world.cli(&["list"]).await.with(0);
     }
+}
+
+#[tokio::test]
+async fn whoever_may_not_migrate_is_told_which_right_is_missing_and_to_whom() {
+    let world = World::unmigrated(Places::shared().await, Settings::default()).await;
+    let run = async |sql: String| {
+        sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&world.pool).await.expect("we may");
+    };
+    let database: String =
+        sqlx::query_scalar("select current_database()::text").fetch_one(&world.pool).await.expect("a name");
+    let role = format!("no_rights_{}", database.replace('-', "_"));
+    run(format!("create role {role}")).await;
+    let and = if world.database_url.contains('?') { '&' } else { '?' };
+    let url = format!("{}{and}options=-crole%3D{role}", world.database_url);
+    let migrate = async |args: &[&str]| {
+        let mut command = world.command(&[&["migrate"], args].concat());
+        command.env("REPRIEVE__DATABASE__URL", &url);
+        Ended::of(command).await
+    };
+    let told = migrate(&[]).await.with(1).stderr;
+    let grant = format!("grant create on database \"{database}\" to \"{role}\"");
+    assert!(told.contains("permission denied") && told.contains(&grant) && !told.contains("at line"), "{told}");
+    run(grant).await;
+    migrate(&[]).await.with(0);
+    run(format!("grant usage on schema heimdall to {role}; grant select on all tables in schema heimdall to {role}"))
+        .await;
+    let told = migrate(&["--guards"]).await.with(1).stderr;
+    assert!(told.contains("installed by the owner of the platform's tables"), "{told}");
+    run(format!("drop owned by {role} cascade; drop role {role}")).await;
 }
 
 #[tokio::test]

@@ -143,7 +143,7 @@ async fn help_documents_every_verb_and_exit_code() {
     let text = help(&["--help"]).await.with(0).stdout;
     for verb in [
         "migrate", "check", "serve", "trash", "restore", "list", "show", "retry", "hold", "release", "pause", "resume",
-        "demo", "dev",
+        "demo", "dev", "health",
     ] {
         assert!(text.contains(verb), "{verb}");
         assert!(help(&[verb, "--help"]).await.with(0).stdout.contains("Usage: reprieve"), "{verb}");
@@ -151,6 +151,10 @@ async fn help_documents_every_verb_and_exit_code() {
     for code in 0..=7 {
         assert!(text.lines().any(|line| line.starts_with(&format!("  {code}  "))), "exit code {code}");
     }
+    let mut command = reprieve();
+    command.args(["trash", "--help"]).env("REPRIEVE_ACTOR", "somebody");
+    let text = Ended::of(command).await.with(0).stdout;
+    assert!(text.contains("[env: REPRIEVE_ACTOR]") && !text.contains("somebody"), "{text}");
     assert!(help(&["--version"]).await.with(0).stdout.starts_with("reprieve "));
     help(&[]).await.with(2);
 }
@@ -191,7 +195,7 @@ async fn a_hold_keeps_what_is_due_until_it_is_released() {
     assert_eq!(world.json(&hold).await["changed"], true);
     assert!(world.cli(&hold).await.with(0).stdout.contains("held already"));
     let refused = world.cli(&["trash", "dataset", &id, "--execute"]).await.with(5);
-    for text in ["held by olga", "audit 2026", "reprieve release"] {
+    for text in ["held by olga", "audit 2026", &format!("reprieve release dataset {id}")] {
         assert!(refused.stderr.contains(text), "{}", refused.stderr);
     }
     assert_eq!(world.json(&["release", "dataset", &id]).await["changed"], true);

@@ -23,6 +23,10 @@ use crate::domain::{
 /// The most rows of one key that are counted.
 pub const MOST_COUNTED: u64 = 100;
 
+/// The most rows of one table of which it is asked who points at them: a resource with millions of child rows must not
+/// be kept from its purge by a question that takes longer than a statement may.
+const MOST_LOOKED_AT: u64 = 100_000;
+
 /// How long the catalogue's answer is taken for true. A migration of the platform that adds a key is rare, and a purge
 /// that misses it is refused at its rows, as it would be without this.
 const FRESH: Duration = Duration::from_secs(10);
@@ -248,7 +252,8 @@ impl ForeignKeys {
         met
     }
 
-    /// The rows that would refuse to let a resource's rows be deleted. Asks nothing where no key can refuse.
+    /// The rows that would refuse to let a resource's rows be deleted, of its child rows the first hundred thousand of
+    /// each table. Asks nothing where no key can refuse.
     ///
     /// # Errors
     /// A table may not be read: then nobody knows.
@@ -316,9 +321,10 @@ impl ForeignKeys {
                 let stays: String = gone.iter().map(|gone| format!(" and ({gone}) is not true")).collect();
                 let (table, onto, joins) = (&key.table, &going.table, key.joins("x", "t"));
                 let goes = holds(&doomed, at, "t", Whose::Its);
+                let onto = format!("(select t.* from {onto} t where {goes} limit {MOST_LOOKED_AT}) t");
                 let sql = format!(
                     "select count(*) from (select 1 from {table} x
-                     where exists (select from {onto} t where {joins} and {goes}){stays} limit {}) q",
+                     where exists (select from {onto} where {joins}){stays} limit {}) q",
                     MOST_COUNTED + 1
                 );
                 questions.push(Question { key, sql, names_earlier });

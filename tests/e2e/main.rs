@@ -24,6 +24,7 @@ mod messages;
 mod named;
 mod paused;
 mod producer;
+mod readme;
 mod reconnects;
 mod roles;
 mod terminated;

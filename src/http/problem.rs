@@ -30,7 +30,7 @@ const PROBLEM_JSON: HeaderValue = HeaderValue::from_static("application/problem+
 pub(super) struct Problem {
     status: StatusCode,
     code: &'static str,
-    detail: String,
+    detail: Box<str>,
     details: Value,
     advice: Cow<'static, str>,
     header: Extra,
@@ -72,7 +72,7 @@ struct Document<'a> {
 
 impl Problem {
     fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
-        let (detail, told) = (detail.into(), Told::Not(code));
+        let (detail, told) = (detail.into().into_boxed_str(), Told::Not(code));
         Self { status, code, detail, details: Value::Null, advice: Cow::Borrowed(""), header: Extra::Nothing, told }
     }
 

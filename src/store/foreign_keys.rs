@@ -155,7 +155,13 @@ pub enum Spared<'a> {
 
 /// The foreign keys that matter to a map, read again when they may have changed. Cheap to clone.
 #[derive(Debug, Clone, Default)]
-pub struct Known(Arc<Mutex<Option<(Instant, Arc<ForeignKeys>)>>>);
+pub struct Known(Arc<Mutex<Option<Read>>>);
+
+#[derive(Debug, Clone)]
+struct Read {
+    at: Instant,
+    keys: Arc<ForeignKeys>,
+}
 
 impl Known {
     /// They, from the catalogue or as they were a moment ago.
@@ -164,11 +170,11 @@ impl Known {
     /// A statement failed.
     pub async fn keys(&self, conn: &mut PgConnection, map: &ResourceMap) -> Result<Arc<ForeignKeys>, StoreError> {
         let known = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some((_, keys)) = known.filter(|(read, _)| read.elapsed() < FRESH) {
+        if let Some(Read { keys, .. }) = known.filter(|read| read.at.elapsed() < FRESH) {
             return Ok(keys);
         }
-        let (read, keys) = (Instant::now(), Arc::new(ForeignKeys::read(conn, map).await?));
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((read, keys.clone()));
+        let (at, keys) = (Instant::now(), Arc::new(ForeignKeys::read(conn, map).await?));
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Read { at, keys: keys.clone() });
         Ok(keys)
     }
 }

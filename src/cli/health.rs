@@ -1,5 +1,5 @@
-//! `reprieve health`: asks the service of this configuration, on this machine, how it is. For containers: there is no other
-//! client in the image.
+//! `reprieve health`: asks the service of this configuration, on this machine, how it is. For containers: there is no
+//! other client in the image.
 //!
 //! Invariant: it asks one address and waits seconds. Nothing but an answer that all is well is exit code 0.
 

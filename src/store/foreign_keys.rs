@@ -135,8 +135,10 @@ impl Whose<'_> {
             Self::Earlier(kind) => {
                 let (kind, named) = (literal(kind.kind.as_str()), literal(&format!("{} ", kind.kind)));
                 format!(
-                    "({named} || {column}::text = any ($2) or exists (select from reprieve.tombstones d where d.kind = {kind}
-                     and d.resource_id = {column}::text and d.state in ('trashed', 'blocked', 'purging', 'stuck')))"
+                    "({named} || {column}::text = any ($2)
+                     or exists (select from reprieve.tombstones d
+                                where d.kind = {kind} and d.resource_id = {column}::text
+                                and d.state in ('trashed', 'blocked', 'purging', 'stuck')))"
                 )
             }
         }

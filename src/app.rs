@@ -10,9 +10,10 @@ use secrecy::SecretString;
 
 use crate::{
     config::{BrokerConfig, Config, StoreConfig},
+    domain::location::StoreName,
     objects::{
         flow::Flow,
-        s3::{S3Credentials, S3Settings, S3Store, VersionsPolicy},
+        s3::{NoCertificates, S3Credentials, S3Settings, S3Store, VersionsPolicy},
         stores::{NamedStore, Stores},
     },
     purge::Purger,
@@ -101,6 +102,22 @@ pub enum ServeError {
     Signals(#[from] std::io::Error),
 }
 
+/// Why the parts cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// The database's URL cannot be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A store needs what this machine has not got.
+    #[error("store {store}: {error}")]
+    Certificates {
+        /// Which.
+        store: StoreName,
+        /// What.
+        error: NoCertificates,
+    },
+}
+
 /// The parts of a process. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct App {
@@ -120,15 +137,17 @@ impl App {
     /// Makes the parts; connects to nothing yet.
     ///
     /// # Errors
-    /// The database's URL cannot be read.
-    pub async fn new(config: Config) -> Result<Self, StoreError> {
+    /// [`AppError`].
+    pub async fn new(config: Config) -> Result<Self, AppError> {
         let store = Store::new(&config.database)?;
         let metrics = Metrics::new();
         metrics.expect_kinds(config.map.kinds().map(|kind| &kind.kind));
         watch_pool(&metrics, &store);
         let mut stores = Vec::new();
         for (name, store) in &config.stores {
-            let client = Arc::new(S3Store::new(&s3_settings(store)).await);
+            let settings = s3_settings(store);
+            settings.can_trust().map_err(|error| AppError::Certificates { store: name.clone(), error })?;
+            let client = Arc::new(S3Store::new(&settings).await);
             let of = metrics.of_store(name);
             let objects = Arc::new(Metered::new(client.clone(), of.clone()));
             metrics.at_each_scrape(move || of.client(client.attempts(), client.unlisted_codes()));

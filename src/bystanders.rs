@@ -4,6 +4,7 @@
 //! another. It is named as a blocker before anything is written, and again at the point of no return.
 
 pub mod named;
+pub mod rows;
 
 use std::collections::BTreeSet;
 

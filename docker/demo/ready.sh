@@ -1,10 +1,8 @@
 #!/bin/sh
-# Waits until Reprieve can do its work, and says what to try.
+# Says what to try. It is started when Reprieve can do its work.
 set -eu
-curl --silent --show-error --fail --output /dev/null --max-time 5 \
-  --retry 60 --retry-delay 2 --retry-all-errors "${READY_URL:?}"
 cat <<'END'
-Reprieve is ready. In another terminal, beside docker/compose.yaml:
+Reprieve is ready. In another terminal, in the directory docker/ of the repository:
 
   docker compose exec reprieve reprieve trash dataset 00000000-0000-4000-8000-000000000002
       refused: an active model uses it

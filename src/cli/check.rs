@@ -17,12 +17,17 @@ use super::{
 use crate::{
     app::App,
     domain::{
+        ids::ResourceRef,
         location::StoreName,
-        map::{ObjectsAt, ResourceKind, SoftDelete},
+        map::{ObjectsAt, ResourceKind, ResourceMap, SoftDelete},
     },
     objects::{BucketFacts, DefaultRetention, LockMode, UploadsListed, Versioning},
     queue::TaskQueue,
-    store::{StoreError, guards, inspect, migrate},
+    store::{
+        StoreError,
+        foreign_keys::{ForeignKeys, Spared},
+        guards, inspect, migrate,
+    },
 };
 
 #[derive(Debug, Args)]
@@ -91,8 +96,9 @@ async fn check_database(app: &App, findings: &mut Findings) -> Result<(), StoreE
     check_overlaps(app, findings);
     check_prefixes_over_names(app, findings);
     believed::queried_prefixes(app.trash.map(), findings);
+    let keys = ForeignKeys::read(&mut conn, app.trash.map()).await?;
     for kind in app.trash.map().kinds() {
-        check_kind(&mut conn, kind, findings).await?;
+        check_kind(&mut conn, app.trash.map(), &keys, kind, findings).await?;
     }
     for guard in guards::states(&mut conn, app.trash.map()).await? {
         let about = format!("{} / {}", guard.kind, guard.reference);
@@ -156,7 +162,13 @@ fn check_prefixes_over_names(app: &App, findings: &mut Findings) {
     }
 }
 
-async fn check_kind(conn: &mut PgConnection, kind: &ResourceKind, findings: &mut Findings) -> Result<(), StoreError> {
+async fn check_kind(
+    conn: &mut PgConnection,
+    map: &ResourceMap,
+    keys: &ForeignKeys,
+    kind: &ResourceKind,
+    findings: &mut Findings,
+) -> Result<(), StoreError> {
     let about = kind.kind.to_string();
     let failures = inspect::try_queries(conn, kind).await;
     if failures.is_empty() {
@@ -196,27 +208,9 @@ async fn check_kind(conn: &mut PgConnection, kind: &ResourceKind, findings: &mut
         findings.add(Level::Warning, &about, "nothing in the map keeps it alive: it has no [[resource.references]]");
     }
     let mapped: Vec<String> = kind.rows.iter().map(|rows| rows.table.to_string()).collect();
-    for key in inspect::foreign_keys_onto(conn, &kind.table.to_string(), &mapped).await? {
-        let child = format!("{}.{}", key.table, key.column);
-        match key.action.as_str() {
-            "n" | "d" => findings.add(
-                Level::Warning,
-                &about,
-                format!("the foreign key {child} is set to null or its default by a purge: that lineage is erased"),
-            ),
-            "c" if !key.mapped => findings.add(
-                Level::Warning,
-                &about,
-                format!("the foreign key {child} deletes its rows in one cascade; with many rows map them as [[resource.rows]]"),
-            ),
-            "a" | "r" if !key.mapped => findings.add(
-                Level::Warning,
-                &about,
-                format!("the foreign key {child} will refuse the row's deletion while it points there"),
-            ),
-            _ => {}
-        }
+    for key in inspect::foreign_keys_onto(conn, &kind.table.to_string()).await? {
         if !key.indexed {
+            let child = format!("{}.{}", key.table, key.column);
             findings.add(Level::Warning, &about, format!("{child} has no index: each deleted row scans that table"));
         }
     }
@@ -225,13 +219,14 @@ async fn check_kind(conn: &mut PgConnection, kind: &ResourceKind, findings: &mut
             let place = format!("{}.{}", rows.table, rows.column);
             findings.add(Level::Warning, &about, format!("{place} has no index: each chunk of rows scans the table"));
         }
-        for key in inspect::foreign_keys_onto(conn, &rows.table.to_string(), &mapped).await? {
+        for key in inspect::foreign_keys_onto(conn, &rows.table.to_string()).await? {
             if !key.indexed {
                 let child = format!("{}.{}", key.table, key.column);
                 findings.add(Level::Warning, &about, format!("{child} points at {} and has no index: deleting rows there becomes slow by orders of magnitude", rows.table));
             }
         }
     }
+    check_foreign_keys(conn, map, keys, kind, findings).await;
     let losing: Vec<String> = mapped.into_iter().chain([kind.table.to_string()]).collect();
     for key in inspect::unindexed_behind_cascades(conn, &losing).await? {
         let text = format!(
@@ -241,6 +236,40 @@ async fn check_kind(conn: &mut PgConnection, kind: &ResourceKind, findings: &mut
         findings.add(Level::Warning, &about, text);
     }
     Ok(())
+}
+
+/// What the foreign keys do to a purge of a kind, however far behind its rows.
+async fn check_foreign_keys(
+    conn: &mut PgConnection,
+    map: &ResourceMap,
+    keys: &ForeignKeys,
+    kind: &ResourceKind,
+    findings: &mut Findings,
+) {
+    for key in keys.met_by(kind) {
+        let (place, onto) = (format!("{}.{}", key.table, key.columns.join(", ")), &key.onto);
+        let found = match key.action.as_str() {
+            "n" | "d" => {
+                format!("the foreign key {place} is set to null or its default by a purge: that lineage is erased")
+            }
+            "c" => format!(
+                "the foreign key {place} deletes its rows in one cascade with those of {onto}, and no plan counts them; \
+                 with many rows map them as [[resource.rows]]"
+            ),
+            _ => format!(
+                "the foreign key {place} refuses the deletion of rows of {onto} that it points at: what has such rows \
+                 is refused as in use, until they are gone or the map deletes them"
+            ),
+        };
+        findings.add(Level::Warning, kind.kind.to_string(), found);
+    }
+    let nobody = ResourceRef { kind: kind.kind.clone(), id: inspect::nobody(kind) };
+    for spared in [Spared::Nobody, Spared::Earlier(&[])] {
+        if let Err(error) = keys.refusing(conn, map, &nobody, spared).await {
+            findings.add(Level::Problem, kind.kind.to_string(), error.to_string());
+            break;
+        }
+    }
 }
 
 async fn check_stores(app: &App, findings: &mut Findings) {
@@ -345,7 +374,10 @@ async fn check_broker(app: &App, findings: &mut Findings) {
             }
         }
         Err(error) if app.config.broker.as_ref().is_some_and(|broker| broker.declare) => {
-            findings.add(Level::Warning, "broker", format!("answers; `serve` will declare what is missing ({error})"));
+            let error = error.to_string();
+            // what to do is said for those who declare nothing
+            let missing = error.split("; start once with").next().unwrap_or(&error);
+            findings.add(Level::Warning, "broker", format!("answers; `serve` declares what is missing ({missing})"));
         }
         Err(error) => findings.add(Level::Problem, "broker", error.to_string()),
     }

@@ -1,12 +1,14 @@
 //! How a command ends badly: a message, advice, and an exit code that a script can rely on.
 
+use std::borrow::Cow;
+
 use serde_json::{Value, json};
 
 use crate::{
-    app::ServeError,
+    app::{AppError, ServeError},
     config::InvalidConfig,
     domain::map::UnknownKind,
-    store::{StoreError, migrate::MigrateError},
+    store::{NOTHING_DONE, StoreError, migrate::MigrateError},
     trash::TrashError,
 };
 
@@ -28,6 +30,9 @@ pub enum CliError {
     /// The database.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The database, which was not reached, or was only looked at.
+    #[error(transparent)]
+    NothingDone(StoreError),
     /// A migration.
     #[error(transparent)]
     Migrate(#[from] MigrateError),
@@ -40,6 +45,15 @@ pub enum CliError {
     /// Anything else.
     #[error("{0}")]
     Failed(String),
+}
+
+impl From<AppError> for CliError {
+    fn from(error: AppError) -> Self {
+        match error {
+            AppError::Store(error) => Self::Store(error),
+            error @ AppError::Certificates { .. } => Self::Failed(error.to_string()),
+        }
+    }
 }
 
 impl From<UnknownKind> for CliError {
@@ -67,22 +81,29 @@ impl CliError {
                 | TrashError::UnsafePlace { .. }
                 | TrashError::ForeignBucket { .. },
             ) => 5,
-            Self::Trash(_) | Self::Store(_) | Self::Migrate(_) | Self::Serve(_) | Self::Failed(_) => 1,
+            Self::Trash(_)
+            | Self::Store(_)
+            | Self::NothingDone(_)
+            | Self::Migrate(_)
+            | Self::Serve(_)
+            | Self::Failed(_) => 1,
         }
     }
 
     /// What to do about it; empty where the message says it.
-    pub fn advice(&self) -> &'static str {
-        match self {
-            Self::Trash(error) => error.advice(),
+    pub fn advice(&self) -> Cow<'static, str> {
+        let advice = match self {
+            Self::Trash(error) => return error.advice(),
             Self::Serve(ServeError::BrokenMap(_)) => {
                 "`reprieve check` tries the whole map; mend the map, the tables or the permissions"
             }
             Self::Config(_) => "correct the file, or override a key with REPRIEVE__SECTION__KEY",
-            Self::Store(error) => error.advice(),
+            Self::NothingDone(StoreError::Unavailable(_)) => NOTHING_DONE,
+            Self::Store(error) | Self::NothingDone(error) => error.advice(),
             Self::Migrate(MigrateError::Store(_)) => "check [database] and try again",
             _ => "",
-        }
+        };
+        advice.into()
     }
 
     /// For programs.
@@ -97,7 +118,9 @@ impl CliError {
             Self::Trash(error) => (error.code(), error.details()),
             Self::Check(_) => ("check", Value::Null),
             Self::Serve(ServeError::BrokenMap(broken)) => ("broken_map", json!(broken)),
-            Self::Store(_) | Self::Migrate(_) | Self::Serve(_) | Self::Failed(_) => ("failed", Value::Null),
+            Self::Store(_) | Self::NothingDone(_) | Self::Migrate(_) | Self::Serve(_) | Self::Failed(_) => {
+                ("failed", Value::Null)
+            }
         };
         json!({ "ok": false, "error": { "code": code, "message": self.to_string(), "details": details } })
     }
@@ -109,10 +132,24 @@ mod tests {
 
     #[test]
     fn a_database_that_went_away_is_never_said_to_have_changed_nothing() {
-        let away = || StoreError::Unavailable(sqlx::Error::PoolTimedOut);
+        let broken = || std::io::Error::from(std::io::ErrorKind::ConnectionReset);
+        let away = || StoreError::Unavailable(sqlx::Error::Io(broken()));
         for error in [CliError::Store(away()), CliError::Trash(away().into())] {
             assert!(error.advice().contains("not known") && error.advice().contains("reprieve show"), "{error}");
-            assert!(!error.advice().contains("nothing has changed"), "{error}");
+            assert!(!error.advice().contains("nothing was carried out"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_database_that_was_not_reached_or_only_looked_at_has_carried_out_nothing() {
+        let broken = || std::io::Error::from(std::io::ErrorKind::ConnectionReset);
+        for error in [
+            CliError::Store(StoreError::Unavailable(sqlx::Error::PoolTimedOut)),
+            CliError::Trash(StoreError::Unavailable(sqlx::Error::PoolTimedOut).into()),
+            CliError::NothingDone(StoreError::Unavailable(sqlx::Error::Io(broken()))),
+        ] {
+            assert!(error.advice().contains("nothing was carried out"), "{error}");
+            assert_eq!(error.exit_code(), 1);
         }
     }
 }

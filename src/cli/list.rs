@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     app::App,
-    domain::{cause::CorrelationId, state::State},
+    domain::{cause::CorrelationId, state::State, tombstone::Blocker},
     store::{holds, pauses, tombstones},
 };
 
@@ -68,12 +68,12 @@ impl List {
             let rows = found.iter().map(|tombstone| {
                 let next = match tombstone.state {
                     State::Trashed => format!("due {}", distance(tombstone.purge_after)),
-                    State::Blocked => tombstone.blockers.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
+                    State::Blocked => blocked_by(&tombstone.blockers),
                     State::Purging => format!("{} objects gone", tombstone.progress.objects_gone()),
                     State::Stuck => String::new(),
                     State::Restored | State::Purged => tombstone.closed_at.map(distance).unwrap_or_default(),
                 };
-                let error = tombstone.last_error.clone().unwrap_or_default();
+                let error = tombstone.last_error.as_deref().map(short).unwrap_or_default();
                 vec![
                     tombstone.resource.to_string(),
                     tombstone.name.clone().unwrap_or_default(),
@@ -86,6 +86,23 @@ impl List {
             table(&["resource", "name", "state", "trashed", "by", "next"], rows)
         })
     }
+}
+
+/// Characters of a reason; `show` has the whole.
+const MOST_REASON: usize = 100;
+
+fn short(reason: &str) -> String {
+    match reason.char_indices().nth(MOST_REASON) {
+        Some((end, _)) => format!("{}…", reason[..end].trim_end()),
+        None => reason.to_owned(),
+    }
+}
+
+/// The first of them, and how many more there are.
+fn blocked_by(blockers: &[Blocker]) -> String {
+    let Some((first, rest)) = blockers.split_first() else { return String::new() };
+    let first = short(&format!("{} {:?}", first.reference, first.label));
+    if rest.is_empty() { first } else { format!("{first} and {} more", rest.len()) }
 }
 
 async fn list_holds(app: &App, output: Output) -> Result<(), CliError> {
@@ -114,4 +131,24 @@ async fn list_pauses(app: &App, output: Output) -> Result<(), CliError> {
         });
         table(&["what", "paused by", "since", "reason"], rows)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_reason_is_cut_between_characters_and_of_many_blockers_the_first_is_named() {
+        let cut = short(&"é".repeat(MOST_REASON + 1));
+        assert_eq!((cut.chars().count(), cut.ends_with('…')), (MOST_REASON + 1, true));
+        assert_eq!(short("locked until tomorrow"), "locked until tomorrow");
+        let blocker = |label: &str| Blocker {
+            resource: "dataset 1".into(),
+            reference: "active model".into(),
+            id: "7".into(),
+            label: label.into(),
+        };
+        assert_eq!(blocked_by(&[blocker("first")]), "active model \"first\"");
+        assert_eq!(blocked_by(&[blocker("first"), blocker("second")]), "active model \"first\" and 1 more");
+    }
 }

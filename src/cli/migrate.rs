@@ -12,6 +12,10 @@ use crate::{
     store::{Store, commit, guards, migrate},
 };
 
+/// Whose right a guard takes.
+const WHOSE_GUARDS: &str =
+    "guards are installed by the owner of the platform's tables: a trigger can be replaced by nobody else";
+
 #[derive(Debug, Args)]
 pub(super) struct Migrate {
     /// Also install the guards of the resource map: triggers that refuse new uses of what is in the trash
@@ -26,7 +30,10 @@ impl Migrate {
         if self.guards {
             let store = Store::new(&config.database)?;
             let mut tx = store.begin().await?;
-            installed = guards::install(&mut tx, &config.map).await?;
+            installed = guards::install(&mut tx, &config.map).await.map_err(|error| match error.is_refused() {
+                true => CliError::Failed(format!("{error}\n  {WHOSE_GUARDS}")),
+                false => error.into(),
+            })?;
             commit(tx).await?;
         }
         output.print(&json!({ "ok": true, "guards_installed": installed }), |_| {

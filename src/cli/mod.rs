@@ -7,6 +7,7 @@ mod check;
 mod demo;
 mod dev;
 mod error;
+mod health;
 mod hold;
 mod list;
 mod migrate;
@@ -71,6 +72,8 @@ enum Verb {
     Check(check::Check),
     /// Run the service
     Serve(serve::Serve),
+    /// Ask the service on this machine whether it is ready; exit code 0 or 1
+    Health(health::Health),
     /// Put a resource into the trash (a dry run until --execute)
     Trash(trash::Trash),
     /// Take a resource out of the trash
@@ -95,6 +98,19 @@ enum Verb {
     Dev(dev::Dev),
 }
 
+impl Verb {
+    /// Whether it changes nothing, whatever becomes of it.
+    fn only_looks(&self) -> bool {
+        match self {
+            Self::Check(_) | Self::List(_) | Self::Show(_) | Self::Health(_) => true,
+            Self::Trash(verb) => verb.is_dry_run(),
+            Self::Retry(verb) => verb.is_dry_run(),
+            Self::Migrate(_) | Self::Serve(_) | Self::Restore(_) | Self::Hold(_) | Self::Release(_) => false,
+            Self::Pause(_) | Self::Resume(_) | Self::Demo(_) | Self::Dev(_) => false,
+        }
+    }
+}
+
 /// A resource on the command line.
 #[derive(Debug, Args)]
 struct Target {
@@ -115,7 +131,7 @@ impl Target {
 #[derive(Debug, Args)]
 struct Who {
     /// Who asks, for the audit log [default: the login name]
-    #[arg(long, env = "REPRIEVE_ACTOR")]
+    #[arg(long, env = "REPRIEVE_ACTOR", hide_env_values = true)]
     actor: Option<String>,
     /// Why, for the audit log
     #[arg(long)]
@@ -181,6 +197,11 @@ pub fn main() -> ExitCode {
 }
 
 async fn run(cli: Cli, output: Output) -> Result<(), CliError> {
+    if matches!(cli.verb, Verb::Demo(_) | Verb::Dev(_)) && !cli.config.is_empty() {
+        let why =
+            "`demo` and `dev` have a platform and a configuration of their own; --config is for the other commands";
+        return Err(CliError::Usage(why.into()));
+    }
     let files = if cli.config.is_empty() { files_of_environment() } else { cli.config };
     let quiet = || {
         telemetry::start_logging("reprieve=warn,lapin=off,s3s=off,error", Some(LogFormat::Pretty))
@@ -193,6 +214,7 @@ async fn run(cli: Cli, output: Output) -> Result<(), CliError> {
         store = Some(app.store.clone());
         Ok::<App, CliError>(app)
     };
+    let only_looks = cli.verb.only_looks();
     let ended = match cli.verb {
         Verb::Migrate(verb) => {
             quiet()?;
@@ -206,6 +228,10 @@ async fn run(cli: Cli, output: Output) -> Result<(), CliError> {
             let ended = verb.run(App::new(config).await?).await;
             exporting.end().await;
             ended
+        }
+        Verb::Health(verb) => {
+            quiet()?;
+            verb.run(Config::load(&files)?, output).await
         }
         Verb::Check(verb) => verb.run(app().await?, output).await,
         Verb::Trash(verb) => verb.run(app().await?, output).await,
@@ -222,7 +248,9 @@ async fn run(cli: Cli, output: Output) -> Result<(), CliError> {
     };
     match (ended, store) {
         (Err(CliError::Store(error) | CliError::Trash(TrashError::Store(error))), Some(store)) => {
-            Err(CliError::Store(store.why_away(error).await))
+            let nothing_done = only_looks || error.was_never_asked();
+            let error = store.why_away(error).await;
+            Err(if nothing_done { CliError::NothingDone(error) } else { CliError::Store(error) })
         }
         (ended, _) => ended,
     }

@@ -18,6 +18,10 @@ pub(super) struct Retry {
 }
 
 impl Retry {
+    pub(super) fn is_dry_run(&self) -> bool {
+        !self.execute
+    }
+
     pub(super) async fn run(self, app: App, output: Output) -> Result<(), CliError> {
         let resource = self.target.resolve(&app)?;
         let tombstone = if self.execute {

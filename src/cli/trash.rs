@@ -40,6 +40,10 @@ struct CountedPlan {
 }
 
 impl Trash {
+    pub(super) fn is_dry_run(&self) -> bool {
+        !self.execute
+    }
+
     pub(super) async fn run(self, app: App, output: Output) -> Result<(), CliError> {
         let retention = self.retention.as_deref().map(Retention::parse).transpose();
         let request = TrashRequest {

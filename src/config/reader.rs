@@ -252,7 +252,10 @@ impl<'a> Reader<'a> {
         let unknown = self.table.into_iter().flatten().map(|(key, _)| key).filter(|key| !known.contains(key.as_str()));
         for key in unknown {
             let keys = known.iter().copied().collect::<Vec<_>>().join(", ");
-            self.problem(key, format_args!("is not a key of this section; it has: {keys}"));
+            // one of the commonest slips: `[store.main]`
+            let singular = known.iter().find(|known| known.strip_suffix('s') == Some(key));
+            let meant = singular.map(|plural| format!("; `{plural}` is meant")).unwrap_or_default();
+            self.problem(key, format_args!("is not a key of this section; it has: {keys}{meant}"));
         }
     }
 }

@@ -192,7 +192,8 @@ fn read_objects(at: Reader<'_>, stores: &BTreeMap<StoreName, StoreConfig>) -> Op
         let found = stores.get(store);
         if found.is_none() {
             let known = stores.keys().map(StoreName::as_str).collect::<Vec<_>>().join(", ");
-            at.problem("store", format_args!("there is no section [stores.{store}]; there are: {known}"));
+            let others = if known.is_empty() { "write one".to_owned() } else { format!("there are: {known}") };
+            at.problem("store", format_args!("there is no section [stores.{store}]; {others}"));
         }
         found
     });

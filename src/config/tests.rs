@@ -130,6 +130,16 @@ fn a_root_prefix_a_missing_store_and_a_foreign_bucket_are_refused_at_load() {
 }
 
 #[test]
+fn a_store_without_its_plural_is_told_what_is_meant() {
+    let found = problems(&GOOD.replace("[stores.main]", "[store.main]")).join("\n");
+    assert!(found.contains("store: is not a key") && found.contains("`stores` is meant"), "{found}");
+    assert!(
+        found.contains("there is no section [stores.main]; write one") && !found.contains("there are: \n"),
+        "{found}"
+    );
+}
+
+#[test]
 fn resources_come_from_map_files_beside_the_file_too() {
     let (base, resource) = GOOD.split_once("[[resource]]").unwrap();
     let config = load(&[

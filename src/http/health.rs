@@ -70,8 +70,14 @@ async fn look(api: &Api) {
 }
 
 fn not_ready(missing: &[Missing]) -> Problem {
-    let parts = missing.iter().map(|missing| missing.why.as_str()).collect::<Vec<_>>().join("; ");
-    Problem::not_ready(parts, json!({ "missing": told(missing) }))
+    let mut parts: Vec<&str> = Vec::new();
+    for why in missing.iter().map(|missing| missing.why.as_str()) {
+        // several roles miss one broker
+        if !parts.contains(&why) {
+            parts.push(why);
+        }
+    }
+    Problem::not_ready(parts.join("; "), json!({ "missing": told(missing) }))
 }
 
 fn told(missing: &[Missing]) -> Vec<Value> {

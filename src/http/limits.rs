@@ -19,8 +19,10 @@ use crate::telemetry::metrics::{Operation, Origin, Requests};
 /// Drops a request that takes too long, the reading of its body included. Its transaction is rolled back, unless the
 /// commit was already on its way: the answer says that the outcome is unknown.
 pub(super) async fn deadline(State(api): State<Shared>, request: Request, next: Next) -> Response {
+    let only_looks = request.method().is_safe();
     match timeout(api.deadline, next.run(request)).await {
         Ok(response) => response,
+        Err(_) if only_looks => Problem::too_slow(api.deadline).looking().into_response(),
         Err(_) => Problem::too_slow(api.deadline).into_response(),
     }
 }

@@ -3,7 +3,7 @@
 //! Invariant: `code` is stable and for programs, `detail` is for people. Every refusal of [`TrashError`] has one
 //! status, chosen here and nowhere else, and names what refused it.
 
-use std::time::Duration;
+use std::{borrow::Cow, time::Duration};
 
 use axum::{
     Json,
@@ -14,7 +14,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::{
-    store::{ASK_AGAIN, StoreError},
+    store::{ASK_AGAIN, NOTHING_DONE, StoreError},
     trash::TrashError,
 };
 
@@ -30,9 +30,9 @@ const PROBLEM_JSON: HeaderValue = HeaderValue::from_static("application/problem+
 pub(super) struct Problem {
     status: StatusCode,
     code: &'static str,
-    detail: String,
+    detail: Box<str>,
     details: Value,
-    advice: &'static str,
+    advice: Cow<'static, str>,
     header: Extra,
     told: Told,
 }
@@ -72,13 +72,18 @@ struct Document<'a> {
 
 impl Problem {
     fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
-        let (detail, told) = (detail.into(), Told::Not(code));
-        Self { status, code, detail, details: Value::Null, advice: "", header: Extra::Nothing, told }
+        let (detail, told) = (detail.into().into_boxed_str(), Told::Not(code));
+        Self { status, code, detail, details: Value::Null, advice: Cow::Borrowed(""), header: Extra::Nothing, told }
     }
 
     /// The same, of a dry run.
     pub(super) fn of_dry_run(error: TrashError) -> Self {
-        Self { told: Told::DryRun, ..Self::from(error) }
+        Self { told: Told::DryRun, ..Self::from(error) }.looking()
+    }
+
+    /// The same, of a request that changes nothing.
+    pub(super) fn looking(self) -> Self {
+        Self { advice: if self.advice == ASK_AGAIN { "".into() } else { self.advice }, ..self }
     }
 
     /// 400.
@@ -128,7 +133,7 @@ impl Problem {
     /// 503: dropped at the deadline.
     pub(super) fn too_slow(deadline: Duration) -> Self {
         let detail = format!("not answered within {}", humantime::format_duration(deadline));
-        Self { advice: ASK_AGAIN, ..Self::later("deadline_exceeded", detail) }
+        Self { advice: ASK_AGAIN.into(), ..Self::later("deadline_exceeded", detail) }
     }
 
     fn later(code: &'static str, detail: impl Into<String>) -> Self {
@@ -150,8 +155,11 @@ impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Self {
         tracing::warn!(%error, "request failed at the database");
         match &error {
+            StoreError::Unavailable(_) if error.was_never_asked() => {
+                Self { advice: NOTHING_DONE.into(), ..Self::later("unavailable", error.to_string()) }
+            }
             StoreError::Unavailable(_) | StoreError::Busy(_) => {
-                Self { advice: ASK_AGAIN, ..Self::later("unavailable", error.to_string()) }
+                Self { advice: ASK_AGAIN.into(), ..Self::later("unavailable", error.to_string()) }
             }
             StoreError::NotMigrated(_) => Self::later("unavailable", error.to_string()),
             StoreError::Platform { .. } | StoreError::Unusable(_) | StoreError::Other(_) => {
@@ -189,7 +197,7 @@ impl IntoResponse for Problem {
             code: self.code,
             detail: &self.detail,
             details: &self.details,
-            advice: self.advice,
+            advice: &self.advice,
         };
         let mut response = (self.status, Json(document)).into_response();
         response.headers_mut().insert(header::CONTENT_TYPE, PROBLEM_JSON);

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::{Named, Shared, problem::Problem};
 use crate::{
-    domain::{cause::CorrelationId, state::State as Stands},
+    domain::{cause::CorrelationId, ids::ResourceRef, state::State as Stands},
     store::{
         audit::{self, Happened},
         holds,
@@ -66,6 +66,10 @@ pub(super) async fn tombstones(
     State(api): State<Shared>,
     query: Result<Query<ListQuery>, QueryRejection>,
 ) -> Result<Json<Value>, Problem> {
+    list(&api, query).await.map_err(Problem::looking)
+}
+
+async fn list(api: &Shared, query: Result<Query<ListQuery>, QueryRejection>) -> Result<Json<Value>, Problem> {
     let Query(query) = query.map_err(|error| Problem::malformed("invalid_request", error.body_text()))?;
     if let Some(kind) = &query.kind {
         api.trash.map().kind(kind).map_err(TrashError::from)?;
@@ -80,6 +84,10 @@ pub(super) async fn tombstones(
 /// `GET /v1/resources/{kind}/{id}`: its newest tombstone with that one's history, the receipt if it was purged, and the
 /// hold. A resource that never was in the trash has none of them, and 404 is for what does not exist.
 pub(super) async fn resource(State(api): State<Shared>, Named(resource): Named) -> Result<Json<Value>, Problem> {
+    show(&api, resource).await.map_err(Problem::looking)
+}
+
+async fn show(api: &Shared, resource: ResourceRef) -> Result<Json<Value>, Problem> {
     let mut conn = api.trash.store().conn().await?;
     let tombstone = tombstones::newest_of(&mut conn, &resource).await?;
     let hold = holds::find(&mut conn, &resource).await?;

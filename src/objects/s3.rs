@@ -33,7 +33,7 @@ use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::types::{BucketVersioningStatus, EncodingType, ObjectLockEnabled};
 use tokio::time::Instant;
 
-pub use settings::{ChecksumPolicy, DeletePolicy, S3Credentials, S3Settings, VersionsPolicy};
+pub use settings::{ChecksumPolicy, DeletePolicy, NoCertificates, S3Credentials, S3Settings, VersionsPolicy};
 
 use super::error::{Verdict, judge_sdk};
 use super::{

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::{Purger, SliceEnd, checkpoint::Checkpoint};
 use crate::{
-    bystanders::{self, Leaving, named},
+    bystanders::{self, Leaving, named, rows},
     domain::{
         ids::{IdType, TombstoneId},
         map::ResourceKind,
@@ -24,7 +24,9 @@ use crate::{
     store::{
         StoreError, Tx,
         audit::Happened,
-        commit, holds, outbox, pauses,
+        commit,
+        foreign_keys::Spared,
+        holds, outbox, pauses,
         platform::{self, Locking},
         tombstones::{self, Candidate, purging, purging::Lease},
     },
@@ -263,6 +265,7 @@ impl Purger {
         }
         let leaving = Leaving { kind, resource, locations: &tombstone.locations };
         blockers.extend(bystanders::of(&mut *tx, &self.map, leaving, &BTreeSet::new()).await?);
+        blockers.extend(rows::refusing(&mut *tx, &self.map, &self.keys, resource, Spared::Nobody).await?);
         Ok((row.is_some(), blockers))
     }
 

@@ -39,7 +39,7 @@ use crate::{
         stores::{PlaceError, Stores},
     },
     retry::{Backoff, InvalidBackoff},
-    store::{Store, StoreError},
+    store::{Store, StoreError, foreign_keys::Known},
     telemetry::{Metrics, trace},
 };
 
@@ -58,6 +58,8 @@ pub struct Purger {
     key_backoff: Backoff,
     /// Who we are, for leases: unique to this process.
     owner: String,
+    /// For the claims of every task.
+    keys: Known,
     metrics: Metrics,
 }
 
@@ -174,6 +176,7 @@ impl Purger {
             recheck: Backoff::new(config.recheck_initial, config.recheck_max)?,
             key_backoff: Backoff::new(KEY_INITIAL, KEY_MAX)?,
             owner: format!("{}-{}", std::process::id(), uuid::Uuid::new_v4()),
+            keys: Known::default(),
             store,
             map,
             stores,

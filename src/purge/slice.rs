@@ -38,8 +38,8 @@ use crate::{
     telemetry::trace::part,
 };
 
-/// Statements of a claim that may take long: the map's queries.
-const CLAIM: u32 = 5;
+/// Statements of a claim that may take long: the map's queries, and the one about foreign keys.
+const CLAIM: u32 = 6;
 /// Statements after a slice that may take long: they wait for locks.
 const CONCLUSION: u32 = 2;
 

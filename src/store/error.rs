@@ -7,6 +7,9 @@
 pub const ASK_AGAIN: &str = "whether it was carried out is not known: check [database], and look with `reprieve show` \
                              before you ask again; what has been done already is answered as such";
 
+/// What to do when the database was not reached, or was only looked at.
+pub const NOTHING_DONE: &str = "nothing was carried out: check [database] and try again";
+
 /// A failed statement.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -48,9 +51,27 @@ impl StoreError {
         matches!(self, Self::Unavailable(_) | Self::Busy(_))
     }
 
+    /// Whether there was no connection, so that nothing can have been carried out on it.
+    pub fn was_never_asked(&self) -> bool {
+        let Self::Unavailable(error) = self else { return false };
+        let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
+        match code.as_deref() {
+            // invalid_authorization, cannot_connect_now, too_many_connections
+            Some(code) => code.starts_with("28") || ["57P03", "53300"].contains(&code),
+            None => matches!(error, sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed),
+        }
+    }
+
+    /// Whether a right is missing (insufficient_privilege).
+    pub fn is_refused(&self) -> bool {
+        let (Self::Platform { source, .. } | Self::Other(source)) = self else { return false };
+        source.as_database_error().and_then(sqlx::error::DatabaseError::code).as_deref() == Some("42501")
+    }
+
     /// What to do about it, for people; empty where the message says it.
     pub fn advice(&self) -> &'static str {
         match self {
+            _ if self.was_never_asked() => NOTHING_DONE,
             Self::Unavailable(_) => ASK_AGAIN,
             _ => "",
         }

@@ -20,7 +20,7 @@ pub enum Fact {
         count: i64,
         /// Of those restorable and not yet due, how many come due within an hour, a day, a week.
         coming_due: [i64; 3],
-        /// Seconds since the window of the one that is overdue longest; 0 where none is due.
+        /// Seconds since the window of the one that is overdue longest, and that nobody holds; 0 where there is none.
         oldest_overdue: f64,
     },
     /// Tombstones of the last hour.
@@ -54,14 +54,23 @@ pub enum Fact {
     },
 }
 
-/// The statement: what, of which kind or topic or scope, and in which state or of which origin; counts; seconds.
-pub const STATEMENT: &str = "select 'open', kind, state,
+/// The statement: what, of which kind or topic or scope, and in which state or of which origin; counts; seconds. A hold
+/// keeps what went into the trash with its resource too, up to the point of no return.
+pub const STATEMENT: &str = "with recursive held(id) as (
+         select t.id from reprieve.holds h
+         cross join lateral (select id from reprieve.tombstones
+                             where kind = h.kind and resource_id = h.resource_id offset 0) t
+         union
+         select t.id from held
+         cross join lateral (select id from reprieve.tombstones where parent = held.id offset 0) t)
+     select 'open', kind, state,
             array[count(*),
                   count(*) filter (where is_waiting and purge_after <= now() + interval '1 hour'),
                   count(*) filter (where is_waiting and purge_after <= now() + interval '1 day'),
                   count(*) filter (where is_waiting and purge_after <= now() + interval '7 days')],
-            greatest(extract(epoch from now() - min(purge_after)), 0)::float8
-     from (select kind, state, purge_after, state in ('trashed', 'blocked') and purge_after > now() as is_waiting
+            greatest(extract(epoch from now() - min(purge_after) filter (where not is_held)), 0)::float8
+     from (select kind, state, purge_after, state in ('trashed', 'blocked') and purge_after > now() as is_waiting,
+                  state in ('trashed', 'blocked') and id in (select id from held) as is_held
            from reprieve.tombstones where state in ('trashed', 'blocked', 'purging', 'stuck')) as open
      group by kind, state
      union all

@@ -34,12 +34,8 @@ pub struct ForeignKey {
     pub table: String,
     /// Its first column.
     pub column: String,
-    /// `a` no action, `r` restrict, `c` cascade, `n` set null, `d` set default (`pg_constraint.confdeltype`).
-    pub action: String,
     /// Whether an index finds rows by that column; without one every deleted row scans the table.
     pub indexed: bool,
-    /// Whether the table is one of those that the caller named.
-    pub mapped: bool,
 }
 
 /// From here on this connection cannot write: a query of the map may call a function that does.
@@ -96,16 +92,21 @@ pub async fn try_map(store: &Store, map: &ResourceMap) -> Result<Vec<(Kind, Fail
     tried.map(|()| failures)
 }
 
+/// An id that no row of a kind has.
+pub fn nobody(kind: &ResourceKind) -> ResourceId {
+    ResourceId::from_stored(match kind.id_type {
+        IdType::Uuid => uuid::Uuid::nil().to_string(),
+        IdType::Integer => "-9223372036854775808".into(),
+        IdType::Text => "reprieve-check-nobody".into(),
+    })
+}
+
 /// Runs every query of a kind for an id that no row has, and reads a row that does not exist.
 ///
 /// # Errors
 /// None; what failed is in the list, empty when all is well.
 pub async fn try_queries(conn: &mut PgConnection, kind: &ResourceKind) -> Vec<Failure> {
-    let nobody = ResourceId::from_stored(match kind.id_type {
-        IdType::Uuid => uuid::Uuid::nil().to_string(),
-        IdType::Integer => "-9223372036854775808".into(),
-        IdType::Text => "reprieve-check-nobody".into(),
-    });
+    let nobody = nobody(kind);
     let mut failures = Vec::new();
     if let Err(error) = find(conn, kind, &nobody, Locking::None).await {
         failures.push(match &error {
@@ -183,21 +184,16 @@ pub async fn mark_type(conn: &mut PgConnection, kind: &ResourceKind) -> Result<O
     .await?)
 }
 
-/// The foreign keys that point at `table` (quoted); `mapped` names the tables (quoted) whose rows the map deletes itself.
+/// The foreign keys that point at `table` (quoted).
 ///
 /// # Errors
 /// The statement failed.
-pub async fn foreign_keys_onto(
-    conn: &mut PgConnection,
-    table: &str,
-    mapped: &[String],
-) -> Result<Vec<ForeignKey>, StoreError> {
+pub async fn foreign_keys_onto(conn: &mut PgConnection, table: &str) -> Result<Vec<ForeignKey>, StoreError> {
     Ok(sqlx::query_as(concat!(
-        "select n.nspname || '.' || r.relname as table, a.attname::text as column, c.confdeltype::text as action,
+        "select n.nspname || '.' || r.relname as table, a.attname::text as column,
                 exists (select from pg_catalog.pg_index i where i.indrelid = c.conrelid and ",
         finds_rows!(),
-        ") as indexed,
-                exists (select from unnest($2::text[]) as m where to_regclass(m) = c.conrelid) as mapped
+        ") as indexed
          from pg_catalog.pg_constraint c
          join pg_catalog.pg_class r on r.oid = c.conrelid
          join pg_catalog.pg_namespace n on n.oid = r.relnamespace
@@ -206,7 +202,6 @@ pub async fn foreign_keys_onto(
          order by 1, 2"
     ))
     .bind(table)
-    .bind(mapped)
     .fetch_all(conn)
     .await?)
 }

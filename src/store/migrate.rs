@@ -19,6 +19,20 @@ pub enum MigrateError {
     /// A migration, or what is recorded of them.
     #[error("cannot migrate the schema `reprieve`: {0}")]
     Migrate(#[from] sqlx::migrate::MigrateError),
+    /// Rights are missing.
+    #[error(
+        "cannot migrate the schema `reprieve`: {said}. The user {user:?} needs `create` on the database {database:?} \
+         (grant create on database \"{database}\" to \"{user}\"), and must own the schema `reprieve` and its tables \
+         where they exist"
+    )]
+    NotAllowed {
+        /// In PostgreSQL's words.
+        said: String,
+        /// Who asked.
+        user: String,
+        /// Where.
+        database: String,
+    },
 }
 
 fn migrator() -> Migrator {
@@ -35,9 +49,30 @@ fn migrator() -> Migrator {
 /// The database is away, or a migration failed (it was rolled back).
 pub async fn run(config: &DatabaseConfig) -> Result<(), MigrateError> {
     let mut connection = single_connection(config).await?;
-    migrator().run(&mut connection).await?;
+    let (user, database): (String, String) = sqlx::query_as("select current_user::text, current_database()::text")
+        .fetch_one(&mut connection)
+        .await
+        .map_err(StoreError::from)?;
+    migrator().run(&mut connection).await.map_err(|error| match refused(&error) {
+        Some(said) => MigrateError::NotAllowed { said, user, database },
+        None => error.into(),
+    })?;
     connection.close().await.map_err(StoreError::from)?;
     Ok(())
+}
+
+/// What PostgreSQL said, where it refused for want of a right (insufficient_privilege).
+fn refused(error: &sqlx::migrate::MigrateError) -> Option<String> {
+    let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = next {
+        if let Some(sqlx::Error::Database(said)) = error.downcast_ref::<sqlx::Error>()
+            && said.code().as_deref() == Some("42501")
+        {
+            return Some(said.message().to_owned());
+        }
+        next = error.source();
+    }
+    None
 }
 
 /// How this program and the schema of the database fit together.

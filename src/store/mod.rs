@@ -14,6 +14,7 @@ pub mod audit;
 mod cut_off;
 pub mod error;
 pub mod facts;
+pub mod foreign_keys;
 pub mod guards;
 pub mod holds;
 pub mod inspect;
@@ -37,7 +38,7 @@ use sqlx::{
 use self::{acquires::Acquires, cut_off::CutOff};
 pub use self::{
     acquires::Usage,
-    error::{ASK_AGAIN, StoreError},
+    error::{ASK_AGAIN, NOTHING_DONE, StoreError},
 };
 use crate::config::DatabaseConfig;
 

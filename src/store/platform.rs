@@ -131,7 +131,7 @@ fn marked_expression(mark: &SoftDelete) -> String {
 }
 
 /// A text literal whose type PostgreSQL finds out itself, as an enumeration's column needs it.
-fn literal(text: &str) -> String {
+pub(super) fn literal(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
 }
 

@@ -1,11 +1,12 @@
 //! Why a request was not carried out. Each has a stable code, for programs.
 
-use std::fmt;
+use std::{borrow::Cow, fmt};
 
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::{
+    bystanders::rows::FOREIGN_KEY,
     domain::{
         ids::{InvalidId, InvalidName, Kind, ResourceRef},
         location::UnsafePlace,
@@ -147,12 +148,13 @@ pub enum TrashError {
 /// How far a purge got, for people.
 pub fn how_far(tombstone: &Tombstone) -> String {
     let progress = &tombstone.progress;
+    let counted = |n: u64, noun: &str| format!("{n} {noun}{}", if n == 1 { "" } else { "s" });
     format!(
-        "{} of {} listed objects ({} bytes) and {} rows are gone",
+        "{} of {} ({}) and {} have gone",
         progress.objects_gone(),
-        progress.objects_listed,
-        progress.bytes_freed,
-        progress.rows_deleted
+        counted(progress.objects_listed, "listed object"),
+        counted(progress.bytes_freed, "byte"),
+        counted(progress.rows_deleted, "row")
     )
 }
 
@@ -209,21 +211,38 @@ impl TrashError {
     }
 
     /// What to do about it, for people; empty where the message says it.
-    pub fn advice(&self) -> &'static str {
-        match self {
+    pub fn advice(&self) -> Cow<'static, str> {
+        let advice = match self {
+            Self::Refused { refusals, .. }
+                if !refusals.blockers.is_empty()
+                    && refusals.blockers.iter().all(|blocker| blocker.reference == FOREIGN_KEY) =>
+            {
+                "delete these rows first, or name their table in the map: under [[resource.rows]] what goes along, under \
+                 [[resource.references]] what keeps it alive, as a kind and [[resource.children]] what can be trashed with it"
+            }
             Self::Refused { refusals, .. } if !refusals.blockers.is_empty() => {
                 "end these uses first (deactivate or delete the models, stop the jobs), then try again"
             }
             Self::Refused { refusals, .. } if !refusals.protected.is_empty() => {
                 "what is protected is never trashed; change `protect` in the resource map if it should be"
             }
-            Self::Refused { .. } => "release the hold first: reprieve release KIND ID",
-            Self::PastReturn { .. } => {
-                "it can no longer be restored or held; reprieve show KIND ID tells what has happened"
+            Self::Refused { refusals, .. } => {
+                let releases =
+                    refusals.holds.iter().map(|hold| format!("reprieve release {} {}", hold.kind, hold.resource_id));
+                let releases = releases.collect::<Vec<_>>().join("; ");
+                return format!("release the hold first: {releases}").into();
+            }
+            Self::PastReturn { tombstone } => {
+                let resource = &tombstone.resource;
+                return format!(
+                    "it can no longer be restored or held; reprieve show {resource} tells what has happened"
+                )
+                .into();
             }
             Self::NotInTrash(_) => "reprieve list shows what is in the trash",
             Self::Store(error) => error.advice(),
             _ => "",
-        }
+        };
+        advice.into()
     }
 }

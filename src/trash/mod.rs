@@ -31,7 +31,7 @@ use crate::{
         retention::Retention,
         tombstone::Provenance,
     },
-    store::Store,
+    store::{Store, foreign_keys::Known},
 };
 
 /// The trash bin. Cheap to clone.
@@ -40,6 +40,7 @@ pub struct TrashBin {
     store: Store,
     map: Arc<ResourceMap>,
     retention: RetentionConfig,
+    keys: Known,
 }
 
 /// A request to trash.
@@ -59,7 +60,7 @@ pub struct TrashRequest {
 impl TrashBin {
     /// A trash bin over the platform's database.
     pub fn new(store: Store, config: &Config) -> Self {
-        Self { store, map: Arc::new(config.map.clone()), retention: config.retention }
+        Self { store, map: Arc::new(config.map.clone()), retention: config.retention, keys: Known::default() }
     }
 
     /// The database, for reading.

@@ -10,7 +10,7 @@ use sqlx::PgConnection;
 
 use super::{Refusals, TrashBin, TrashError, TrashRequest};
 use crate::{
-    bystanders::{self, Leaving, named::Question},
+    bystanders::{self, Leaving, named::Question, rows},
     domain::{
         ids::{Kind, ResourceRef, TombstoneId},
         location::{KeyPlace, Location},
@@ -20,6 +20,7 @@ use crate::{
     },
     places,
     store::{
+        foreign_keys::Spared,
         holds,
         platform::{self, Locking, ResourceRow},
         recorded, tombstones,
@@ -84,6 +85,18 @@ impl Plan {
     /// Every place that a purge of its members would empty.
     pub fn locations(&self) -> Vec<Location> {
         self.members.iter().flat_map(|member| &member.locations).cloned().collect()
+    }
+
+    /// The members that do not wait for this one: all but those that it goes with.
+    fn purged_before(&self, at: usize) -> Vec<&ResourceRef> {
+        let mut waiting = BTreeSet::from([at]);
+        let mut next = self.members[at].parent;
+        while let Some(parent) = next {
+            waiting.insert(parent);
+            next = self.members[parent].parent;
+        }
+        let others = self.members.iter().enumerate().filter(|(other, _)| !waiting.contains(other));
+        others.map(|(_, member)| &member.resource).collect()
     }
 }
 
@@ -206,11 +219,15 @@ impl TrashBin {
             });
         }
         let along = plan.resources();
-        for member in &plan.members {
+        for (at, member) in plan.members.iter().enumerate() {
             let kind = self.kind_of(&member.resource)?;
             let leaving = Leaving { kind, resource: &member.resource, locations: &member.locations };
             let hurt = bystanders::of(&mut *conn, &self.map, leaving, &along).await;
             refusals.blockers.extend(hurt.map_err(|error| TrashError::of_place(&member.resource, error))?);
+            let earlier = Spared::Earlier(&plan.purged_before(at));
+            refusals
+                .blockers
+                .extend(rows::refusing(&mut *conn, &self.map, &self.keys, &member.resource, earlier).await?);
         }
         if refusals.is_empty() {
             Ok(plan)

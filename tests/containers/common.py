@@ -70,6 +70,12 @@ def seconds(text):
     return int(number[1]) * {"s": 1, "m": 60}[number[2]]
 
 
+def is_command(tree, arguments, what):
+    """The program has this command."""
+    ended = tree.reprieve([*arguments, "--help"], {})
+    expect(ended.returncode == 0, f"{what}: the program has no {arguments}: {ended.stderr.strip()}")
+
+
 def is_read(tree, config, environment, what):
     """The program reads this configuration, and finds nothing wrong but that the database is not there."""
     # an address in the environment wins, so this asks nobody, whatever the configuration names

@@ -6,7 +6,8 @@ import re
 import shutil
 from pathlib import Path
 
-from common import expect, is_read, seconds, settings, temporary
+from common import expect, is_command, is_read, seconds, settings, temporary
+from image import entrypoint
 
 COMPOSE = "docker/compose.yaml"
 VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
@@ -81,6 +82,9 @@ def configured(tree, services):
             is_read(tree, config, environment(service), f"compose service {name}")
             text = config.read_text()
         if service["command"][0] == "serve":
+            asked, *command = service["healthcheck"]["test"][1:]
+            expect([asked] == entrypoint(tree), f"{name}: its check runs {asked}, which is not the image's program")
+            is_command(tree, command, f"{name}'s check")
             deadline = seconds(settings(text)["service.shutdown_deadline"])
             grace = seconds(service["stop_grace_period"])
             expect(grace > deadline, f"{name}: killed after {grace} s, with {deadline} s to shut down")
@@ -97,7 +101,3 @@ def targets(tree, services):
     text = tree.text(COMPOSE) + tree.text("docker/demo/reprieve.toml")
     for host in re.findall(r"(?:https?://|@)([a-z-]+):\d+", resolve(text)):
         expect(host in services, f"an address names {host}, which is no service")
-    url = environment(services["ready"])["READY_URL"]
-    listens = settings(tree.text("docker/demo/reprieve.toml"))["api.listen"].split(":")[1]
-    found = re.fullmatch(r"http://reprieve:(\d+)(/.*)", url)
-    expect(found and found[1] == listens and tree.route(found[2]), f"{url} is nothing that the program serves")

@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import PurePosixPath
 
-from common import Problem, expect
+from common import Problem, expect, is_command
 
 DOCKERFILE = "docker/Dockerfile"
 
@@ -18,6 +18,7 @@ def check(tree):
     includes(tree, copied)
     release(tree, steps)
     runtime(steps)
+    health(tree, steps)
 
 
 def instructions(text):
@@ -108,6 +109,15 @@ def runtime(steps):
             json.loads(final[name])
         except (KeyError, ValueError) as error:
             raise Problem(f"{name} is not in exec form, and there is no shell in the image") from error
+
+
+def health(tree, steps):
+    """The image's own check is a command of its program: there is no shell in the image, and no other client."""
+    found = re.search(r"CMD (\[.+\])$", dict(steps).get("HEALTHCHECK", ""))
+    expect(found, "HEALTHCHECK is not a command in exec form")
+    asked, *command = json.loads(found[1])
+    expect([asked] == entrypoint(tree), f"HEALTHCHECK runs {asked}, which is not the image's program")
+    is_command(tree, command, "HEALTHCHECK")
 
 
 def uid(tree):

@@ -10,7 +10,7 @@ import kubernetes_validate
 import yaml
 from cloudcoil.models.keda import v1alpha1 as keda
 from cloudcoil.models.prometheus_operator import v1 as operator
-from common import Problem, expect, is_read, seconds, settings, temporary
+from common import Problem, expect, is_command, is_read, seconds, settings, temporary
 from image import uid
 
 FOLDER = "docker/kubernetes"
@@ -147,7 +147,7 @@ def served(tree, kinds, config):
     )
     (job,) = kinds["Job"].values()
     (container,) = job["spec"]["template"]["spec"]["containers"]
-    expect(tree.reprieve([*container["args"], "--help"], {}).returncode == 0, f"the program has no {container['args']}")
+    is_command(tree, container["args"], "the Job")
 
 
 def selected(kinds):

@@ -276,6 +276,8 @@ def story(stage):
 
     program, given = ours(stage, "reprieve")
     service = stage.serve("reprieve", [*program, *stage.services["reprieve"]["command"]], given, ending=signal.SIGTERM)
+    _, _, *health = stage.services["reprieve"]["healthcheck"]["test"]
+    until("the service is healthy", lambda: run(program, health, given)[0] == 0 and service.poll() is None)
     told = stage.once("ready")
     tried = re.findall(r"docker compose exec reprieve reprieve (.+)", told)
     expect(

@@ -5,6 +5,7 @@ use reprieve::embedded::postgres::{Options, PrivatePostgres};
 use serde_json::Value;
 
 use crate::process::Ended;
+use crate::support::heimdall::Shape;
 use crate::support::seaweedfs;
 use crate::world::{Places, Settings, World};
 
@@ -35,6 +36,8 @@ fn problems(ended: &Ended) -> Vec<String> {
 #[tokio::test]
 async fn the_real_map_fits_the_real_schema() {
     let world = World::new(Settings::default()).await;
+    let text = world.cli(&["check"]).await.with(0).stdout;
+    assert!(text.contains("`serve` declares what is missing") && !text.contains("start once with"), "{text}");
     let service = world.serve(&[]);
     service.says("worker consumes").await;
     let text = world.cli(&["check"]).await.with(0).stdout;
@@ -77,6 +80,44 @@ async fn columns_that_a_purge_would_scan_a_table_for_are_named_however_far_away(
         ("synthetic_iq_samples.dataset_id", 0),
     ] {
         assert_eq!(named(column), times, "{column}: {findings:#?}");
+    }
+}
+
+#[tokio::test]
+async fn rows_that_would_refuse_a_purge_its_end_are_named_by_check_and_refuse_the_trash() {
+    let world = World::new(Settings::default()).await;
+    let (dataset, _) = world.dataset("set a", Shape { samples: 1, receivers: 1 }).await;
+    let schema = "
+        set search_path to heimdall;
+        create table reports (id int primary key, dataset_id uuid references synthetic_datasets on delete cascade);
+        create table pages (id int primary key, report int references reports on delete cascade);
+        create table notes (id int primary key, page int, constraint notes_page foreign key (page) references pages)";
+    sqlx::raw_sql(schema).execute(&world.pool).await.expect("new tables");
+    let text = world.cli(&["check"]).await.with(0).stdout;
+    for found in [
+        "heimdall.reports.dataset_id deletes its rows",
+        "heimdall.pages.report deletes its rows",
+        "heimdall.notes.page refuses",
+    ] {
+        assert!(text.contains(found), "{found:?} is missing in {text}");
+    }
+    let rows = format!(
+        "insert into heimdall.reports values (1, '{dataset}'); insert into heimdall.pages values (1, 1), (2, 1);
+         insert into heimdall.notes values (1, 1), (2, 2), (3, null)"
+    );
+    sqlx::raw_sql(sqlx::AssertSqlSafe(rows)).execute(&world.pool).await.expect("rows");
+    let id = dataset.to_string();
+    for execute in [&[][..], &["--execute"]] {
+        let args = [&["trash", "dataset", &id], execute].concat();
+        let ended = world.cli(&args).await.with(3);
+        assert!(
+            ended.stderr.contains("2 rows of heimdall.notes") && ended.stderr.contains("(notes_page)"),
+            "{}",
+            ended.stderr
+        );
+        assert!(ended.stderr.contains("[[resource.rows]]"), "{}", ended.stderr);
+        let json = world.cli(&[&args[..], &["--json"]].concat()).await.with(3).json();
+        assert_eq!(json["error"]["details"]["blockers"][0]["reference"], "foreign key", "{json:#}");
     }
 }
 
@@ -221,6 +262,35 @@ async fn migrating_from_several_processes_at_once_is_safe() {
         assert_eq!(recorded, each, "each migration is recorded once");
         world.cli(&["list"]).await.with(0);
     }
+}
+
+#[tokio::test]
+async fn whoever_may_not_migrate_is_told_which_right_is_missing_and_to_whom() {
+    let world = World::unmigrated(Places::shared().await, Settings::default()).await;
+    let run = async |sql: String| {
+        sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&world.pool).await.expect("we may");
+    };
+    let database: String =
+        sqlx::query_scalar("select current_database()::text").fetch_one(&world.pool).await.expect("a name");
+    let role = format!("no_rights_{}", database.replace('-', "_"));
+    run(format!("create role {role}")).await;
+    let and = if world.database_url.contains('?') { '&' } else { '?' };
+    let url = format!("{}{and}options=-crole%3D{role}", world.database_url);
+    let migrate = async |args: &[&str]| {
+        let mut command = world.command(&[&["migrate"], args].concat());
+        command.env("REPRIEVE__DATABASE__URL", &url);
+        Ended::of(command).await
+    };
+    let told = migrate(&[]).await.with(1).stderr;
+    let grant = format!("grant create on database \"{database}\" to \"{role}\"");
+    assert!(told.contains("permission denied") && told.contains(&grant) && !told.contains("at line"), "{told}");
+    run(grant).await;
+    migrate(&[]).await.with(0);
+    run(format!("grant usage on schema heimdall to {role}; grant select on all tables in schema heimdall to {role}"))
+        .await;
+    let told = migrate(&["--guards"]).await.with(1).stderr;
+    assert!(told.contains("installed by the owner of the platform's tables"), "{told}");
+    run(format!("drop owned by {role} cascade; drop role {role}")).await;
 }
 
 #[tokio::test]

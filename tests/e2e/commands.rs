@@ -5,6 +5,8 @@ use std::process::Stdio;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use reprieve::embedded::keeper::free_port;
+
 use crate::process::{Ended, reprieve};
 use crate::support::heimdall::{Dataset, Model, Shape};
 use crate::world::{Settings, World};
@@ -141,7 +143,7 @@ async fn help_documents_every_verb_and_exit_code() {
     let text = help(&["--help"]).await.with(0).stdout;
     for verb in [
         "migrate", "check", "serve", "trash", "restore", "list", "show", "retry", "hold", "release", "pause", "resume",
-        "demo", "dev",
+        "demo", "dev", "health",
     ] {
         assert!(text.contains(verb), "{verb}");
         assert!(help(&[verb, "--help"]).await.with(0).stdout.contains("Usage: reprieve"), "{verb}");
@@ -149,6 +151,10 @@ async fn help_documents_every_verb_and_exit_code() {
     for code in 0..=7 {
         assert!(text.lines().any(|line| line.starts_with(&format!("  {code}  "))), "exit code {code}");
     }
+    let mut command = reprieve();
+    command.args(["trash", "--help"]).env("REPRIEVE_ACTOR", "somebody");
+    let text = Ended::of(command).await.with(0).stdout;
+    assert!(text.contains("[env: REPRIEVE_ACTOR]") && !text.contains("somebody"), "{text}");
     assert!(help(&["--version"]).await.with(0).stdout.starts_with("reprieve "));
     help(&[]).await.with(2);
 }
@@ -189,7 +195,7 @@ async fn a_hold_keeps_what_is_due_until_it_is_released() {
     assert_eq!(world.json(&hold).await["changed"], true);
     assert!(world.cli(&hold).await.with(0).stdout.contains("held already"));
     let refused = world.cli(&["trash", "dataset", &id, "--execute"]).await.with(5);
-    for text in ["held by olga", "audit 2026", "reprieve release"] {
+    for text in ["held by olga", "audit 2026", &format!("reprieve release dataset {id}")] {
         assert!(refused.stderr.contains(text), "{}", refused.stderr);
     }
     assert_eq!(world.json(&["release", "dataset", &id]).await["changed"], true);
@@ -211,5 +217,44 @@ async fn a_hold_keeps_what_is_due_until_it_is_released() {
     let events: Vec<Value> = events.collect();
     for event in ["trashed", "held", "released", "purge_begun", "purged"] {
         assert!(events.contains(&json!(event)), "{event} is missing in {events:?}");
+    }
+}
+
+#[tokio::test]
+async fn where_nothing_can_have_been_carried_out_nobody_is_told_that_it_may() {
+    let world = World::new(Settings::default()).await;
+    let nowhere = format!("postgres://a:b@127.0.0.1:{}/x", free_port().expect("a port"));
+    let id = Uuid::new_v4().to_string();
+    for args in [
+        &["list"][..],
+        &["show", "dataset", &id],
+        &["trash", "dataset", &id],
+        &["retry", "dataset", &id],
+        &["trash", "dataset", &id, "--execute"],
+        &["hold", "dataset", &id],
+    ] {
+        let mut command = world.command(args);
+        command.env("REPRIEVE__DATABASE__URL", &nowhere).env("REPRIEVE__DATABASE__ACQUIRE_TIMEOUT", "1s");
+        let told = Ended::of(command).await.with(1).stderr;
+        assert!(told.contains("cannot be reached") && told.contains("nothing was carried out"), "{args:?}: {told}");
+        assert!(!told.contains("not known"), "{args:?}: {told}");
+    }
+}
+
+#[tokio::test]
+async fn without_any_ca_certificate_a_store_at_https_is_refused_in_words_and_one_at_http_is_used() {
+    let world = World::new(Settings::default()).await;
+    let port = free_port().expect("a port");
+    for (endpoint, says) in [
+        (format!("https://127.0.0.1:{port}"), "no CA certificate"),
+        // an address of nobody: it is asked, and does not answer
+        (format!("http://nobody.invalid:{port}"), "problem"),
+    ] {
+        let mut command = world.command(&["check"]);
+        command.env("REPRIEVE__STORES__MAIN__ENDPOINT", &endpoint);
+        command.env("SSL_CERT_FILE", "/nonexistent").env("SSL_CERT_DIR", "/nonexistent");
+        let ended = Ended::of(command).await;
+        assert!([1, 7].contains(&ended.code) && ended.stderr.contains(says), "{endpoint}: {ended:?}");
+        assert!(!ended.stderr.contains("panicked"), "{}", ended.stderr);
     }
 }

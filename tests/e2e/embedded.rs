@@ -1,10 +1,12 @@
 //! `demo` and `dev`: nothing is installed but PostgreSQL, nothing of the caller's is touched, nothing stays.
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::json;
 
+use crate::exposition::get;
 use crate::process::{Ended, Service, reprieve};
 use crate::support::{SOON, wait_until};
 use crate::world::{Settings, World};
@@ -51,6 +53,22 @@ async fn databases(world: &World) -> i64 {
 }
 
 #[tokio::test]
+async fn what_makes_no_sense_for_a_platform_in_a_box_is_refused() {
+    let world = World::new(Settings::default()).await;
+    let config = world.config.display().to_string();
+    for (args, says) in [
+        (&["dev", "--window", "0s"][..], "1s or more"),
+        (&["--config", &config, "dev"], "--config is for the other commands"),
+        (&["demo", "--config", &config], "--config is for the other commands"),
+    ] {
+        let mut command = reprieve();
+        command.args(args);
+        let ended = Ended::of(command).await.with(2);
+        assert!(ended.stderr.contains(says), "{args:?}: {}", ended.stderr);
+    }
+}
+
+#[tokio::test]
 async fn a_development_platform_takes_commands_and_goes_without_a_trace() {
     let world = World::new(Settings::default()).await;
     let mut command = reprieve();
@@ -62,6 +80,13 @@ async fn a_development_platform_takes_commands_and_goes_without_a_trace() {
     let after =
         |text: &str| log.split(text).nth(1).and_then(|rest| rest.split_whitespace().next()).expect("is printed");
     let config = PathBuf::from(after("reprieve --config "));
+    assert!(log.contains(&format!("{} --config ", env!("CARGO_BIN_EXE_reprieve"))), "as it was typed: {log}");
+    let port: u16 = after("http://127.0.0.1:").split('/').next().and_then(|port| port.parse().ok()).expect("a port");
+    assert_eq!(get(SocketAddr::from((Ipv4Addr::LOCALHOST, port)), "/health/ready").await.0, 200, "what it says holds");
+    let mut second = reprieve();
+    second.args(["dev", "--port", &port.to_string()]);
+    let ended = Ended::of(second).await.with(1);
+    assert!(ended.stderr.contains("cannot listen") && !ended.all().contains("is running"), "{ended:?}");
     let cli = async |args: &[&str]| {
         let mut command = reprieve();
         command.arg("--config").arg(&config).args(args);

@@ -3,12 +3,13 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use reprieve::embedded::keeper::free_port;
 use reprieve::embedded::postgres::{Options, PrivatePostgres};
 use serde_json::Value;
 use sqlx::postgres::PgPoolOptions;
 
 use crate::exposition::{Exposition, address_in, get};
-use crate::process::Service;
+use crate::process::{Ended, Service};
 use crate::support::rabbitmq::RabbitMq;
 use crate::support::{SOON, heimdall, wait_until};
 use crate::world::{Places, Settings, World};
@@ -77,6 +78,54 @@ async fn a_service_whose_database_is_not_there_yet_answers_probes_and_starts_whe
     .await;
     let api = address_in(&service.log(), "api listens");
     assert_eq!((get(api, "/v1/tombstones").await.0, get(at, "/v1/tombstones").await.0), (200, 404), "probes alone");
+}
+
+#[tokio::test]
+async fn the_program_itself_asks_the_service_and_says_in_one_line_what_is_missing() {
+    let (mut postgres, world) = on_own_database().await;
+    let listen = format!("127.0.0.1:{}", free_port().expect("a port"));
+    let own = [("REPRIEVE__SERVICE__LISTEN", listen.as_str())];
+    let nobody = format!("amqp://a:b@127.0.0.1:{}", free_port().expect("a port"));
+    let ask = async |args: &[&str]| {
+        let mut command = world.command(&[&["health"], args].concat());
+        command.envs(own);
+        Ended::of(command).await
+    };
+    let told = ask(&[]).await.with(1).stderr;
+    assert!(told.contains(&listen) && told.contains("does not answer"), "{told}");
+
+    postgres.stop().expect("ends");
+    let service = world.serve_with(&["--roles", "worker,relay,intake"], &[own[0], ("REPRIEVE__BROKER__URL", &nobody)]);
+    service.says("every role waits for it").await;
+    assert_eq!(ask(&["--live"]).await.with(0).stdout, "live\n");
+    for args in [&[][..], &["--startup"]] {
+        let told = ask(args).await.with(1).stderr;
+        assert!(told.contains("the database has not answered yet") && told.lines().count() == 1, "{told}");
+    }
+    assert_eq!(ask(&["--json"]).await.with(1).json()["error"]["code"], "failed");
+
+    postgres.start_again().await.expect("starts again");
+    wait_until("its start is over", SOON, async || ask(&["--startup"]).await.code == 0).await;
+    // said once, of three roles
+    wait_until("the broker alone is missing", SOON, async || {
+        let told = ask(&[]).await;
+        told.code == 1 && told.stderr == "error: not ready: not connected to the broker\n"
+    })
+    .await;
+    drop(service);
+    let service = world.serve_with(&[], &own);
+    // with the role `api` it can do without the broker, and says so until it is there
+    wait_until("it is ready", SOON, async || {
+        let told = ask(&[]).await;
+        assert!(
+            told.code == 1 || told.stdout == "ready\n" || told.stdout.starts_with("ready; missing: broker ("),
+            "{told:?}"
+        );
+        told.stdout == "ready\n"
+    })
+    .await;
+    assert_eq!(ask(&["--json"]).await.with(0).json(), serde_json::json!({ "status": "ready" }));
+    drop(service);
 }
 
 #[tokio::test]

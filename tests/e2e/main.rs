@@ -29,6 +29,7 @@ mod messages;
 mod named;
 mod paused;
 mod producer;
+mod readme;
 mod reconnects;
 mod roles;
 mod terminated;

@@ -265,8 +265,14 @@ async fn refused(lane: &mut Lane, visit: Visit) -> Service {
     let doomed = lane.dataset().await;
     let id = doomed.id;
     lane.run(&format!(
-        "create table if not exists heimdall.shelves (dataset_id uuid references heimdall.synthetic_datasets);
+        "create table if not exists heimdall.shelves (dataset_id uuid);
          create index if not exists shelves_by_dataset on heimdall.shelves (dataset_id);
+         create or replace function heimdall.keep_shelved() returns trigger language plpgsql as $$ begin
+             if exists (select from heimdall.shelves where dataset_id = old.id) then raise 'it is on the shelves'; end if;
+             return old;
+         end $$;
+         create or replace trigger keep_shelved before delete on heimdall.synthetic_datasets
+             for each row execute function heimdall.keep_shelved();
          insert into heimdall.shelves values ('{id}')"
     ))
     .await;

@@ -1,3 +1,5 @@
+use serde_json::Value;
+
 use crate::client::send;
 use crate::fixture::Platform;
 use crate::support::heimdall::Dataset;
@@ -25,6 +27,34 @@ async fn a_form_that_another_site_makes_a_browser_send_is_no_request() {
     let path = format!("/v1/resources/dataset/{dataset}/trash");
     send(platform.api.address, "POST", &path, &[("content-type", "Application/JSON; charset=utf-8")], DO_IT).await.ok();
     assert_eq!(platform.count("select count(*) from reprieve.tombstones").await, 1);
+}
+
+#[tokio::test]
+async fn every_body_of_the_readme_is_understood_and_has_every_field_that_there_is() {
+    let platform = Platform::start().await;
+    let readme = std::fs::read_to_string(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md"));
+    let readme = readme.expect("it is there");
+    let dataset = Dataset::iq_raw("set a").insert(&platform.pool).await;
+    let rows = readme.lines().filter_map(|line| line.strip_prefix("| `…/")?.split_once("` | `"));
+    let mut asked = Vec::new();
+    for (verbs, body) in rows {
+        let body: Value = serde_json::from_str(body.trim_end_matches("` |")).expect("JSON");
+        for verb in verbs.split("`, `…/") {
+            let answer = platform.api.ask(dataset, verb, body.clone()).await;
+            // there is nothing to restore or to retry, and that is no matter of the body
+            assert!([200, 404].contains(&answer.status), "{verb}: {answer:?}");
+            let mut wrong = body.clone();
+            wrong["another"] = true.into();
+            let told =
+                platform.api.ask(dataset, verb, wrong).await.problem(400, "malformed_body")["detail"].to_string();
+            // the parser names the fields that it knows
+            for field in told.split('`').skip(3).step_by(2) {
+                assert!(body.get(field).is_some(), "{verb}: the README leaves out {field}: {told}");
+            }
+            asked.push(verb.to_owned());
+        }
+    }
+    assert_eq!(asked, ["trash", "restore", "hold", "release", "retry"]);
 }
 
 #[tokio::test]

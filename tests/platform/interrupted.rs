@@ -296,12 +296,13 @@ async fn an_error_after_the_last_object_has_gone_forgets_no_count() {
     let schema = "create table heimdall.exports (id int primary key, dataset uuid references heimdall.synthetic_datasets on delete restrict)";
     let bench = Bench::with(HEIMDALL, schema, |_| ()).await;
     let dataset = bench.dataset("set a", 10).await;
-    bench.run(&format!("insert into heimdall.exports values (1, '{dataset}')")).await;
     let id = bench.trash_due("dataset", dataset).await;
     let gate = bench.objects.stop_a_delete(0, At::After);
     let worker = bench.purger();
     let working = tokio::spawn(async move { worker.run_slice(id, &budget()).await });
     gate.reached().await;
+    // too late to keep it from its purge
+    bench.run(&format!("insert into heimdall.exports values (1, '{dataset}')")).await;
     // the other prefix's listing is answered, and the verification's is not
     bench.objects.fail_list_after(1, failure("AccessDenied", FailureClass::Permanent));
     gate.open();

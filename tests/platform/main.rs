@@ -21,6 +21,7 @@ mod cutting;
 mod deaths;
 mod emptying;
 mod flow;
+mod foreign_keys;
 mod guards;
 mod intake;
 mod interrupted;

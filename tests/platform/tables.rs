@@ -4,7 +4,8 @@ use uuid::Uuid;
 
 use reprieve::store::facts::Fact;
 
-use crate::bench::Bench;
+use crate::bench::{Bench, alice};
+use crate::support::heimdall::Job;
 
 async fn refused(bench: &Bench, sql: &str) -> String {
     match bench.try_run(sql).await {
@@ -157,6 +158,42 @@ async fn a_scrape_reads_what_is_open_and_passes_over_what_was_closed() {
     let facts = reprieve::store::facts::read(&mut conn).await.expect("reads");
     let open = |fact: &Fact| matches!(fact, Fact::Open { count: 300, coming_due: [0, 0, 0], oldest_overdue, .. } if *oldest_overdue > 86_000.0);
     assert_eq!(facts.iter().filter(|fact| open(fact)).count(), 1, "{facts:?}");
+}
+
+#[tokio::test]
+async fn what_is_held_is_not_overdue_nor_is_what_went_along_with_it() {
+    let bench = Bench::heimdall().await;
+    let (held, other) = (bench.dataset("held", 1).await, bench.dataset("other", 1).await);
+    let job = Job { status: "completed", ..Job::named("job") }.insert(&bench.pool).await;
+    bench.run(&format!("update heimdall.synthetic_datasets set created_by_job_id = '{job}' where id = '{held}'")).await;
+    bench.trash_job_with_datasets(job).await.expect("both go");
+    let late = async |hours: u32, resource: Uuid| {
+        bench
+            .run(&format!(
+                "update reprieve.tombstones set trashed_at = now() - interval '9 days',
+                     purge_after = now() - interval '{hours} hours' where resource_id = '{resource}'"
+            ))
+            .await;
+    };
+    let overdue = async |kind: &str| {
+        let mut conn = bench.store.conn().await.expect("a connection");
+        let facts = reprieve::store::facts::read(&mut conn).await.expect("reads");
+        let hours = facts.into_iter().find_map(|fact| match fact {
+            Fact::Open { kind: of, oldest_overdue, .. } if of == kind => Some(oldest_overdue / 3600.0),
+            _ => None,
+        });
+        hours.expect("one is open").round()
+    };
+    late(50, job).await;
+    late(40, held).await;
+    assert_eq!((overdue("job").await, overdue("dataset").await), (50.0, 40.0));
+    bench.bin.hold(&bench.resource("job", job), &alice()).await.expect("holds");
+    assert_eq!((overdue("job").await, overdue("dataset").await), (0.0, 0.0));
+    bench.trash("dataset", other).await;
+    late(7, other).await;
+    assert_eq!(overdue("dataset").await, 7.0, "of those that nobody holds");
+    bench.bin.release(&bench.resource("job", job), &alice()).await.expect("releases");
+    assert_eq!((overdue("job").await, overdue("dataset").await), (50.0, 40.0));
 }
 
 #[tokio::test]

@@ -123,6 +123,19 @@ impl S3Settings {
         Self { endpoint: Some(endpoint.into()), credentials: Some(credentials), path_style: true, ..Self::new(region) }
     }
 
+    /// Whether there is what the client needs to trust a server with: the SDK's own way of telling that there is no
+    /// certificate at all is a panic.
+    ///
+    /// # Errors
+    /// [`NoCertificates`].
+    pub fn can_trust(&self) -> Result<(), NoCertificates> {
+        match &self.endpoint {
+            Some(endpoint) if is_plain(endpoint) && (self.credentials.is_some() || on_loopback(endpoint)) => Ok(()),
+            _ if has_certificates() => Ok(()),
+            endpoint => Err(NoCertificates(endpoint.clone().unwrap_or_else(|| "AWS".into()))),
+        }
+    }
+
     /// The SDK's client. With `credentials` set, nothing outside these settings is read.
     pub(super) async fn client(&self, sent: Sent) -> Client {
         let builder = match &self.credentials {
@@ -146,7 +159,8 @@ impl S3Settings {
             .response_checksum_validation(ResponseChecksumValidation::WhenRequired);
         let builder = match &self.endpoint {
             // The SDK's own client takes HTTP_PROXY for every address, and no proxy reaches our loopback.
-            Some(endpoint) if on_loopback(endpoint) => {
+            // Nor can it be made without a certificate, which plain HTTP needs none of.
+            Some(endpoint) if on_loopback(endpoint) || (is_plain(endpoint) && !has_certificates()) => {
                 builder.endpoint_url(endpoint).http_client(aws_smithy_http_client::Builder::new().build_http())
             }
             Some(endpoint) => builder.endpoint_url(endpoint),
@@ -175,6 +189,22 @@ impl S3Credentials {
             "reprieve",
         )
     }
+}
+
+/// A machine, or a container, without any CA certificate.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "there is no CA certificate on this machine by which {0} could be trusted: install them (in Debian the package \
+     ca-certificates), or name a file with some in SSL_CERT_FILE"
+)]
+pub struct NoCertificates(String);
+
+fn has_certificates() -> bool {
+    !rustls_native_certs::load_native_certs().certs.is_empty()
+}
+
+fn is_plain(endpoint: &str) -> bool {
+    endpoint.starts_with("http://")
 }
 
 /// Whether the endpoint is on this machine, over plain HTTP.

@@ -1,0 +1,284 @@
+//! Rows that the map does not name, and that would refuse a purge its end by a foreign key, after the objects were gone.
+
+use reprieve::domain::state::State;
+use reprieve::purge::SliceEnd;
+use reprieve::store::Store;
+use reprieve::trash::TrashError;
+use secrecy::ExposeSecret;
+
+use crate::bench::{BUCKET, Bench, budget, kind};
+
+/// Experiments with runs, and with steps as their rows.
+const MAP: &str = r#"
+[[resource]]
+kind = "experiment"
+table = "plat.experiments"
+id_type = "text"
+[[resource.objects]]
+store = "main"
+bucket = "heimdall-synthetic-iq"
+prefix = "experiments/{id}/"
+[[resource.rows]]
+table = "plat.steps"
+column = "experiment_id"
+[[resource.children]]
+kind = "run"
+query = "select id from plat.runs where experiment_id = $1"
+[[resource]]
+kind = "run"
+table = "plat.runs"
+id_type = "text"
+[[resource.objects]]
+store = "main"
+bucket = "heimdall-synthetic-iq"
+prefix = "runs/{id}/"
+[[resource.rows]]
+table = "plat.logs"
+column = "run_id"
+"#;
+
+/// Steps are mapped; they go before their experiment, whose key on them refuses nothing then.
+const TABLES: &str = "create schema plat; set search_path to plat;
+    create table experiments (id text primary key, region int default 1, unique (id, region));
+    create table runs (id text primary key, experiment_id text);
+    create table logs (id int primary key, run_id text references runs, experiment_id text);
+    create table steps (id int primary key, experiment_id text references experiments, before int references steps);
+    insert into experiments values ('e1'), ('e2');
+    insert into runs values ('r1', 'e1');
+    insert into steps values (1, 'e1', null), (2, 'e1', 1), (3, 'e2', null);";
+
+async fn bench(more: &str) -> Bench {
+    let bench = Bench::with(MAP, &format!("{TABLES}\n{more}"), |_| ()).await;
+    bench.objects.memory().put(BUCKET, "experiments/e1/data.bin", 5);
+    bench
+}
+
+/// What refuses the trash, for people; it has written nothing.
+async fn refused(bench: &Bench, with: &[&str]) -> String {
+    let mut request = bench.request("experiment", "e1");
+    request.with = with.iter().map(|name| kind(name)).collect();
+    let planned = bench.bin.plan(&request).await.expect_err("a dry run refuses as well").to_string();
+    let error = bench.bin.trash(&request).await.expect_err("refused");
+    assert_eq!((error.code(), error.to_string()), ("in_use", planned));
+    assert!(error.advice().contains("[[resource.rows]]"), "{}", error.advice());
+    assert_eq!(bench.count("reprieve.tombstones").await, 0);
+    match error {
+        TrashError::Refused { refusals, .. } => refusals.to_string(),
+        other => panic!("{other}"),
+    }
+}
+
+/// Trashes and purges the experiment to the end.
+async fn is_purged(bench: &Bench) {
+    let id = bench.trash_due("experiment", "e1").await;
+    assert_eq!(bench.slice(id).await, SliceEnd::Purged);
+    assert_eq!((bench.objects(), bench.count("plat.experiments where id = 'e1'").await), (0, 0));
+}
+
+#[tokio::test]
+async fn rows_that_a_foreign_key_keeps_and_the_map_does_not_know_refuse_the_trash_with_their_table_and_count() {
+    for action in ["no action", "restrict", "set null", "cascade"] {
+        let bench = bench(&format!(
+            "create table notes (id int primary key, about text constraint notes_about references experiments on delete {action});
+             insert into notes values (1, 'e1'), (2, 'e1'), (3, 'e2'), (4, null)"
+        ))
+        .await;
+        if ["set null", "cascade"].contains(&action) {
+            is_purged(&bench).await;
+            continue;
+        }
+        let why = refused(&bench, &[]).await;
+        assert!(why.contains("2 rows of plat.notes") && why.contains("notes_about"), "{why}");
+        bench.run("delete from plat.notes where about = 'e1'").await;
+        is_purged(&bench).await;
+        assert_eq!(bench.count("plat.notes").await, 2);
+    }
+}
+
+#[tokio::test]
+async fn a_row_that_comes_inside_of_the_window_blocks_the_purge_before_its_first_object_is_gone() {
+    let bench = bench("create table notes (id int primary key, about text references experiments)").await;
+    let id = bench.trash_due("experiment", "e1").await;
+    bench.run("insert into plat.notes values (1, 'e1')").await;
+    assert_eq!(bench.slice(id).await, SliceEnd::Blocked(1));
+    let blocker = bench.tombstone(id).await.blockers[0].to_string();
+    assert!(blocker.contains("1 row of plat.notes"), "{blocker}");
+    assert_eq!((bench.objects(), bench.count("plat.steps").await), (1, 3), "nothing is lost");
+    bench.run("delete from plat.notes").await;
+    bench.make_due(id).await;
+    assert_eq!(bench.slice(id).await, SliceEnd::Purged);
+}
+
+#[tokio::test]
+async fn rows_behind_a_cascade_or_on_child_rows_refuse_too() {
+    for more in [
+        "create table pages (id int primary key, experiment_id text references experiments on delete cascade);
+         create table parts (id int primary key, page int references pages on delete cascade);
+         create table notes (id int primary key, part int references parts);
+         insert into pages values (1, 'e1'), (2, 'e2'); insert into parts values (1, 1), (2, 2);
+         insert into notes values (1, 1), (2, 2)",
+        "create table notes (id int primary key, step int references steps); insert into notes values (1, 2), (2, 3)",
+    ] {
+        let bench = bench(more).await;
+        let why = refused(&bench, &[]).await;
+        assert!(why.contains("1 row of plat.notes"), "{why}");
+        bench.run("delete from plat.notes where id = 1").await;
+        is_purged(&bench).await;
+    }
+}
+
+#[tokio::test]
+async fn rows_that_go_along_by_a_cascade_a_deferred_key_or_their_own_row_refuse_nothing() {
+    for more in [
+        // the notes go with the experiment by one key, before the other is asked
+        "create table notes (id int primary key, of text references experiments on delete cascade,
+             about text references experiments); insert into notes values (1, 'e1', 'e1')",
+        // the notes go with their pages, as do the parts that they are about
+        "create table pages (id int primary key, experiment_id text references experiments on delete cascade);
+         create table parts (id int primary key, page int references pages on delete cascade);
+         create table notes (id int primary key, page int references pages on delete cascade, part int references parts);
+         insert into pages values (1, 'e1'); insert into parts values (1, 1); insert into notes values (1, 1, 1)",
+        // the experiment's own row points at a step that goes before it, and the key is asked about at the end
+        "alter table experiments add first int references steps deferrable initially deferred;
+         update experiments set first = 1 where id = 'e1'",
+        // it points at itself
+        "alter table experiments add self text references experiments; update experiments set self = id",
+        // nothing enforces it
+        "create table notes (id int primary key, about text references experiments); insert into notes values (1, 'e1');
+         alter table experiments disable trigger all",
+    ] {
+        is_purged(&bench(more).await).await;
+    }
+}
+
+#[tokio::test]
+async fn a_row_that_goes_only_after_what_it_points_at_refuses() {
+    for (more, table) in [
+        (
+            "alter table experiments add first int references steps; update experiments set first = 1 where id = 'e1'",
+            "experiments",
+        ),
+        // PostgreSQL asks for the notes of an experiment before it deletes those of its pages
+        (
+            "create table pages (id int primary key, experiment_id text references experiments on delete cascade);
+             create table notes (id int primary key, page int references pages on delete cascade,
+                 about text references experiments);
+             insert into pages values (1, 'e1'); insert into notes values (1, 1, 'e1')",
+            "notes",
+        ),
+        (
+            "create table notes (id int primary key, about text references experiments,
+                 of text references experiments on delete cascade); insert into notes values (1, 'e1', 'e1')",
+            "notes",
+        ),
+    ] {
+        let bench = bench(more).await;
+        let why = refused(&bench, &[]).await;
+        assert!(why.contains(&format!("1 row of plat.{table}")), "{why}");
+        let deleted = bench
+            .try_run("delete from plat.steps where experiment_id = 'e1'; delete from plat.experiments where id = 'e1'")
+            .await;
+        assert!(deleted.expect_err("PostgreSQL refuses as well").to_string().contains("foreign key"));
+    }
+}
+
+#[tokio::test]
+async fn keys_of_several_columns_of_partitions_and_onto_other_columns_are_followed() {
+    for (more, table) in [
+        (
+            "create table notes (id int, about text, region int, foreign key (region, about) references experiments (region, id));
+             insert into notes values (1, 'e1', 1), (2, 'e1', null)",
+            "notes",
+        ),
+        (
+            "create table notes (id int, about text references experiments) partition by list (id);
+             create table notes_1 partition of notes for values in (1);
+             insert into notes values (1, 'e1')",
+            "notes",
+        ),
+        (
+            "alter table experiments add code int unique; update experiments set code = 7 where id = 'e1';
+             create table \"Odd notes\" (\"of\" int references experiments (code)); insert into \"Odd notes\" values (7)",
+            "\\\"Odd notes\\\"",
+        ),
+        // the map names a partition, and the key is onto the whole
+        (
+            "create table all_steps (id int, experiment_id text, primary key (id, experiment_id)) partition by list (experiment_id);
+             drop table steps; create table steps partition of all_steps for values in ('e1');
+             create table notes (id int, step int, about text, foreign key (step, about) references all_steps);
+             insert into all_steps values (1, 'e1'); insert into notes values (1, 1, 'e1')",
+            "notes",
+        ),
+    ] {
+        let why = refused(&bench(more).await, &[]).await;
+        assert!(why.contains(&format!("1 row of plat.{table}")), "{why}");
+    }
+}
+
+#[tokio::test]
+async fn a_child_that_points_at_its_parent_refuses_unless_it_goes_along_and_its_rows_too() {
+    let bench = bench(
+        "alter table runs add foreign key (experiment_id) references experiments;
+         alter table logs add foreign key (experiment_id) references experiments; insert into logs values (1, 'r1', 'e1')",
+    )
+    .await;
+    let why = refused(&bench, &[]).await;
+    assert!(why.contains("1 row of plat.runs") && why.contains("1 row of plat.logs"), "{why}");
+    let mut request = bench.request("experiment", "e1");
+    request.with = vec![kind("run")];
+    let trashed = bench.bin.trash(&request).await.expect("goes along");
+    let (parent, child) = (trashed.tombstone.id, trashed.children[0].id);
+    bench.make_due(parent).await;
+    bench.make_due(child).await;
+    assert_eq!(bench.slice(child).await, SliceEnd::Purged);
+    assert_eq!(bench.slice(parent).await, SliceEnd::Purged);
+}
+
+#[tokio::test]
+async fn a_child_in_the_trash_on_its_own_lets_the_parent_in_and_keeps_it_until_it_is_purged() {
+    let bench = bench("alter table runs add foreign key (experiment_id) references experiments").await;
+    let child = bench.trash("run", "r1").await;
+    let parent = bench.trash_due("experiment", "e1").await;
+    assert_eq!(bench.slice(parent).await, SliceEnd::Blocked(1));
+    bench.make_due(child).await;
+    assert_eq!(bench.slice(child).await, SliceEnd::Purged);
+    bench.make_due(parent).await;
+    assert_eq!(bench.slice(parent).await, SliceEnd::Purged);
+}
+
+#[tokio::test]
+async fn a_parent_that_points_at_its_child_refuses_since_it_goes_after_it() {
+    let bench = bench(
+        "alter table experiments add best text references runs; update experiments set best = 'r1' where id = 'e1'",
+    )
+    .await;
+    let why = refused(&bench, &["run"]).await;
+    assert!(why.contains("1 row of plat.experiments") && why.contains("uses run r1"), "{why}");
+}
+
+#[tokio::test]
+async fn a_table_that_may_not_be_read_means_not_now() {
+    let bench = bench("create table notes (id int primary key, about text references experiments)").await;
+    let id = bench.trash_due("experiment", "e1").await;
+    let role: String = bench.value("select 'few_rights_' || replace(current_database(), '-', '_')").await;
+    bench
+        .run(&format!(
+            "create role {role}; grant usage on schema plat, reprieve to {role};
+             grant all on all tables in schema plat, reprieve to {role};
+             grant usage on all sequences in schema reprieve to {role}; revoke all on plat.notes from {role}"
+        ))
+        .await;
+    let mut config = bench.config.database.clone();
+    let url = config.url.expose_secret();
+    let and = if url.contains('?') { '&' } else { '?' };
+    config.url = format!("{url}{and}options=-crole%3D{role}").into();
+    let few_rights = bench.over(Store::new(&config).expect("the URL is fine"));
+    let end = few_rights.run_slice(id, &budget()).await.expect("the database is there");
+    assert!(matches!(&end, SliceEnd::Deferred(why) if why.contains("permission denied for table notes")), "{end:?}");
+    assert_eq!(bench.objects(), 1);
+    bench.make_due(id).await;
+    bench.run(&format!("grant select on plat.notes to {role}")).await;
+    assert_eq!(few_rights.run_slice(id, &budget()).await.expect("the database is there"), SliceEnd::Purged);
+    assert_eq!(bench.state(id).await, State::Purged);
+    bench.run(&format!("drop owned by {role}; drop role {role}")).await;
+}

@@ -216,15 +216,29 @@ impl Gate {
     /// The store wants to be left alone for longer than anybody should wait in a row.
     pub async fn enter(self: &Arc<Self>, keys: usize) -> Result<Pass, Closed> {
         let turn = self.turnstile.lock().await;
+        let mut waits_since = None;
         loop {
             // made before the look, so that no place that becomes free in between is missed
             let left = self.left.notified();
-            match self.admit(&turn, keys) {
-                Ok(pass) => return Ok(pass),
+            let place_at = match self.admit(&turn, keys) {
+                Ok(pass) => {
+                    self.state().pace.waited_since(waits_since);
+                    return Ok(pass);
+                }
                 Err(Wait::Closed(closed)) => return Err(closed),
-                Err(Wait::Until(at)) => tokio::time::sleep_until(at).await,
-                Err(Wait::Place(None)) => left.await,
-                Err(Wait::Place(Some(at))) => {
+                Err(Wait::Until(at)) => {
+                    waits_since.get_or_insert_with(Instant::now);
+                    tokio::time::sleep_until(at).await;
+                    continue;
+                }
+                Err(Wait::Place(at)) => at,
+            };
+            if self.state().pace.rate.is_none() {
+                waits_since.get_or_insert_with(Instant::now);
+            }
+            match place_at {
+                None => left.await,
+                Some(at) => {
                     let _ = tokio::time::timeout_at(at, left).await;
                 }
             }
@@ -364,7 +378,7 @@ impl State {
                     self.unhurt = false;
                     self.pace.refuse(met.asked, met.sent, &self.in_flight, now);
                     if met.taken == 0 {
-                        self.at_once.refuse(met.asked, self.refusals >= AWAY, now);
+                        self.at_once.refuse(met.asked, now);
                     }
                 } else {
                     self.pace.refuse_too(met.asked, met.sent);

@@ -124,3 +124,55 @@ async fn a_store_that_had_refused_everything_is_asked_for_whole_batches_soon_aft
     send(&gate, &store, takes(20, 20), Duration::from_secs(10)).await;
     assert_eq!(gate.keys_at_once(1000), 1000);
 }
+
+#[tokio::test(start_paused = true)]
+async fn requests_get_smaller_although_small_ones_are_granted_in_between() {
+    let gate = Flow::new(ceiling(16, None)).gate("b");
+    for _ in 0..8 {
+        let keys = gate.keys_at_once(1000);
+        gate.enter(keys).await.expect("never away").heard(&answer(keys, &slow_down()));
+        gate.enter(50).await.expect("never away").heard(&answer(50, &KeyOutcome::Deleted));
+    }
+    assert!(gate.keys_at_once(1000) < 1000);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_refusal_on_the_way_back_to_whole_batches_holds_for_seconds() {
+    let mut at_once = AtOnce::default();
+    for _ in 0..100 {
+        let keys = at_once.keys().unwrap_or(1000);
+        at_once.refuse(keys, Instant::now());
+    }
+    assert_eq!(at_once.keys(), Some(1));
+    let mut requests = 0;
+    while let Some(keys) = at_once.keys() {
+        requests += 1;
+        if requests == 3 {
+            at_once.refuse(keys, Instant::now())
+        } else {
+            at_once.grant(keys, Instant::now())
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(requests < 30, "{at_once:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_little_was_asked_for_between_two_refusals_is_not_taken_for_a_rate() {
+    for is_known in [false, true] {
+        let gate = Flow::new(ceiling(16, None)).gate("b");
+        let store = Granting::new(3_000.0);
+        if is_known {
+            send(&gate, &store, takes(20, 20), MINUTE).await;
+        }
+        // small purges, of which some are refused by accident
+        for n in 0..20 {
+            let pass = gate.enter(20).await.expect("never away");
+            let outcome = if n % 5 == 0 { slow_down() } else { KeyOutcome::Deleted };
+            pass.heard(&answer(20, &outcome));
+            tokio::time::sleep(Duration::from_millis(700)).await;
+        }
+        let (used, _) = send(&gate, &store, takes(20, 20), MINUTE).await;
+        assert!(used > 0.6, "{used}, a rate was known: {is_known}");
+    }
+}

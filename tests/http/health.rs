@@ -95,6 +95,54 @@ async fn scrapes_that_come_together_read_the_database_once() {
     assert!(reads.len() <= most, "{} reads in {took:?}", reads.len());
 }
 
+/// The facts' age and how long they took, with what shows that there are any.
+async fn facts(api: &Server) -> (f64, f64, f64) {
+    let shown = Exposition::read(&api.get("/metrics").await.body);
+    assert_eq!(shown.one("reprieve_database_up", &[]), 1.0, "it answers");
+    let read = |what: &str| shown.one(&format!("reprieve_database_read_{what}_seconds"), &[]);
+    let trashed = shown.sum("reprieve_open_tombstones", &[("state", "trashed")]);
+    (read("age"), read("duration"), trashed)
+}
+
+#[tokio::test]
+async fn facts_that_cannot_be_read_in_time_stay_as_they_were_with_their_age_and_are_not_asked_for_at_once_again() {
+    let platform = Platform::start().await;
+    let dataset = heimdall::Dataset::iq_raw("set a").insert(&platform.pool).await;
+    platform.api.trashed(dataset).await;
+    assert_eq!(facts(&platform.api).await.2, 1.0);
+    // as long as this is locked a read takes as long as it may
+    let mut tx = platform.pool.begin().await.expect("begins");
+    sqlx::raw_sql("lock table reprieve.outbox").execute(&mut *tx).await.expect("locks");
+    let mut slow = 0.0;
+    wait_until("a read failed", SOON, async || {
+        let (age, took, trashed) = facts(&platform.api).await;
+        slow = took;
+        assert_eq!(trashed, 1.0, "as it was found last");
+        took >= 4.0 && age >= 4.0
+    })
+    .await;
+    let waiting =
+        "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
+    assert_eq!(platform.count(waiting).await, 0, "the database has given it up, too");
+    let (age, took, trashed) = facts(&platform.api).await;
+    assert_eq!((took, trashed), (slow, 1.0), "no other read was begun");
+    assert!(age >= 4.0, "{age}");
+}
+
+#[tokio::test]
+async fn a_schema_that_cannot_be_asked_is_missing_since_it_could_not_be_asked_first() {
+    let platform = Platform::start().await;
+    let mut tx = platform.pool.begin().await.expect("begins");
+    sqlx::raw_sql("lock table reprieve.migrations").execute(&mut *tx).await.expect("locks");
+    let first = platform.api.get("/health/ready").await.problem(503, "not_ready");
+    let second = platform.api.get("/health/ready").await.problem(503, "not_ready");
+    assert_eq!(missing(&first["details"]), ["database"], "{first}");
+    let since = |problem: &Value| problem["details"]["missing"][0]["since"].clone();
+    assert_eq!(since(&second), since(&first), "and not since it was asked last");
+    tx.rollback().await.expect("rolls back");
+    wait_until("it is ready", SOON, async || platform.api.get("/health/ready").await.status == 200).await;
+}
+
 #[tokio::test]
 async fn a_column_of_the_size_that_is_none_hides_the_size_alone() {
     let platform = Platform::start().await;
@@ -120,7 +168,8 @@ async fn a_schema_that_is_not_migrated_is_not_ready_and_says_what_to_do() {
     assert!(problem["detail"].as_str().is_some_and(|text| text.contains("reprieve migrate")));
     api.get("/v1/tombstones").await.problem(503, "unavailable");
     let shown = Exposition::read(&api.get("/metrics").await.body);
-    assert_eq!(shown.one("reprieve_database_up", &[]), 0.0, "it answers, but with nothing that can be shown");
+    assert_eq!(shown.one("reprieve_database_up", &[]), 1.0, "it answers, but with nothing that can be shown");
+    assert!(!shown.types.contains_key("reprieve_open_tombstones"), "{}", shown.text);
     migrate::run(&config.database).await.expect("migrates");
     assert_eq!(api.get("/health/ready").await.ok(), json!({ "status": "ready" }));
 }

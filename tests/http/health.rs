@@ -129,6 +129,34 @@ async fn facts_that_cannot_be_read_in_time_stay_as_they_were_with_their_age_and_
     assert!(age >= 4.0, "{age}");
 }
 
+/// As many as the environment says; docs/metrics.md has how long a read of 300,000 took.
+#[tokio::test]
+async fn the_facts_of_many_open_tombstones_are_found_with_their_tasks_and_sizes() {
+    let many: u32 =
+        std::env::var("REPRIEVE_OPEN_TOMBSTONES").map_or(2000, |number| number.parse().expect("how many there are"));
+    let platform = Platform::start().await;
+    let sql = format!(
+        "insert into heimdall.synthetic_datasets (id, name, num_samples, config, dataset_type, storage_size_bytes, deleted_at)
+         select gen_random_uuid(), 'set ' || n, 1, '{{}}', 'iq_raw', 1000, now() from generate_series(1, {many}) as n;
+         insert into reprieve.tombstones (id, kind, resource_id, actor, origin, trashed_at, purge_after, locations,
+                                          next_attempt_at)
+         select gen_random_uuid(), 'dataset', id, 'alice', 'api', now() - interval '2 days',
+                now() + random() * interval '14 days', ('[{{\"store\": \"main\", \"bucket\": \"data-sets\",
+                    \"prefix\": \"synthetic/' || id || '/\"}}]')::jsonb, now()
+         from heimdall.synthetic_datasets;
+         insert into reprieve.outbox (id, topic, destination, payload, tombstone_id, available_at)
+         select gen_random_uuid(), 'purge', '', '{{}}', id, purge_after from reprieve.tombstones;
+         analyze"
+    );
+    sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&platform.pool).await.expect("written");
+    let shown = Exposition::read(&platform.api.get("/metrics").await.body);
+    let (dataset, many) = (("kind", "dataset"), f64::from(many));
+    assert_eq!(shown.one("reprieve_open_tombstones", &[dataset, ("state", "trashed")]), many);
+    assert_eq!(shown.one("reprieve_outbox_rows", &[("topic", "purge")]), many);
+    assert_eq!(shown.one("reprieve_trash_bytes", &[dataset]), many * 1000.0);
+    eprintln!("{many} took {} s", shown.one("reprieve_database_read_duration_seconds", &[]));
+}
+
 #[tokio::test]
 async fn a_schema_that_cannot_be_asked_is_missing_since_it_could_not_be_asked_first() {
     let platform = Platform::start().await;

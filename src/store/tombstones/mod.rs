@@ -288,7 +288,10 @@ pub async fn family_of(conn: &mut PgConnection, id: TombstoneId) -> Result<Vec<T
 pub async fn list(conn: &mut PgConnection, filter: &Filter) -> Result<Vec<Tombstone>, StoreError> {
     let (only, order) = match filter.overdue {
         // what is closed is not overdue, whatever its window
-        true => ("and purge_after <= now() and closed_at is null", "purge_after, id"),
+        true => {
+            let only = "and purge_after <= now() and state in ('trashed', 'blocked', 'purging', 'stuck')";
+            (only, "purge_after, id")
+        }
         false => ("", "trashed_at desc, id desc"),
     };
     let sql = format!(

@@ -141,11 +141,11 @@ STORES = [
           "reprievestorethrottling",
           {"{{result}}": rate("result", "reprieve_store_requests_total", f'{STORE}, operation="delete"')},
           unit="reqps", stack=True),
-    lines("Deletes in flight, and how many may be", "By all workers together, and what the one that may least may. Flow "
+    lines("Deletes in flight, and how many may be", "In flight by all together, and what each worker may. Flow "
           "control lowers that when a store throttles: at 1 for long, the store is the limit, and more workers help "
           "nothing.", "reprievestorethrottling",
-          {"{{store}}/{{bucket}} least allowed": f"min by (store, bucket) (reprieve_store_requests_allowed{{{STORE}}} "
-                                                 f'and on (job, instance) reprieve_role_info{{{JOB}, role="worker"}})',
+          {"{{store}}/{{bucket}} allowed to {{instance}}": f"reprieve_store_requests_allowed{{{STORE}}} "
+                                                           f'and on (instance) reprieve_role_info{{{JOB}, role="worker"}}',
            "{{store}}/{{bucket}} in flight": f"sum by (store, bucket) (reprieve_store_requests_in_flight{{{STORE}}})"}),
     lines("Pace that the store grants", "Objects a second that all processes keep to together, since the store asked "
           "for less; 0: it did not.", "reprievestorethrottling",

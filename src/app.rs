@@ -2,6 +2,7 @@
 //!
 //! Invariant: this is the one place that turns configuration into parts; the parts know no configuration file.
 
+mod crew;
 mod serve;
 
 use std::{net::SocketAddr, str::FromStr, sync::Arc};
@@ -97,6 +98,9 @@ pub enum ServeError {
         #[source]
         source: std::io::Error,
     },
+    /// A role, or a listener, panicked or ended by itself.
+    #[error("the role {0} ended by itself, and the process with it; the log says why")]
+    Lost(&'static str),
     /// Signals could not be handled.
     #[error("cannot handle signals: {0}")]
     Signals(#[from] std::io::Error),

@@ -74,10 +74,10 @@ NEEDS_SOMEBODY = [
     stat("Trashed in the last hour", "By every process and command, restored since or not. Many more than usual: is "
          "somebody deleting by mistake? `reprieve pause --all` stops purges.", "reprievetrashburst",
          {"": f"sum(max by (kind, origin) (reprieve_recently_trashed_tombstones{{{KIND}}}))"}, width=3),
-    stat("Database", "Whether the facts of the database could be read at the last scrape. Not: nothing is trashed, "
-         "restored or purged until it is back.", "reprievedatabaseunreadable",
+    stat("Database", "Whether the database answered at the last scrape. Not: nothing is trashed, restored or purged "
+         "until it is back.", "reprievedatabaseunreadable",
          {"": f"max(reprieve_database_up{{{JOB}}})"}, width=3, steps=[(None, "red"), (1, "green")],
-         mappings=[{"type": "value", "options": {"0": {"text": "not readable"}, "1": {"text": "up"}}}]),
+         mappings=[{"type": "value", "options": {"0": {"text": "away"}, "1": {"text": "up"}}}]),
 ]
 
 TRASH = [
@@ -129,8 +129,8 @@ FREED = [
           "than the lower line, 95 of 100 than the upper.", "reprievebacklog",
           {"{{kind}} half": quantile(0.5, "kind", "reprieve_purge_duration_seconds", KIND),
            "{{kind}} 95 of 100": quantile(0.95, "kind", "reprieve_purge_duration_seconds", KIND)}, unit="s"),
-    lines("How late it is done", "From the end of the window to the end of the purge. Growing: not enough workers, or "
-          "a store that is slow or throttles.", "reprievebacklog",
+    lines("How late it is done", "From the end of the window to the end of the purge, also while it was in use, held "
+          "or paused. Growing otherwise: not enough workers, or a store that is slow or throttles.", "reprievebacklog",
           {"{{kind}} half": quantile(0.5, "kind", "reprieve_purge_lag_seconds", KIND),
            "{{kind}} 95 of 100": quantile(0.95, "kind", "reprieve_purge_lag_seconds", KIND)}, unit="s"),
 ]
@@ -141,9 +141,11 @@ STORES = [
           "reprievestorethrottling",
           {"{{result}}": rate("result", "reprieve_store_requests_total", f'{STORE}, operation="delete"')},
           unit="reqps", stack=True),
-    lines("Deletes in flight, and how many may be", "Flow control lowers what may be when a store throttles. At 1 for "
-          "long: the store is the limit, and more workers help nothing.", "reprievestorethrottling",
-          {"{{store}}/{{bucket}} allowed": f"sum by (store, bucket) (reprieve_store_requests_allowed{{{STORE}}})",
+    lines("Deletes in flight, and how many may be", "In flight by all together, and what each worker may. Flow "
+          "control lowers that when a store throttles: at 1 for long, the store is the limit, and more workers help "
+          "nothing.", "reprievestorethrottling",
+          {"{{store}}/{{bucket}} allowed to {{instance}}": f"reprieve_store_requests_allowed{{{STORE}}} "
+                                                           f'and on (instance) reprieve_role_info{{{JOB}, role="worker"}}',
            "{{store}}/{{bucket}} in flight": f"sum by (store, bucket) (reprieve_store_requests_in_flight{{{STORE}}})"}),
     lines("Pace that the store grants", "Objects a second that all processes keep to together, since the store asked "
           "for less; 0: it did not.", "reprievestorethrottling",
@@ -166,8 +168,8 @@ STORES = [
 ]
 
 WHO = [
-    lines("Trashed in the last hour, by kind and origin", "`api`, `message`, `cli`. Whose: the audit log, `reprieve "
-          "show KIND ID`; metrics hold no names. A step up that nobody announced: `reprieve pause --all`, then look.",
+    lines("Trashed in the last hour, by kind and origin", "`api`, `message`, `cli`. Whose: `reprieve list`, in "
+          "the column `by`; metrics hold no names. A step up that nobody announced: `reprieve pause --all`, then look.",
           "reprievetrashburst",
           {"{{kind}} {{origin}}": f"max by (kind, origin) (reprieve_recently_trashed_tombstones{{{KIND}}})"},
           stack=True),
@@ -235,8 +237,8 @@ PROCESSES = [
           "slow to connect to.", "reprievepoolexhausted",
           {"{{instance}}": f"{rate('instance', 'reprieve_database_acquire_seconds_total', JOB)} "
                            f"/ {rate('instance', 'reprieve_database_acquires_total', JOB)}"}, unit="s"),
-    lines("Reading the facts", "How long the statements behind these panels take. Seconds: millions of open "
-          "tombstones, or a database that is busy.", "reprievedatabaseunreadable",
+    lines("Reading the facts", "How long the statements behind these panels take; at five seconds they are given up, "
+          "and the panels stand still. Seconds: millions of open tombstones, or a busy database.", "reprievefactsold",
           {"{{instance}}": f"reprieve_database_read_duration_seconds{{{JOB}}}"}, unit="s"),
     lines("Processors", "Cores in use by each process.", "reprieverestarting",
           {"{{instance}}": f"rate(process_cpu_seconds_total{{{JOB}}}{RATE})"}, decimals=2),

@@ -1,21 +1,20 @@
 //! The life of a service: it listens, waits for its database, begins its roles, and drains.
 //!
 //! Invariant: no role begins before schema and map were held against the database, and a probe is answered from the first
-//! moment on. What is not there yet is waited for; what cannot become right by waiting ends the service.
+//! moment to the last: while roles drain, the process is not ready and shows what it counts. What is not there yet is waited for; what cannot become right by waiting ends the service.
 
 use std::{net::SocketAddr, ops::ControlFlow, sync::Arc, time::Duration};
 
-use tokio::net::TcpListener;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio::{net::TcpListener, time::Instant};
+use tokio_util::sync::CancellationToken;
 
-use super::{App, Role, ServeError};
+use super::{App, Role, ServeError, crew::Crew};
 use crate::{
     http,
     intake::Intake,
     queue::{QueueError, TaskQueue, supervise::supervise},
     relay::{Relay, Sweeper},
     retry::{Backoff, InvalidBackoff},
-    shutdown,
     store::{StoreError, inspect, migrate},
     telemetry::{Metrics, standing::Part},
 };
@@ -23,12 +22,15 @@ use crate::{
 /// The shortest and the longest pause before a server that was away is asked again.
 const RECONNECT: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(15));
 
+/// For requests under way when the roles have used up the deadline of the shutdown.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
+
 impl App {
     /// Runs `roles` until `stop` is cancelled, and then until they have drained or the deadline has passed. Servers
     /// that are away, now or later, are waited for.
     ///
     /// # Errors
-    /// [`ServeError`], before any role was begun.
+    /// [`ServeError`]: before any role was begun, or when one of them ended by itself.
     pub async fn serve(
         &self,
         queue: Option<Arc<dyn TaskQueue>>,
@@ -38,17 +40,22 @@ impl App {
         if queue.is_none() && roles.iter().any(|role| role.needs_broker()) {
             return Err(ServeError::NoBroker);
         }
-        let stop = stop.child_token();
-        let tasks = TaskTracker::new();
-        let started = self.begin(queue.as_ref(), roles, &tasks, &stop).await;
+        let (stop, closed) = (stop.child_token(), CancellationToken::new());
+        let (crew, listeners) = (Crew::new(&stop, &stop), Crew::new(&closed, &stop));
+        let started = self.begin(queue.as_ref(), roles, &crew, &listeners).await;
         if started.is_err() {
             stop.cancel();
         }
-        shutdown::drain(tasks, &stop, self.config.service.shutdown_deadline).await;
+        stop.cancelled().await;
+        self.metrics.standing().misses(Part::Stay, "it is being shut down");
+        let (began, deadline) = (Instant::now(), self.config.service.shutdown_deadline);
+        let lost = crew.drain(deadline).await;
+        closed.cancel();
+        let lost = listeners.drain(deadline.saturating_sub(began.elapsed()).max(LAST_ANSWERS)).await.or(lost);
         // the database's end of a connection that is cut off notices by itself
         let _ = tokio::time::timeout(Duration::from_secs(2), self.store.close()).await;
         tracing::info!("ended");
-        started
+        started.and_then(|()| lost.map_or(Ok(()), |role| Err(ServeError::Lost(role))))
     }
 
     /// Listens first, so that probes are answered, and begins the roles as soon as the database is there and fits.
@@ -56,8 +63,8 @@ impl App {
         &self,
         queue: Option<&Arc<dyn TaskQueue>>,
         roles: &[Role],
-        tasks: &TaskTracker,
-        stop: &CancellationToken,
+        crew: &Crew,
+        listeners: &Crew,
     ) -> Result<(), ServeError> {
         let standing = self.metrics.standing();
         standing.misses(Part::Start, "the start is not over: the database has not answered yet");
@@ -67,32 +74,30 @@ impl App {
                 self.metrics.messages().expect(role.as_str());
             }
         }
-        self.listen(roles, tasks, stop).await?;
-        if self.until_it_fits(stop).await?.is_break() {
+        self.listen(roles, listeners).await?;
+        if self.until_it_fits(&crew.until).await?.is_break() {
             return Ok(());
         }
         for role in roles {
-            self.start(*role, queue, tasks, stop)?;
+            self.start(*role, queue, crew)?;
         }
         standing.has(Part::Start);
         tracing::info!(roles = roles.iter().map(|role| role.as_str()).collect::<Vec<_>>().join(","), "serving");
         Ok(())
     }
 
-    async fn listen(&self, roles: &[Role], tasks: &TaskTracker, stop: &CancellationToken) -> Result<(), ServeError> {
+    async fn listen(&self, roles: &[Role], listeners: &Crew) -> Result<(), ServeError> {
         let is_api = roles.contains(&Role::Api);
-        let api = || {
-            let (trash, stores) = (self.trash.clone(), self.stores.clone());
-            let api = http::Api::new(trash, stores, self.metrics.clone(), self.config.api.token.clone());
-            if is_api { api } else { api.without_facts() }
-        };
+        let (trash, stores) = (self.trash.clone(), self.stores.clone());
+        let api = http::Api::new(trash, stores, self.metrics.clone(), self.config.api.token.clone());
+        let api = if is_api { api } else { api.without_facts() };
         if is_api {
-            let (listener, api, stop) = (bind(self.config.api.listen).await?, api(), stop.clone());
-            tasks.spawn(async move { http::serve(listener, api, stop).await });
+            let (listener, api, closed) = (bind(self.config.api.listen).await?, api.clone(), listeners.until.clone());
+            listeners.spawn("api", async move { http::serve(listener, api, closed).await });
         }
         if let Some(address) = self.config.service.listen {
-            let (listener, api, stop) = (bind(address).await?, api(), stop.clone());
-            tasks.spawn(async move { http::serve_probes(listener, api, stop).await });
+            let (listener, closed) = (bind(address).await?, listeners.until.clone());
+            listeners.spawn("probes", async move { http::serve_probes(listener, api, closed).await });
         }
         Ok(())
     }
@@ -140,25 +145,19 @@ impl App {
         Ok(if broken.is_empty() { Ok(()) } else { Err(ServeError::BrokenMap(broken)) })
     }
 
-    fn start(
-        &self,
-        role: Role,
-        queue: Option<&Arc<dyn TaskQueue>>,
-        tasks: &TaskTracker,
-        stop: &CancellationToken,
-    ) -> Result<(), ServeError> {
-        let stop = stop.clone();
+    fn start(&self, role: Role, queue: Option<&Arc<dyn TaskQueue>>, crew: &Crew) -> Result<(), ServeError> {
+        let (stop, name) = (crew.until.clone(), role.as_str());
         match role {
             // it listens already
             Role::Api => {}
             Role::Sweeper => {
                 let sweeper = Sweeper::new(self.store.clone(), self.config.sweeper.clone(), self.metrics.clone());
-                tasks.spawn(async move { sweeper.run(&stop).await });
+                crew.spawn(name, async move { sweeper.run(&stop).await });
             }
             Role::Intake => {
                 let intake = Intake::new(self.trash.clone(), self.metrics.clone())?;
                 let (queue, keeper) = (need(queue)?, self.keeper(role)?);
-                tasks.spawn(async move {
+                crew.spawn(name, async move {
                     keeper
                         .keep(&stop, || async {
                             prepared(&*queue).await?;
@@ -170,12 +169,12 @@ impl App {
             Role::Relay => {
                 let relay = Relay::new(self.store.clone(), self.config.relay.clone(), self.metrics.clone())?;
                 let (queue, keeper) = (need(queue)?, self.keeper(role)?);
-                tasks.spawn(async move { keeper.keep(&stop, || relay.run(&*queue, &stop)).await });
+                crew.spawn(name, async move { keeper.keep(&stop, || relay.run(&*queue, &stop)).await });
             }
             Role::Worker => {
                 let purger = self.purger()?;
                 let (queue, keeper) = (need(queue)?, self.keeper(role)?);
-                tasks.spawn(async move {
+                crew.spawn(name, async move {
                     keeper
                         .keep(&stop, || async {
                             prepared(&*queue).await?;

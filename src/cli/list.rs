@@ -26,13 +26,16 @@ pub(super) struct List {
     /// Only what this request has put there
     #[arg(long, value_name = "ID", value_parser = CorrelationId::parse)]
     correlation_id: Option<CorrelationId>,
+    /// Only what should have been purged by now, oldest first
+    #[arg(long, conflicts_with = "all")]
+    overdue: bool,
     /// The holds instead
-    #[arg(long, conflicts_with_all = ["state", "all", "kind", "correlation_id", "pauses"])]
+    #[arg(long, conflicts_with_all = ["state", "all", "kind", "correlation_id", "overdue", "pauses"])]
     holds: bool,
     /// The pauses instead
-    #[arg(long, conflicts_with_all = ["state", "all", "kind", "correlation_id"])]
+    #[arg(long, conflicts_with_all = ["state", "all", "kind", "correlation_id", "overdue"])]
     pauses: bool,
-    /// At most so many, newest first
+    /// At most so many, newest first unless they are overdue
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     limit: u32,
 }
@@ -57,13 +60,13 @@ impl List {
             (false, true) => State::ALL.into_iter().filter(|state| state.is_open()).collect(),
             (false, false) => self.state,
         };
-        let filter =
-            tombstones::Filter { states, kind: self.kind, correlation_id: self.correlation_id, limit: self.limit };
+        let (kind, correlation_id, overdue, limit) = (self.kind, self.correlation_id, self.overdue, self.limit);
+        let filter = tombstones::Filter { states, kind, correlation_id, overdue, limit };
         let mut conn = app.store.conn().await?;
         let found = tombstones::list(&mut conn, &filter).await?;
         output.print(&found, |found| {
             if found.is_empty() {
-                return "the trash is empty".into();
+                return if self.overdue { "nothing is overdue" } else { "the trash is empty" }.into();
             }
             let rows = found.iter().map(|tombstone| {
                 let next = match tombstone.state {

@@ -52,11 +52,11 @@ async fn look(api: &Api) {
     let standing = api.metrics.standing();
     let checked = timeout(PROBE, async {
         api.trash.store().ping().await?;
-        standing.has(Part::Database);
         migrate::compare(api.trash.store()).await
     });
     let error = match checked.await {
         Ok(Ok(schema)) => {
+            standing.has(Part::Database);
             return match schema.mismatch() {
                 None => standing.has(Part::Schema),
                 Some(why) => standing.misses(Part::Schema, why),

@@ -1,6 +1,7 @@
 //! What holds for every request: a deadline, a log line, a count.
 //!
-//! Invariant: no label takes its text from the client, so none can be flooded with new values.
+//! Invariant: every request that was begun is counted once. No label takes its text from the client, so none can be
+//! flooded with new values.
 
 use axum::{
     extract::{MatchedPath, Request, State},
@@ -9,6 +10,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use tokio::time::{Instant, timeout};
+use tracing::Instrument;
 
 use super::{
     Shared,
@@ -39,8 +41,15 @@ fn count(requests: &Requests, route: &str, response: &Response) {
     }
 }
 
-/// Counts and logs the answer.
+/// Carries the request out to its end, counts and logs the answer, whether or not anybody still waits for it: of a client
+/// that hung up the commit may be on its way.
 pub(super) async fn observe(State(api): State<Shared>, request: Request, next: Next) -> Response {
+    let observed = tokio::spawn(observed(api, request, next).in_current_span());
+    // nobody cancels it, so it has ended or panicked
+    observed.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+}
+
+async fn observed(api: Shared, request: Request, next: Next) -> Response {
     let began = Instant::now();
     let method = match *request.method() {
         Method::GET => "GET",

@@ -1,8 +1,9 @@
 //! `/metrics`: what the process has counted and, where it has the role `api`, facts of the database.
 //!
-//! Invariant: a scrape always gets an answer. Without the database it has the counters and `reprieve_database_up 0`, and no
-//! fact is shown that is older than a few reads take. Scrapes that come together read once. Every kind has a series for
-//! every open state, zeros too, so that a series does not end when its last tombstone closes.
+//! Invariant: a scrape always gets an answer. Without the database it has the counters and `reprieve_database_up 0`; from
+//! a database that answers and is too slow to be read it has the facts that were found last, with their age. Scrapes that
+//! come together read once, at whichever listener. Every kind has a series for every open state, zeros too, so that a
+//! series does not end when its last tombstone closes.
 
 use std::time::Duration;
 
@@ -17,23 +18,26 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::Shared;
+use super::{Shared, health::PROBE};
 use crate::{
     domain::{ids::Kind, map::ResourceMap, state::State as Stands},
     store::{
-        Store, StoreError,
+        Store, StoreError, brief,
         facts::{self, Fact},
         platform,
     },
     telemetry::metrics::{Make, text_of},
 };
 
-/// How long what was read is shown again, and how many times as long as the read took: whoever has millions of tombstones
-/// pays for them with a tenth of one connection at most, however often it is scraped.
-const FRESH: (Duration, u32) = (Duration::from_secs(1), 10);
+/// How long what was asked is not asked again.
+const FRESH: Duration = Duration::from_secs(1);
 
-/// For the database to be read: scrapers give up after ten seconds.
-const LONGEST: Duration = Duration::from_secs(5);
+/// How many times as long as a read took there is no other, whether it succeeded or not: whoever has millions of tombstones
+/// pays for them with a tenth of one connection at most, however often it is scraped.
+const PAUSE: u32 = 10;
+
+/// For the facts to be read, by the database's clock and, a little later, by ours: scrapers give up after ten seconds.
+const LONGEST: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(6));
 
 /// How a tombstone can have come about.
 const ORIGINS: [&str; 3] = ["api", "message", "cli"];
@@ -41,16 +45,26 @@ const TOPICS: [&str; 3] = ["purge", "event", "reply"];
 const SCOPES: [&str; 3] = ["all", "kind", "store"];
 const WITHIN: [&str; 3] = ["1h", "1d", "7d"];
 
-/// What was read last.
+/// What was found last.
 #[derive(Debug, Default)]
-pub(super) struct Cache(Mutex<Option<Read>>);
+pub(super) struct Cache(Mutex<Last>);
 
 #[derive(Debug)]
-struct Read {
-    at: Instant,
-    took: Duration,
-    /// `None`: it failed.
+struct Last {
+    /// When the database was asked for a sign of life, and whether it gave one.
+    asked: Option<(Instant, bool)>,
+    /// When a read ended, and how long it took; `None` before the first, and after the database was away.
+    read: Option<(Instant, Duration)>,
+    /// What the last read that succeeded found.
     found: Option<Found>,
+    /// When that was; before the first, since when there is none.
+    since: Instant,
+}
+
+impl Default for Last {
+    fn default() -> Self {
+        Self { asked: None, read: None, found: None, since: Instant::now() }
+    }
 }
 
 #[derive(Debug)]
@@ -66,63 +80,72 @@ pub(super) async fn scrape(State(api): State<Shared>) -> Response {
     if api.shows_facts {
         // whoever comes meanwhile waits for what this one reads
         let mut last = api.facts.0.lock().await;
-        let read = match last.take().filter(Read::is_fresh) {
-            Some(read) => read,
-            None => Read::of(api.trash.store(), api.trash.map()).await,
-        };
-        text = read.render(api.trash.map());
-        *last = Some(read);
+        last.refresh(api.trash.store(), api.trash.map()).await;
+        text = last.render(api.trash.map());
     }
     ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], api.metrics.render() + &text).into_response()
 }
 
-impl Read {
-    /// A failure is soon tried again.
-    fn is_fresh(&self) -> bool {
-        let as_long = if self.found.is_some() { self.took * FRESH.1 } else { Duration::ZERO };
-        self.at.elapsed() < FRESH.0.max(as_long)
-    }
-
-    async fn of(store: &Store, map: &ResourceMap) -> Self {
+impl Last {
+    /// A database that is away is asked again by the next scrape; a read that failed has cost as much as one that succeeded.
+    async fn refresh(&mut self, store: &Store, map: &ResourceMap) {
+        if self.asked.is_some_and(|(at, _)| at.elapsed() < FRESH) {
+            return;
+        }
+        let answers = matches!(timeout(PROBE, store.ping()).await, Ok(Ok(())));
+        self.asked = Some((Instant::now(), answers));
+        if !answers {
+            tracing::warn!("scraped without the database");
+            self.read = None;
+            return;
+        }
+        if self.read.is_some_and(|(at, took)| at.elapsed() < took * PAUSE) {
+            return;
+        }
         let began = Instant::now();
-        let found = match timeout(LONGEST, find(store, map)).await {
-            Ok(Ok(found)) => Some(found),
-            Ok(Err(error)) => {
-                tracing::warn!(%error, "scraped without the database");
-                None
-            }
-            Err(_) => {
-                tracing::warn!(error = "no answer in time", "scraped without the database");
-                None
-            }
-        };
-        let at = Instant::now();
-        Self { at, took: at - began, found }
+        // a scraper that hangs up meanwhile cuts the read off, and the next one does not begin it anew at once
+        self.read = Some((began, LONGEST.0));
+        let read = timeout(LONGEST.1, find(store, map)).await;
+        self.read = Some((Instant::now(), began.elapsed()));
+        match read {
+            Ok(Ok(found)) => (self.found, self.since) = (Some(found), Instant::now()),
+            Ok(Err(error)) => tracing::warn!(%error, "scraped without new facts"),
+            Err(_) => tracing::warn!(error = "no answer in time", "scraped without new facts"),
+        }
     }
 
     fn render(&self, map: &ResourceMap) -> String {
         let registry = Registry::new();
         let make = Make::on(&registry);
-        let up = make.whole("reprieve_database_up", "Whether the facts of the database could be read.");
-        up.set(self.found.is_some().into());
-        make.gauge("reprieve_database_read_duration_seconds", "How long that took.").set(self.took.as_secs_f64());
-        make.gauge("reprieve_database_read_age_seconds", "How old it is.").set(self.at.elapsed().as_secs_f64());
-        if let Some(found) = &self.found {
+        let answers = self.asked.is_some_and(|(_, answers)| answers);
+        make.whole("reprieve_database_up", "Whether the database answers.").set(answers.into());
+        let took = self.read.map(|(_, took)| took).unwrap_or_default();
+        make.gauge("reprieve_database_read_duration_seconds", "How long its facts took.").set(took.as_secs_f64());
+        let age = self.since.elapsed();
+        make.gauge("reprieve_database_read_age_seconds", "How old they are.").set(age.as_secs_f64());
+        if let Some(found) = self.found.as_ref().filter(|_| answers) {
             found.show(&make, map);
         }
         text_of(&registry)
     }
 }
 
+/// Facts first: sizes that cannot be read, or not in time, hide nothing else.
 async fn find(store: &Store, map: &ResourceMap) -> Result<Found, StoreError> {
-    let mut conn = store.conn().await?;
-    let facts = facts::read(&mut conn).await?;
+    let ends = Instant::now() + LONGEST.0;
+    let left = || ends.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+    let mut tx = store.begin().await?;
+    brief(&mut tx, left()).await?;
+    let facts = facts::read(&mut tx).await?;
+    tx.commit().await.map_err(StoreError::from)?;
     let mut bytes = Vec::new();
     for kind in map.kinds() {
-        match platform::bytes_in_trash(&mut conn, kind).await {
+        let mut tx = store.begin().await?;
+        brief(&mut tx, left()).await?;
+        match platform::bytes_in_trash(&mut tx, kind).await {
             Ok(Some(of)) => bytes.push((kind.kind.clone(), of)),
             Ok(None) => {}
-            Err(error @ StoreError::Platform { .. }) => {
+            Err(error @ (StoreError::Platform { .. } | StoreError::Busy(_))) => {
                 tracing::warn!(%error, "scraped without the size of what is in the trash");
             }
             Err(error) => return Err(error),
@@ -138,6 +161,8 @@ impl Found {
         let gauges = |name: &str, help: &str, labels: &[&str]| make.gauges(name, help, labels);
         let kind_state = ["kind", "state"];
         let open = gauges("reprieve_open_tombstones", "Tombstones that are not closed.", &kind_state);
+        let help = "Stuck ones that go on by themselves on a date, when what is locked may be deleted.";
+        let locked = gauges("reprieve_locked_tombstones", help, &["kind"]);
         let help = "For how long the window of the one that is overdue longest has been over.";
         let overdue = gauges("reprieve_oldest_overdue_seconds", help, &kind_state);
         let help = "Tombstones whose window ends within that time.";
@@ -156,6 +181,7 @@ impl Found {
                 open.with_label_values(&[kind, state]);
                 overdue.with_label_values(&[kind, state]);
             }
+            locked.with_label_values(&[kind]);
             WITHIN.iter().for_each(|within| drop(coming.with_label_values(&[kind, within])));
             ORIGINS.iter().for_each(|origin| drop(trashed.with_label_values(&[kind, origin])));
         }
@@ -165,7 +191,8 @@ impl Found {
         SCOPES.iter().for_each(|scope| drop(pauses.with_label_values(&[scope])));
         for fact in &self.facts {
             match fact {
-                Fact::Open { kind, state, count, coming_due, oldest_overdue } => {
+                Fact::Open { kind, state, count, coming_due, locked: until_a_date, oldest_overdue } => {
+                    locked.with_label_values(&[kind]).add(*until_a_date as f64);
                     open.with_label_values(&[kind, state]).set(*count as f64);
                     overdue.with_label_values(&[kind, state]).set(*oldest_overdue);
                     for (within, count) in WITHIN.iter().zip(coming_due) {

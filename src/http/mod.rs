@@ -41,7 +41,7 @@ use crate::{domain::ids::ResourceRef, objects::stores::Stores, telemetry::Metric
 const DEADLINE: Duration = Duration::from_secs(30);
 
 /// What the API works with.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Api {
     /// What is asked, and the database behind it.
     trash: TrashBin,
@@ -53,7 +53,8 @@ pub struct Api {
     token: Option<SecretString>,
     /// Whether `/metrics` shows what the database holds: with the role `api` alone, so that it is not read by each process.
     shows_facts: bool,
-    facts: metrics::Cache,
+    /// Shared by the listeners of a process, like all of this.
+    facts: Arc<metrics::Cache>,
     /// For one request.
     deadline: Duration,
 }
@@ -64,7 +65,7 @@ type Shared = Arc<Api>;
 impl Api {
     /// An API over this trash bin, and the stores of its objects. The configuration leaves `token` out only where it listens on loopback.
     pub fn new(trash: TrashBin, stores: Stores, metrics: Metrics, token: Option<SecretString>) -> Self {
-        let facts = metrics::Cache::default();
+        let facts = Arc::new(metrics::Cache::default());
         Self { trash, stores, metrics, token, shows_facts: true, facts, deadline: DEADLINE }
     }
 

@@ -32,6 +32,8 @@ pub(super) struct ListQuery {
     state: Option<String>,
     kind: Option<String>,
     correlation_id: Option<String>,
+    #[serde(default)]
+    overdue: bool,
     limit: Option<u32>,
 }
 
@@ -61,7 +63,8 @@ impl ListQuery {
     }
 }
 
-/// `GET /v1/tombstones?state=trashed,blocked&kind=&correlation_id=&limit=`, newest first.
+/// `GET /v1/tombstones?state=trashed,blocked&kind=&correlation_id=&overdue=true&limit=`, newest first, or, of what is
+/// overdue, oldest first.
 pub(super) async fn tombstones(
     State(api): State<Shared>,
     query: Result<Query<ListQuery>, QueryRejection>,
@@ -75,7 +78,7 @@ async fn list(api: &Shared, query: Result<Query<ListQuery>, QueryRejection>) -> 
         api.trash.map().kind(kind).map_err(TrashError::from)?;
     }
     let (states, limit, correlation_id) = (query.states()?, query.limit()?, query.correlation_id()?);
-    let filter = Filter { states, limit, kind: query.kind, correlation_id };
+    let filter = Filter { states, kind: query.kind, correlation_id, overdue: query.overdue, limit };
     let mut conn = api.trash.store().conn().await?;
     let found = tombstones::list(&mut conn, &filter).await?;
     Ok(Json(json!({ "tombstones": found })))

@@ -22,6 +22,8 @@ pub enum Fact {
         coming_due: [i64; 3],
         /// Seconds since the window of the one that is overdue longest, and that nobody holds; 0 where there is none.
         oldest_overdue: f64,
+        /// How many are stuck until a date, on which they go on by themselves.
+        locked: i64,
     },
     /// Tombstones of the last hour.
     Trashed {
@@ -67,9 +69,11 @@ pub const STATEMENT: &str = "with recursive held(id) as (
             array[count(*),
                   count(*) filter (where is_waiting and purge_after <= now() + interval '1 hour'),
                   count(*) filter (where is_waiting and purge_after <= now() + interval '1 day'),
-                  count(*) filter (where is_waiting and purge_after <= now() + interval '7 days')],
-            greatest(extract(epoch from now() - min(purge_after) filter (where not is_held)), 0)::float8
-     from (select kind, state, purge_after, state in ('trashed', 'blocked') and purge_after > now() as is_waiting,
+                  count(*) filter (where is_waiting and purge_after <= now() + interval '7 days'),
+                  count(retry_at)],
+            greatest(extract(epoch from now() - min(late_since) filter (where not is_held)), 0)::float8
+     from (select kind, state, purge_after, greatest(purge_after, purging_at) as late_since, retry_at,
+                  state in ('trashed', 'blocked') and purge_after > now() as is_waiting,
                   state in ('trashed', 'blocked') and id in (select id from held) as is_held
            from reprieve.tombstones where state in ('trashed', 'blocked', 'purging', 'stuck')) as open
      group by kind, state
@@ -96,8 +100,9 @@ pub async fn read(conn: &mut PgConnection) -> Result<Vec<Fact>, StoreError> {
 
 fn fact((what, of, and, counts, seconds): (String, String, String, Vec<i64>, f64)) -> Option<Fact> {
     match (what.as_str(), counts.as_slice()) {
-        ("open", &[count, hour, day, week]) => {
-            Some(Fact::Open { kind: of, state: and, count, coming_due: [hour, day, week], oldest_overdue: seconds })
+        ("open", &[count, hour, day, week, locked]) => {
+            let coming_due = [hour, day, week];
+            Some(Fact::Open { kind: of, state: and, count, coming_due, oldest_overdue: seconds, locked })
         }
         ("trashed", &[count]) => Some(Fact::Trashed { kind: of, origin: and, count }),
         ("outbox", &[rows, due]) => Some(Fact::Outbox { topic: of, rows, due, oldest: seconds }),

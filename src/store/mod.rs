@@ -223,6 +223,16 @@ pub async fn impatient(tx: &mut Tx, limit: Duration) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// Lets the statements of this transaction take so long each, and no longer.
+///
+/// # Errors
+/// The statement failed.
+pub async fn brief(tx: &mut Tx, limit: Duration) -> Result<(), StoreError> {
+    let limit = format!("{}ms", limit.as_millis().max(1));
+    sqlx::query("select set_config('statement_timeout', $1, true)").bind(limit).execute(&mut **tx).await?;
+    Ok(())
+}
+
 /// A text for people, as the database takes it: keys in it may hold the character NUL, which shows as the sign for it.
 pub(crate) fn storable(text: &str) -> Cow<'_, str> {
     if text.contains('\0') { text.replace('\0', "\u{2400}").into() } else { text.into() }

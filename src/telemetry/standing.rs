@@ -16,6 +16,8 @@ use time::OffsetDateTime;
 pub enum Part {
     /// That the start is over.
     Start,
+    /// That it stays: it is being shut down.
+    Stay,
     /// The database.
     Database,
     /// Its schema, as new as this program.
@@ -28,6 +30,7 @@ impl fmt::Display for Part {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Start => f.write_str("start"),
+            Self::Stay => f.write_str("stay"),
             Self::Database => f.write_str("database"),
             Self::Schema => f.write_str("schema"),
             Self::Broker(role) => write!(f, "broker ({role})"),

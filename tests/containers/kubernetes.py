@@ -4,6 +4,7 @@ ports that the program has, a configuration that it reads, and the `restricted` 
 
 import re
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import jsonschema
 import kubernetes_validate
@@ -15,7 +16,7 @@ from image import uid
 
 FOLDER = "docker/kubernetes"
 VERSIONS = ("1.31", "1.37")
-CUSTOM = {"ScaledObject": keda, "TriggerAuthentication": keda, "PodMonitor": operator}
+CUSTOM = {"ScaledObject": keda, "TriggerAuthentication": keda, "PodMonitor": operator, "PrometheusRule": operator}
 OURS = {"app.kubernetes.io/name": "reprieve"}
 
 
@@ -34,11 +35,12 @@ def check(tree):
             refers(pod, kinds)
         served(tree, kinds, config)
         selected(kinds)
-        walled(kinds)
+        walled(kinds, secret, config)
         if root == "example":
             overlaid(documents)
             scaled(tree, kinds, secret, config)
             scraped(tree, kinds)
+            alerted(tree, kinds)
 
 
 def valid(document):
@@ -130,7 +132,10 @@ def served(tree, kinds, config):
         (container,) = spec["containers"]
         verb, flag, named = container["args"]
         expect((verb, flag) == ("serve", "--roles"), f"{name}: args are {container['args']}")
-        expect("api" in named.split(","), f"{name}: without the role api nothing answers its probes")
+        own = {one["name"]: one["value"] for one in container.get("env", [])}.get("REPRIEVE__SERVICE__LISTEN")
+        # the role api would make it ready without its broker, read the facts once more, and open the API
+        wanted = ("api", None) if name == "reprieve-api" else (named.replace("api", ""), config["api.listen"])
+        expect((named, own) == wanted, f"{name}: has the roles {named} and listens at {own}, and nothing else answers")
         run |= set(named.split(","))
         expect(container["ports"] == [{"name": "http", "containerPort": port}], f"{name}: the API listens on {port}")
         for probe, path in (("startup", "live"), ("liveness", "live"), ("readiness", "ready")):
@@ -138,7 +143,9 @@ def served(tree, kinds, config):
             expect(asked == {"path": f"/health/{path}", "port": "http"}, f"{name}: the {probe} probe asks {asked}")
             expect(tree.route(asked["path"]), f"{name}: the program does not serve {asked['path']}")
         grace = spec["terminationGracePeriodSeconds"]
-        expect(grace > deadline, f"{name}: killed after {grace} s, with {deadline} s to shut down")
+        before = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
+        expect(grace > before + deadline, f"{name}: killed after {grace} s, with {deadline} s to shut down")
+        expect((before > 0) == (name == "reprieve-api"), f"{name}: waits {before} s for the Service to forget it")
     expect(run == roles, f"the roles that run are {sorted(run)}, and there are {sorted(roles)}")
     (service,) = kinds["Service"].values()
     expect(
@@ -172,8 +179,13 @@ def selected(kinds):
         expect(chosen(policy["spec"]["podSelector"]["matchLabels"]), f"network policy {name} is about no pod")
 
 
-def walled(kinds):
-    """Everything of ours is shut by one policy, and no other lets everybody in."""
+def walled(kinds, secret, config):
+    """Everything of ours is shut by one policy, no other lets everybody in, and what the program needs is let out."""
+    rules = kinds["NetworkPolicy"]["reprieve-egress"]["spec"]["egress"]
+    out = {(port["protocol"], port["port"]) for rule in rules for port in rule["ports"]}
+    urls = [secret["stringData"]["database_url"], secret["stringData"]["broker_url"], config["stores.main.endpoint"]]
+    needed = {("TCP", urlsplit(url).port) for url in urls} | {("UDP", 53), ("TCP", 53)}
+    expect(needed <= out, f"reprieve-egress lets out nothing on {sorted(needed - out)}")
     deny = kinds["NetworkPolicy"]["reprieve-deny"]["spec"]
     shut = {"podSelector": {"matchLabels": OURS}, "policyTypes": ["Ingress", "Egress"]}
     expect(deny == shut, "reprieve-deny does not shut every pod, in both directions")
@@ -218,3 +230,8 @@ def scraped(tree, kinds):
     for endpoint in monitor["spec"]["podMetricsEndpoints"]:
         expect(endpoint["port"] == "http" and tree.route(endpoint["path"]), f"nothing is served at {endpoint}")
     expect(monitor["spec"]["selector"]["matchLabels"] == OURS, "the PodMonitor is about other pods")
+
+
+def alerted(tree, kinds):
+    (rule,) = kinds["PrometheusRule"].values()
+    expect(rule["spec"] == tree.yaml("docker/prometheus/alerts.yml"), "the PrometheusRule is not alerts.yml: run rule.py")

@@ -77,6 +77,12 @@ async fn a_service_whose_database_is_not_there_yet_answers_probes_and_starts_whe
     })
     .await;
     let api = address_in(&service.log(), "api listens");
+    // each read takes a time of its own, to the nanosecond
+    wait_until("both listeners show one read of the facts", SOON, async || {
+        let took = async |at| Exposition::scrape(at).await.one("reprieve_database_read_duration_seconds", &[]);
+        took(at).await == took(api).await
+    })
+    .await;
     assert_eq!((get(api, "/v1/tombstones").await.0, get(at, "/v1/tombstones").await.0), (200, 404), "probes alone");
 }
 

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::exposition::{Exposition, address_in, get};
 use crate::support::heimdall::Shape;
 use crate::support::rabbitmq::RabbitMq;
 use crate::support::seaweedfs::SeaweedFs;
@@ -78,18 +79,40 @@ async fn a_shutdown_does_not_wait_for_a_listing_that_the_object_store_does_not_a
 }
 
 #[tokio::test]
+async fn a_role_that_panics_ends_the_process_and_not_itself_alone() {
+    let world = World::new(Settings::default()).await;
+    let mut service = world.serve_with(&[], &[("FAILPOINTS", "relay.leased=1*panic")]);
+    service.says("relay publishes").await;
+    let (id, _) = world.dataset("with an event to publish", Shape { samples: 1, receivers: 1 }).await;
+    world.trash("dataset", id).await;
+    let status = service.end(SOON).await;
+    assert!(!status.success(), "{}", service.log());
+    let log = service.log();
+    assert!(log.contains("panicked, the process ends") && log.contains("the role relay ended by itself"), "{log}");
+}
+
+#[tokio::test]
 async fn the_deadline_holds_when_the_broker_does_not_answer() {
     let broker = RabbitMq::start().await;
     let places = Places { amqp_url: broker.amqp_url(), ..Places::shared().await };
     let world = World::unmigrated(places, Settings::default()).await;
     world.cli(&["migrate"]).await.with(0);
-    let mut service = world.serve_with(&[], &[("REPRIEVE__SERVICE__SHUTDOWN_DEADLINE", "2s")]);
+    let given = [("REPRIEVE__SERVICE__SHUTDOWN_DEADLINE", "2s"), ("REPRIEVE__SERVICE__LISTEN", "127.0.0.1:0")];
+    let mut service = world.serve_with(&[], &given);
     service.says("worker consumes").await;
     service.says("intake consumes").await;
     service.says("relay publishes").await;
+    let listeners = ["api listens", "health and metrics listen"].map(|says| address_in(&service.log(), says));
     broker.freeze();
     let asked = Instant::now();
-    let status = service.terminate(Duration::from_secs(30)).await;
+    // meanwhile it takes no more from whoever asks first, and shows what it counts
+    let drains = async {
+        for at in listeners {
+            wait_until("it is not ready", SOON, async || get(at, "/health/ready").await.1.contains("shut down")).await;
+            assert_eq!(Exposition::scrape(at).await.one("reprieve_started", &[]), 1.0);
+        }
+    };
+    let (status, ()) = tokio::join!(service.terminate(Duration::from_secs(30)), drains);
     broker.thaw();
     assert!(status.success(), "{status}: {}", service.log());
     assert!(asked.elapsed() < Duration::from_secs(6), "the deadline of 2 s became {:?}", asked.elapsed());

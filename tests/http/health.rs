@@ -95,6 +95,82 @@ async fn scrapes_that_come_together_read_the_database_once() {
     assert!(reads.len() <= most, "{} reads in {took:?}", reads.len());
 }
 
+/// The facts' age and how long they took, with what shows that there are any.
+async fn facts(api: &Server) -> (f64, f64, f64) {
+    let shown = Exposition::read(&api.get("/metrics").await.body);
+    assert_eq!(shown.one("reprieve_database_up", &[]), 1.0, "it answers");
+    let read = |what: &str| shown.one(&format!("reprieve_database_read_{what}_seconds"), &[]);
+    let trashed = shown.sum("reprieve_open_tombstones", &[("state", "trashed")]);
+    (read("age"), read("duration"), trashed)
+}
+
+#[tokio::test]
+async fn facts_that_cannot_be_read_in_time_stay_as_they_were_with_their_age_and_are_not_asked_for_at_once_again() {
+    let platform = Platform::start().await;
+    let dataset = heimdall::Dataset::iq_raw("set a").insert(&platform.pool).await;
+    platform.api.trashed(dataset).await;
+    assert_eq!(facts(&platform.api).await.2, 1.0);
+    // as long as this is locked a read takes as long as it may
+    let mut tx = platform.pool.begin().await.expect("begins");
+    sqlx::raw_sql("lock table reprieve.outbox").execute(&mut *tx).await.expect("locks");
+    let mut slow = 0.0;
+    wait_until("a read failed", SOON, async || {
+        let (age, took, trashed) = facts(&platform.api).await;
+        slow = took;
+        assert_eq!(trashed, 1.0, "as it was found last");
+        took >= 4.0 && age >= 4.0
+    })
+    .await;
+    let waiting =
+        "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
+    assert_eq!(platform.count(waiting).await, 0, "the database has given it up, too");
+    let (age, took, trashed) = facts(&platform.api).await;
+    assert_eq!((took, trashed), (slow, 1.0), "no other read was begun");
+    assert!(age >= 4.0, "{age}");
+}
+
+/// As many as the environment says; docs/metrics.md has how long a read of 300,000 took.
+#[tokio::test]
+async fn the_facts_of_many_open_tombstones_are_found_with_their_tasks_and_sizes() {
+    let many: u32 =
+        std::env::var("REPRIEVE_OPEN_TOMBSTONES").map_or(2000, |number| number.parse().expect("how many there are"));
+    let platform = Platform::start().await;
+    let sql = format!(
+        "insert into heimdall.synthetic_datasets (id, name, num_samples, config, dataset_type, storage_size_bytes, deleted_at)
+         select gen_random_uuid(), 'set ' || n, 1, '{{}}', 'iq_raw', 1000, now() from generate_series(1, {many}) as n;
+         insert into reprieve.tombstones (id, kind, resource_id, actor, origin, trashed_at, purge_after, locations,
+                                          next_attempt_at)
+         select gen_random_uuid(), 'dataset', id, 'alice', 'api', now() - interval '2 days',
+                now() + random() * interval '14 days', ('[{{\"store\": \"main\", \"bucket\": \"data-sets\",
+                    \"prefix\": \"synthetic/' || id || '/\"}}]')::jsonb, now()
+         from heimdall.synthetic_datasets;
+         insert into reprieve.outbox (id, topic, destination, payload, tombstone_id, available_at)
+         select gen_random_uuid(), 'purge', '', '{{}}', id, purge_after from reprieve.tombstones;
+         analyze"
+    );
+    sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&platform.pool).await.expect("written");
+    let shown = Exposition::read(&platform.api.get("/metrics").await.body);
+    let (dataset, many) = (("kind", "dataset"), f64::from(many));
+    assert_eq!(shown.one("reprieve_open_tombstones", &[dataset, ("state", "trashed")]), many);
+    assert_eq!(shown.one("reprieve_outbox_rows", &[("topic", "purge")]), many);
+    assert_eq!(shown.one("reprieve_trash_bytes", &[dataset]), many * 1000.0);
+    eprintln!("{many} took {} s", shown.one("reprieve_database_read_duration_seconds", &[]));
+}
+
+#[tokio::test]
+async fn a_schema_that_cannot_be_asked_is_missing_since_it_could_not_be_asked_first() {
+    let platform = Platform::start().await;
+    let mut tx = platform.pool.begin().await.expect("begins");
+    sqlx::raw_sql("lock table reprieve.migrations").execute(&mut *tx).await.expect("locks");
+    let first = platform.api.get("/health/ready").await.problem(503, "not_ready");
+    let second = platform.api.get("/health/ready").await.problem(503, "not_ready");
+    assert_eq!(missing(&first["details"]), ["database"], "{first}");
+    let since = |problem: &Value| problem["details"]["missing"][0]["since"].clone();
+    assert_eq!(since(&second), since(&first), "and not since it was asked last");
+    tx.rollback().await.expect("rolls back");
+    wait_until("it is ready", SOON, async || platform.api.get("/health/ready").await.status == 200).await;
+}
+
 #[tokio::test]
 async fn a_column_of_the_size_that_is_none_hides_the_size_alone() {
     let platform = Platform::start().await;
@@ -120,7 +196,8 @@ async fn a_schema_that_is_not_migrated_is_not_ready_and_says_what_to_do() {
     assert!(problem["detail"].as_str().is_some_and(|text| text.contains("reprieve migrate")));
     api.get("/v1/tombstones").await.problem(503, "unavailable");
     let shown = Exposition::read(&api.get("/metrics").await.body);
-    assert_eq!(shown.one("reprieve_database_up", &[]), 0.0, "it answers, but with nothing that can be shown");
+    assert_eq!(shown.one("reprieve_database_up", &[]), 1.0, "it answers, but with nothing that can be shown");
+    assert!(!shown.types.contains_key("reprieve_open_tombstones"), "{}", shown.text);
     migrate::run(&config.database).await.expect("migrates");
     assert_eq!(api.get("/health/ready").await.ok(), json!({ "status": "ready" }));
 }

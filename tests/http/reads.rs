@@ -37,6 +37,40 @@ async fn the_list_is_newest_first_and_can_be_narrowed() {
 }
 
 #[tokio::test]
+async fn of_what_is_overdue_the_one_that_has_been_for_longest_comes_first() {
+    let platform = Platform::start().await;
+    for name in ["due", "late", "latest", "restored"] {
+        let dataset = Dataset::iq_raw(name).insert(&platform.pool).await;
+        platform.api.trashed(dataset).await;
+        if name == "restored" {
+            platform.api.ask(dataset, "restore", json!({})).await.ok();
+        }
+    }
+    platform
+        .execute(
+            "update reprieve.tombstones set trashed_at = now() - interval '9 days',
+                 purge_after = now() - case name when 'late' then interval '1 hour' else interval '2 hours' end
+             where name <> 'due'",
+        )
+        .await;
+    for (query, names) in [
+        ("?overdue=true", vec!["latest", "late"]),
+        ("?overdue=true&limit=1", vec!["latest"]),
+        ("?overdue=true&state=stuck", vec![]),
+        ("?overdue=false", vec!["due", "late", "latest", "restored"]),
+    ] {
+        let list = platform.api.get(&format!("/v1/tombstones{query}")).await.ok();
+        let mut found: Vec<_> =
+            list["tombstones"].as_array().expect("a list").iter().map(|t| t["name"].clone()).collect();
+        if query == "?overdue=false" {
+            found.sort_by_key(ToString::to_string);
+        }
+        assert_eq!(found, names, "{query}");
+    }
+    platform.api.get("/v1/tombstones?overdue=perhaps").await.problem(400, "invalid_request");
+}
+
+#[tokio::test]
 async fn a_resource_shows_its_newest_tombstone_its_history_and_its_hold() {
     let platform = Platform::start().await;
     let dataset = Dataset::iq_raw("set a").insert(&platform.pool).await;

@@ -6,6 +6,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use uuid::Uuid;
 
+use crate::exposition::Exposition;
 use crate::fixture::{Options, Platform};
 use crate::support::heimdall::Dataset;
 use crate::support::{SOON, wait_until};
@@ -36,6 +37,43 @@ async fn told_to_stop_it_answers_what_is_under_way_and_takes_nothing_new() {
     assert_eq!(answer.ok()["status"], "trashed");
     timeout(SOON, platform.api.ended).await.expect("an idle connection does not keep it").expect("no panic");
     drop(idle);
+}
+
+#[tokio::test]
+async fn a_request_whose_client_hangs_up_is_carried_out_and_counted() {
+    let platform = Platform::start().await;
+    let dataset = Dataset::iq_raw("set a").insert(&platform.pool).await;
+    let locked = lock(&platform, dataset).await;
+    let body = json!({ "actor": "alice", "dry_run": false }).to_string();
+    let head = format!("POST /v1/resources/dataset/{dataset}/trash HTTP/1.1\r\nhost: {}\r\n", platform.api.address);
+    let fields = format!("content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    let mut client = TcpStream::connect(platform.api.address).await.expect("connects");
+    client.write_all((head + &fields).as_bytes()).await.expect("sent");
+    platform.until_one_waits_for_a_lock().await;
+    let ports = [platform.api.address, client.local_addr().expect("connected")].map(|of| format!(":{:04X}", of.port()));
+    let is_open = || {
+        let sockets = std::fs::read_to_string("/proc/net/tcp").expect("Linux");
+        // local and remote address; established, or closed by the other end alone
+        sockets.lines().any(|line| match line.split_whitespace().collect::<Vec<_>>()[..] {
+            [_, local, remote, state, ..] => {
+                local.ends_with(&ports[0]) && remote.ends_with(&ports[1]) && ["01", "08"].contains(&state)
+            }
+            _ => false,
+        })
+    };
+    assert!(is_open(), "the server's end");
+    drop(client);
+    wait_until("the server has seen that it is gone", SOON, async || !is_open()).await;
+    locked.rollback().await.expect("rolls back");
+    wait_until("it is in the trash, and counted", SOON, async || {
+        let shown = Exposition::read(&platform.api.get("/metrics").await.body);
+        platform.count("select count(*) from reprieve.tombstones").await == 1
+            && shown.one("reprieve_tombstones_trashed_total", &[("kind", "dataset"), ("origin", "api")]) == 1.0
+            && shown
+                .one("reprieve_http_requests_total", &[("route", "/v1/resources/{kind}/{id}/trash"), ("status", "2xx")])
+                == 1.0
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -197,6 +197,34 @@ async fn what_is_held_is_not_overdue_nor_is_what_went_along_with_it() {
 }
 
 #[tokio::test]
+async fn a_purge_that_began_late_is_late_since_then_and_what_waits_for_a_date_is_told_from_what_is_stuck() {
+    let bench = Bench::heimdall().await;
+    for (name, state) in [("began", "purging"), ("locked", "stuck"), ("stuck", "stuck")] {
+        let id = bench.trash("dataset", bench.dataset(name, 1).await).await;
+        bench
+            .run(&format!(
+                "update reprieve.tombstones
+                 set state = '{state}', trashed_at = now() - interval '9 days', purge_after = now() - interval '50 hours',
+                     purging_at = now() - interval '7 hours',
+                     retry_at = case when '{name}' = 'locked' then now() + interval '300 days' end
+                 where id = '{id}'"
+            ))
+            .await;
+    }
+    let mut conn = bench.store.conn().await.expect("a connection");
+    let facts = reprieve::store::facts::read(&mut conn).await.expect("reads");
+    let found = |wanted: &str| {
+        facts.iter().find_map(|fact| match fact {
+            Fact::Open { state, count, locked, oldest_overdue, .. } if state == wanted => {
+                Some((*count, *locked, (oldest_overdue / 3600.0).round()))
+            }
+            _ => None,
+        })
+    };
+    assert_eq!((found("purging"), found("stuck")), (Some((1, 0, 7.0)), Some((2, 1, 7.0))));
+}
+
+#[tokio::test]
 async fn check_looks_through_a_connection_that_cannot_write() {
     let bench = Bench::heimdall().await;
     let mut conn = bench.store.conn().await.expect("a connection");

@@ -69,6 +69,8 @@ pub struct Filter {
     pub kind: Option<String>,
     /// Of the request with this id.
     pub correlation_id: Option<CorrelationId>,
+    /// Only those whose window is over, the one that ended first at the head, instead of the newest.
+    pub overdue: bool,
     /// At most so many.
     pub limit: u32,
 }
@@ -279,16 +281,24 @@ pub async fn family_of(conn: &mut PgConnection, id: TombstoneId) -> Result<Vec<T
     Ok(ids.into_iter().map(TombstoneId).collect())
 }
 
-/// A list, newest first. One that cannot be read is left out and logged: it must not hide the others.
+/// A list, newest first, or, of what is overdue, oldest first. One that cannot be read is left out and logged: it must not hide the others.
 ///
 /// # Errors
 /// The statement failed.
 pub async fn list(conn: &mut PgConnection, filter: &Filter) -> Result<Vec<Tombstone>, StoreError> {
+    let (only, order) = match filter.overdue {
+        // what is closed is not overdue, whatever its window
+        true => {
+            let only = "and purge_after <= now() and state in ('trashed', 'blocked', 'purging', 'stuck')";
+            (only, "purge_after, id")
+        }
+        false => ("", "trashed_at desc, id desc"),
+    };
     let sql = format!(
         "select {COLUMNS} from reprieve.tombstones
          where (cardinality($1::text[]) = 0 or state = any($1)) and ($2::text is null or kind = $2)
-           and ($4::text is null or correlation_id = $4)
-         order by trashed_at desc, id desc limit $3"
+           and ($4::text is null or correlation_id = $4) {only}
+         order by {order} limit $3"
     );
     let states: Vec<String> = filter.states.iter().map(|state| state.as_str().to_owned()).collect();
     let rows: Vec<Row> = sqlx::query_as(AssertSqlSafe(sql))

@@ -55,6 +55,7 @@ impl List {
         if let Some(kind) = &self.kind {
             app.trash.map().kind(kind)?;
         }
+        let is_narrowed = self.kind.is_some() || self.correlation_id.is_some() || !self.state.is_empty();
         let states = match (self.all, self.state.is_empty()) {
             (true, _) => Vec::new(),
             (false, true) => State::ALL.into_iter().filter(|state| state.is_open()).collect(),
@@ -66,7 +67,12 @@ impl List {
         let found = tombstones::list(&mut conn, &filter).await?;
         output.print(&found, |found| {
             if found.is_empty() {
-                return if self.overdue { "nothing is overdue" } else { "the trash is empty" }.into();
+                return match () {
+                    () if self.overdue => "nothing is overdue",
+                    () if is_narrowed => "nothing in the trash is like that",
+                    () => "the trash is empty",
+                }
+                .into();
             }
             let rows = found.iter().map(|tombstone| {
                 let next = match tombstone.state {

@@ -103,7 +103,7 @@ fn read_kind(
     let size = table.parsed("size", Column::parse);
     let soft_delete = read_soft_delete(&table);
     let retention = table.parsed("retention", Retention::parse).unwrap_or(retention);
-    let protect = read_protection(&table);
+    let protect = read_protection(&table, id_type);
     let objects = table.list("objects").into_iter().filter_map(|at| read_objects(at, stores)).collect();
     let rows = table.list("rows").into_iter().filter_map(read_child_rows).collect();
     let references = table.list("references").into_iter().filter_map(read_reference).collect();
@@ -166,9 +166,17 @@ fn read_soft_delete(table: &Reader<'_>) -> Option<SoftDelete> {
     mark
 }
 
-fn read_protection(table: &Reader<'_>) -> Protection {
+fn read_protection(table: &Reader<'_>, id_type: IdType) -> Protection {
     let protect = table.section("protect");
-    let protection = Protection { names: protect.texts("names"), ids: protect.texts("ids") };
+    let mut ids = Vec::new();
+    for id in protect.texts("ids") {
+        // one that is spelt as no id ever is would protect nothing
+        match id_type.parse(&id) {
+            Ok(id) => ids.push(id),
+            Err(error) => protect.problem("ids", &error.to_string()),
+        }
+    }
+    let protection = Protection { names: protect.texts("names"), ids };
     if !protection.names.is_empty() && !table.has("name") {
         protect.problem("names", "needs the resource's key `name`, the column that holds the names");
     }

@@ -152,6 +152,19 @@ fn resources_come_from_map_files_beside_the_file_too() {
 }
 
 #[test]
+fn an_id_that_is_protected_is_one_however_it_is_spelt() {
+    let id = "00000000-0000-0000-0000-00000000000f";
+    let protecting =
+        |id: &str| GOOD.replace("[[resource]]\n", &format!("[[resource]]\nprotect = {{ ids = [{id:?}] }}\n"));
+    assert_ne!(protecting(id), GOOD);
+    let config = load(&[("reprieve.toml", &protecting(&id.to_uppercase()))]).expect("good");
+    let kind = config.map.kinds().next().expect("one");
+    assert_eq!(kind.protect.ids.iter().map(|id| id.as_str()).collect::<Vec<_>>(), [id]);
+    let found = problems(&protecting("18")).join("\n");
+    assert!(found.contains("ids") && found.contains("a UUID such as"), "{found}");
+}
+
+#[test]
 fn a_child_of_a_kind_that_does_not_exist_is_named() {
     let text = format!("{GOOD}\n[[resource.children]]\nkind = \"sample\"\nquery = \"select id from s where d = $1\"\n");
     assert!(problems(&text).join("\n").contains("no resource of the kind \"sample\""));

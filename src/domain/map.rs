@@ -7,7 +7,7 @@
 use std::{collections::BTreeMap, fmt};
 
 use super::{
-    ids::{IdType, Kind},
+    ids::{IdType, Kind, ResourceId},
     location::{KeyPlace, PrefixTemplate, StoreName},
     retention::Retention,
 };
@@ -150,8 +150,8 @@ pub enum SoftDelete {
 pub struct Protection {
     /// By name; matched whole.
     pub names: Vec<String>,
-    /// By id; matched whole.
-    pub ids: Vec<String>,
+    /// By id.
+    pub ids: Vec<ResourceId>,
 }
 
 /// Where a kind's objects lie.

@@ -250,7 +250,8 @@ impl Purger {
                 blockers.push(circumstance("undeleted row", "somebody took the platform's deletion mark away"));
             }
             Some(row) if kind.id_type != IdType::Uuid && row.name != tombstone.name => {
-                let label = format!("its row is now called {:?}: is it another, with the same id?", row.name);
+                let name = row.name.as_deref().unwrap_or("nothing");
+                let label = format!("its row is now called {name}: is it another, with the same id?");
                 blockers.push(circumstance("another row", &label));
             }
             Some(_) | None => {}

@@ -67,6 +67,7 @@ pub async fn find(
         kind.soft_delete.as_ref().map_or_else(|| "null::boolean".to_owned(), marked_expression),
     ];
     selected.extend(columns.iter().map(|column| format!("\"{column}\"::text")));
+    selected.push(format!("{}::text", kind.id));
     let sql = format!("select {} from {} where {} = $1 limit 2", selected.join(", "), kind.table, kind.id);
     let rows = bind_id(query(sql), kind.id_type, id)?.fetch_all(conn).await;
     let what = || format!("reading {} of kind {}", kind.table, kind.kind);
@@ -76,6 +77,14 @@ pub async fn find(
         [row] => row,
         several => return Err(not_unique(kind, id, several.len() as u64)),
     };
+    // prefixes are made of the id as it is spelt, so under a collation that takes two spellings for one they would be others
+    let spelt: String = row.try_get(columns.len() + 3)?;
+    if spelt != id.as_str() {
+        return Err(StoreError::Unusable(format!(
+            "the row that {} has for the id {id} is spelt {spelt:?}: ask for it by that",
+            kind.table
+        )));
+    }
     let columns = columns
         .iter()
         .enumerate()

@@ -277,7 +277,7 @@ impl TrashBin {
         refusals: &mut Refusals,
     ) -> Result<(), TrashError> {
         let by_name = row.name.as_ref().is_some_and(|name| kind.protect.names.contains(name));
-        if by_name || kind.protect.ids.iter().any(|id| id == resource.id.as_str()) {
+        if by_name || kind.protect.ids.contains(&resource.id) {
             refusals.protected.push(resource.clone());
         }
         refusals.holds.extend(holds::find(&mut *conn, resource).await?);

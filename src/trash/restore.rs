@@ -99,7 +99,13 @@ impl TrashBin {
         for id in tombstones::family_of(&mut *conn, newest.id).await? {
             tombstones::lock(&mut *conn, id).await?;
         }
-        let tombstone = self.restore_one(&mut *conn, &newest, by).await?;
+        let tombstone = match self.restore_one(&mut *conn, &newest, by).await {
+            // somebody else's restore was waited for
+            Err(TrashError::PastReturn { tombstone }) if tombstone.state == State::Restored => {
+                return Ok(Restored { tombstone: *tombstone, already: true, children: Vec::new(), lost: Vec::new() });
+            }
+            restored => restored?,
+        };
         let (mut children, mut lost) = (Vec::new(), Vec::new());
         let mut parents = vec![tombstone.id];
         while let Some(parent) = parents.pop() {

@@ -315,3 +315,18 @@ async fn names_are_told_apart_that_the_platforms_collation_holds_for_equal() {
     purged(&bench, id).await;
     assert_eq!(held(&bench), ["SHARED", "shared"], "each of the two is a live album's");
 }
+
+#[tokio::test]
+async fn a_resource_is_asked_for_by_its_id_as_it_is_spelt_where_the_collation_takes_two_spellings_for_one() {
+    let tables = TABLES.replace(
+        "create table plat.albums (id text primary key",
+        "create collation plat.ci (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
+         create table plat.albums (id text collate plat.ci primary key",
+    );
+    assert_ne!(tables, TABLES);
+    let bench = Bench::with(MAP, &tables, |_| ()).await;
+    name(&bench, "a", &["one"]).await;
+    let error = bench.try_trash("album", "A").await.expect_err("no id is spelt so");
+    assert!(error.to_string().contains("is spelt \"a\""), "{error}");
+    bench.trash("album", "a").await;
+}

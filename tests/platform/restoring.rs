@@ -34,6 +34,19 @@ async fn restoring_twice_changes_nothing_and_says_so() {
 }
 
 #[tokio::test]
+async fn of_several_that_restore_at_the_same_time_one_does_and_the_others_find_it_done() {
+    let bench = Bench::heimdall().await;
+    for n in 0..5 {
+        let dataset = bench.dataset(&format!("set {n}"), 1).await;
+        let id = bench.trash("dataset", dataset).await;
+        let one = || bench.restore("dataset", dataset);
+        let (a, b, c, d) = tokio::join!(one(), one(), one(), one());
+        assert_eq!([a, b, c, d].iter().filter(|restored| !restored.already).count(), 1);
+        assert_eq!(bench.events(id).await, ["trashed", "restored"]);
+    }
+}
+
+#[tokio::test]
 async fn what_was_never_trashed_and_what_never_was_are_told_apart() {
     let bench = Bench::heimdall().await;
     let live = bench.dataset("set a", 1).await;

@@ -90,7 +90,7 @@ pub enum ServeError {
     #[error(transparent)]
     Backoff(#[from] InvalidBackoff),
     /// The API's address is taken, or not ours.
-    #[error("cannot listen on {address}: {source}")]
+    #[error("cannot listen on {address} (api.listen, service.listen)")]
     Listen {
         /// The address.
         address: SocketAddr,

@@ -96,6 +96,7 @@ async fn check_database(app: &App, findings: &mut Findings) -> Result<(), StoreE
     check_overlaps(app, findings);
     check_prefixes_over_names(app, findings);
     believed::queried_prefixes(app.trash.map(), findings);
+    believed::buckets_of_one_name(&app.config.stores, findings);
     let keys = ForeignKeys::read(&mut conn, app.trash.map()).await?;
     for kind in app.trash.map().kinds() {
         check_kind(&mut conn, app.trash.map(), &keys, kind, findings).await?;

@@ -52,6 +52,20 @@ async fn the_real_map_fits_the_real_schema() {
 }
 
 #[tokio::test]
+async fn a_bucket_that_two_stores_list_by_two_addresses_is_pointed_out() {
+    let world = World::new(Settings::default()).await;
+    let config = config(&world);
+    let from = config.find("[stores.main]").expect("a store");
+    let to = config[from + 1..].find("\n[").map_or(config.len(), |end| from + 1 + end + 1);
+    let alias = config[from..to].replace("[stores.main]", "[stores.alias]").replace("127.0.0.1", "localhost");
+    let file = world.write("two.toml", &format!("{config}\n{alias}"));
+    let mut command = crate::process::reprieve();
+    command.args(["--config", &file.display().to_string(), "check"]);
+    let text = Ended::of(command).await.with(0).stdout;
+    assert!(text.contains("it lists a bucket") && text.contains("are one server"), "{text}");
+}
+
+#[tokio::test]
 async fn columns_that_a_purge_would_scan_a_table_for_are_named_however_far_away() {
     let world = World::new(Settings::default()).await;
     let schema = "

@@ -2,11 +2,33 @@
 //!
 //! Invariant: whatever is said here is a warning. Nothing is asked of a store: the one question that would tell is a delete.
 
+use std::collections::BTreeMap;
+
 use super::{Findings, Level};
-use crate::domain::{
-    location::StoreName,
-    map::{ObjectsAt, ResourceKind, ResourceMap},
+use crate::{
+    config::StoreConfig,
+    domain::{
+        location::StoreName,
+        map::{ObjectsAt, ResourceKind, ResourceMap},
+    },
 };
+
+/// Buckets of one name in several stores: whether these are one server by two addresses, nobody but its people know.
+pub(super) fn buckets_of_one_name(stores: &BTreeMap<StoreName, StoreConfig>, findings: &mut Findings) {
+    for (at, (name, store)) in stores.iter().enumerate() {
+        for (other_name, other) in stores.iter().skip(at + 1) {
+            if let Some(bucket) = store.buckets.iter().find(|bucket| other.buckets.contains(bucket)) {
+                let found = format!(
+                    "it lists a bucket {bucket}, as {name} does: if {} and {} are one server, nobody sees that what one \
+                     kind names there is below the prefix of another; then list the bucket in one of them alone",
+                    store.address(),
+                    other.address()
+                );
+                findings.add(Level::Warning, format!("store {other_name}"), found);
+            }
+        }
+    }
+}
 
 /// Kinds whose objects go only while they have their ETag, in a bucket that keeps no versions.
 pub(super) fn conditions(map: &ResourceMap, store: &StoreName, bucket: &str, about: &str, findings: &mut Findings) {

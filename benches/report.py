@@ -13,12 +13,17 @@ OTHERS = "#3b6ea5"
 DASHES = ["", "6 3", "2 3"]
 
 
+def done(line):
+    """Objects that are gone: who leaves some has not been fast."""
+    return line["count"] - line.get("left", 0)
+
+
 def rate(line):
-    return line["count"] / line["seconds"]
+    return done(line) / line["seconds"]
 
 
 def cpu(line):
-    return line["cpu"] * 1e6 / line["count"]
+    return line["cpu"] * 1e6 / max(done(line), 1)
 
 
 def mib(line):
@@ -44,11 +49,11 @@ COLUMNS = {
     "rows/s": lambda line: number(rate(line)),
     "datasets/s": lambda line: number(rate(line)),
     "seconds": lambda line: f"{line['seconds']:.2f} ({line['fastest']:.2f} to {line['slowest']:.2f})",
-    "CPU ms / 1000": lambda line: number(cpu(line)) if line["cpu"] else "",
+    "CPU ms / 1000": lambda line: number(cpu(line)) if line["cpu"] and done(line) else "",
     "peak MiB": lambda line: number(mib(line)) if line["rss"] else "",
     "requests": lambda line: number(line["requests"]) if "requests" in line else "",
     "refused": lambda line: f"{100 * line['throttled'] / line['requests']:.1f} %",
-    "of the limit": lambda line: f"{100 * line['share_of_limit']:.0f} %",
+    "of the limit": lambda line: f"{100 * line['share_of_limit'] * done(line) / line['count']:.0f} %",
     "outcome": outcome,
     "due to purged, s: median, 99 %, longest":
         lambda line: f"{line['latency']:.2f}, {line['latency_p99']:.2f}, {line['latency_max']:.2f}",

@@ -252,11 +252,16 @@ async fn check_foreign_keys(
 ) {
     for Met { key, spares_few } in keys.met_by(kind) {
         let (place, onto) = (format!("{}.{}", key.table, key.columns.join(", ")), &key.onto);
-        let found = match key.action.as_str() {
-            "n" | "d" => {
+        let found = match (key.action.as_str(), keys.kind_of(map, key)) {
+            ("n" | "d", _) => {
                 format!("the foreign key {place} is set to null or its default by a purge: that lineage is erased")
             }
-            "c" => format!(
+            ("c", Some(other)) => format!(
+                "the foreign key {place} deletes rows of the kind {} with those of {onto}: what would take one along is \
+                 refused as in use",
+                other.kind
+            ),
+            ("c", None) => format!(
                 "the foreign key {place} deletes its rows in one cascade with those of {onto}, and no plan counts them; \
                  with many rows map them as [[resource.rows]]"
             ),
@@ -272,11 +277,14 @@ async fn check_foreign_keys(
         findings.add(Level::Warning, kind.kind.to_string(), found);
     }
     let nobody = ResourceRef { kind: kind.kind.clone(), id: inspect::nobody(kind) };
+    let mut answers = keys.taken(conn, map, &nobody).await.map(|_| ());
     for spared in [Spared::Nobody, Spared::Earlier(&[])] {
-        if let Err(error) = keys.refusing(conn, map, &nobody, spared).await {
-            findings.add(Level::Problem, kind.kind.to_string(), error.to_string());
-            break;
+        if answers.is_ok() {
+            answers = keys.refusing(conn, map, &nobody, spared).await.map(|_| ());
         }
+    }
+    if let Err(error) = answers {
+        findings.add(Level::Problem, kind.kind.to_string(), error.to_string());
     }
 }
 

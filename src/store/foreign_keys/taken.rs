@@ -58,6 +58,12 @@ impl ForeignKeys {
         Ok(found)
     }
 
+    /// The kind whose table a key is of.
+    pub fn kind_of<'m>(&self, map: &'m ResourceMap, key: &Key) -> Option<&'m ResourceKind> {
+        let root = |kind: &ResourceKind| self.tables.get(&kind.table.to_string()).map(|table| table.root);
+        map.kinds().find(|kind| root(kind) == Some(key.table_root))
+    }
+
     fn ways<'k>(&'k self, map: &'k ResourceMap, kind: &'k ResourceKind) -> Ways<'k> {
         let root = |table: &str| self.tables.get(table).map(|table| table.root);
         let end_of = |kind: &ResourceKind| root(&kind.table.to_string());
@@ -73,10 +79,11 @@ impl ForeignKeys {
         while all.iter().any(|key| follows(key, &losing) && losing.insert(key.table_root)) {}
         let cascades: Vec<&Key> = all.into_iter().filter(|key| follows(key, &losing)).collect();
         come_to.extend(cascades.iter().map(|key| key.table_root));
-        let own = (kind.table.to_string(), kind.id.as_str());
+        let own = Some((kind.table.to_string(), kind.id.as_str()));
+        let own = own.filter(|(table, _)| cascades.iter().any(|key| Some(key.onto_root) == root(table)));
         let starts = children.into_iter().filter(|(table, _)| root(table).is_some_and(|root| leading.contains(&root)));
         let ends = map.kinds().filter(|other| end_of(other).is_some_and(|root| come_to.contains(&root)));
-        Ways { starts: starts.chain([own]).collect(), ends: ends.collect(), cascades }
+        Ways { starts: starts.chain(own).collect(), ends: ends.collect(), cascades }
     }
 
     /// The statement that walks all rows that go, by table and place, each once.

@@ -310,8 +310,8 @@ impl ForeignKeys {
     }
 }
 
-/// Which of the doomed are rows of a key's own table that are gone when it asks for those that point at the rows at `onto`,
-/// and when.
+/// Which of the doomed are rows of a key's own table that are gone when it asks for those that point at the rows at
+/// `onto`, and when.
 fn gone_before(doomed: &[Doomed<'_>], key: &Key, onto: usize, last: usize) -> Vec<(usize, Gone)> {
     let own = doomed.iter().enumerate().filter(|(_, own)| own.table_oid == key.table_oid);
     own.filter_map(|(at, own)| Some((at, own.goes_before(key, onto, doomed, last)?))).collect()

@@ -93,7 +93,8 @@ impl ForeignKeys {
         let next = ways.cascades.iter().map(|key| {
             let joins = key.joins("x", "t");
             format!(
-                "select x.tableoid, x.ctid from {} x join {} t on {joins} where t.tableoid = g.part and t.ctid = g.place",
+                "select x.tableoid, x.ctid from {} x join {} t on {joins}
+                 where t.tableoid = g.part and t.ctid = g.place",
                 key.table, key.onto
             )
         });

@@ -19,6 +19,7 @@ use crate::{
     },
     places::{self, UnknownPlace},
     store::{
+        foreign_keys::Known,
         platform::{self, Locking},
         tombstones,
     },
@@ -42,6 +43,7 @@ pub struct Leaving<'a> {
 pub async fn of(
     conn: &mut PgConnection,
     map: &ResourceMap,
+    known: &Known,
     leaving: Leaving<'_>,
     along: &BTreeSet<ResourceRef>,
 ) -> Result<Vec<Blocker>, UnknownPlace> {
@@ -61,10 +63,10 @@ pub async fn of(
             }
         }
     }
-    let kinds: Vec<&ResourceKind> = map.kinds().collect();
-    for child in platform::cascaded_to(&mut *conn, kind, &resource.id, &kinds).await? {
-        if child != *resource && !along.contains(&child) {
-            found.push(blocker("cascade", &child, "a foreign key would delete its row along with this one"));
+    for child in known.keys(&mut *conn, map).await?.taken(&mut *conn, map, resource).await? {
+        if !along.contains(&child) {
+            let why = "its row would be deleted along with this one, by a foreign key or as a child row";
+            found.push(blocker("cascade", &child, why));
         }
     }
     for children in &kind.children {

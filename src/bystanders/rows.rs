@@ -39,6 +39,6 @@ fn blocker(resource: &ResourceRef, found: &Refusing) -> Blocker {
         (_, false) => format!("{rows} rows"),
         (_, true) => format!("more than {rows} rows"),
     };
-    let label = format!("{some} of {table}, which the map does not delete, would refuse its deletion");
+    let label = format!("{some} of {table}, which nothing deletes in time, would refuse its deletion");
     Blocker { resource: resource.to_string(), reference: FOREIGN_KEY.into(), id: key.clone(), label }
 }

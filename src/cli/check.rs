@@ -25,7 +25,7 @@ use crate::{
     queue::TaskQueue,
     store::{
         StoreError,
-        foreign_keys::{ForeignKeys, Spared},
+        foreign_keys::{ForeignKeys, Met, Spared},
         guards, inspect, migrate,
     },
 };
@@ -97,7 +97,7 @@ async fn check_database(app: &App, findings: &mut Findings) -> Result<(), StoreE
     check_prefixes_over_names(app, findings);
     believed::queried_prefixes(app.trash.map(), findings);
     believed::buckets_of_one_name(&app.config.stores, findings);
-    let keys = ForeignKeys::read(&mut conn, app.trash.map()).await?;
+    let keys = ForeignKeys::read(&mut conn, app.trash.map(), app.config.purge.row_chunk).await?;
     for kind in app.trash.map().kinds() {
         check_kind(&mut conn, app.trash.map(), &keys, kind, findings).await?;
     }
@@ -212,7 +212,10 @@ async fn check_kind(
     for key in inspect::foreign_keys_onto(conn, &kind.table.to_string()).await? {
         if !key.indexed {
             let child = format!("{}.{}", key.table, key.column);
-            findings.add(Level::Warning, &about, format!("{child} has no index: each deleted row scans that table"));
+            findings.add(Level::Warning, &about, format!(
+                "{child} has no index: each deleted row scans that table, and so does each question before a trash or a \
+                 purge, with the resource's row locked; one that takes longer than a statement may keeps it from beginning"
+            ));
         }
     }
     for rows in &kind.rows {
@@ -247,15 +250,24 @@ async fn check_foreign_keys(
     kind: &ResourceKind,
     findings: &mut Findings,
 ) {
-    for key in keys.met_by(kind) {
+    for Met { key, spares_few } in keys.met_by(kind) {
         let (place, onto) = (format!("{}.{}", key.table, key.columns.join(", ")), &key.onto);
-        let found = match key.action.as_str() {
-            "n" | "d" => {
+        let found = match (key.action.as_str(), keys.kind_of(map, key)) {
+            ("n" | "d", _) => {
                 format!("the foreign key {place} is set to null or its default by a purge: that lineage is erased")
             }
-            "c" => format!(
+            ("c", Some(other)) => format!(
+                "the foreign key {place} deletes rows of the kind {} with those of {onto}: what would take one along is \
+                 refused as in use",
+                other.kind
+            ),
+            ("c", None) => format!(
                 "the foreign key {place} deletes its rows in one cascade with those of {onto}, and no plan counts them; \
                  with many rows map them as [[resource.rows]]"
+            ),
+            _ if spares_few => format!(
+                "the foreign key {place} refuses the deletion of rows of {onto} that it points at, unless they go in one \
+                 transaction: what has purge.row_chunk child rows or more, and such rows, is refused as in use"
             ),
             _ => format!(
                 "the foreign key {place} refuses the deletion of rows of {onto} that it points at: what has such rows \
@@ -265,11 +277,14 @@ async fn check_foreign_keys(
         findings.add(Level::Warning, kind.kind.to_string(), found);
     }
     let nobody = ResourceRef { kind: kind.kind.clone(), id: inspect::nobody(kind) };
+    let mut answers = keys.taken(conn, map, &nobody).await.map(|_| ());
     for spared in [Spared::Nobody, Spared::Earlier(&[])] {
-        if let Err(error) = keys.refusing(conn, map, &nobody, spared).await {
-            findings.add(Level::Problem, kind.kind.to_string(), error.to_string());
-            break;
+        if answers.is_ok() {
+            answers = keys.refusing(conn, map, &nobody, spared).await.map(|_| ());
         }
+    }
+    if let Err(error) = answers {
+        findings.add(Level::Problem, kind.kind.to_string(), error.to_string());
     }
 }
 

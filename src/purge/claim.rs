@@ -265,7 +265,7 @@ impl Purger {
             }
         }
         let leaving = Leaving { kind, resource, locations: &tombstone.locations };
-        blockers.extend(bystanders::of(&mut *tx, &self.map, leaving, &BTreeSet::new()).await?);
+        blockers.extend(bystanders::of(&mut *tx, &self.map, &self.keys, leaving, &BTreeSet::new()).await?);
         blockers.extend(rows::refusing(&mut *tx, &self.map, &self.keys, resource, Spared::Nobody).await?);
         Ok((row.is_some(), blockers))
     }
@@ -278,7 +278,7 @@ impl Purger {
         wait: Duration,
     ) -> Result<Claim, super::PurgeError> {
         tombstones::block(&mut tx, tombstone.id, &blockers, wait).await?;
-        if tombstone.state != State::Blocked || tombstone.blockers != blockers {
+        if tombstone.state != State::Blocked || !are_the_same(&tombstone.blockers, &blockers) {
             let details = json!({ "blockers": blockers });
             history::record(&mut tx, Happened::Blocked, &tombstone, &self.provenance(), details).await?;
         }
@@ -316,6 +316,11 @@ impl Purger {
         failpoint::at("defer.committed");
         Ok(Claim::Deferred(reason))
     }
+}
+
+/// Whether these are who it was before, however they are described: rows that are counted come and go.
+fn are_the_same(before: &[Blocker], now: &[Blocker]) -> bool {
+    before.iter().map(|by| (&by.reference, &by.id)).eq(now.iter().map(|by| (&by.reference, &by.id)))
 }
 
 /// The hold or the pause that keeps a tombstone from being purged, in words.

@@ -176,7 +176,7 @@ impl Purger {
             recheck: Backoff::new(config.recheck_initial, config.recheck_max)?,
             key_backoff: Backoff::new(KEY_INITIAL, KEY_MAX)?,
             owner: format!("{}-{}", std::process::id(), uuid::Uuid::new_v4()),
-            keys: Known::default(),
+            keys: Known::new(config.row_chunk),
             store,
             map,
             stores,

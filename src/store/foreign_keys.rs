@@ -3,13 +3,12 @@
 //! Invariant: looks only. A row that refuses is one that points at what a purge deletes, and that neither the map nor a
 //! cascade deletes before. Whether a key points there is the catalogue's to say, whatever the map knows of that table.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
-};
+mod catalogue;
+mod taken;
 
 use sqlx::{AssertSqlSafe, PgConnection, Row as _};
+
+pub use catalogue::{ForeignKeys, Key, Known};
 
 use super::{
     StoreError,
@@ -27,44 +26,9 @@ pub const MOST_COUNTED: u64 = 100;
 /// be kept from its purge by a question that takes longer than a statement may.
 const MOST_LOOKED_AT: u64 = 100_000;
 
-/// How long the catalogue's answer is taken for true. A migration of the platform that adds a key is rare, and a purge
-/// that misses it is refused at its rows, as it would be without this.
-const FRESH: Duration = Duration::from_secs(10);
-
-/// One foreign key, onto a table that loses rows to a purge.
-#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
-pub struct Key {
-    /// Its constraint's name.
-    pub name: String,
-    /// The table that has it, as `schema.table`, quoted where it has to be.
-    pub table: String,
-    /// Its columns.
-    pub columns: Vec<String>,
-    /// The table that loses rows.
-    pub onto: String,
-    /// `a` no action, `r` restrict, `c` cascade, `n` set null, `d` set default (`pg_constraint.confdeltype`).
-    pub action: String,
-    onto_columns: Vec<String>,
-    /// Asked at the end of a transaction, not of a statement.
-    deferred: bool,
-    /// The trigger that acts on a deletion; several of one row act in the order of their names.
-    trigger: String,
-    table_oid: i64,
-    onto_oid: i64,
-}
-
-impl Key {
-    fn refuses(&self) -> bool {
-        matches!(self.action.as_str(), "a" | "r")
-    }
-
-    /// The condition that joins its row `from` to the row `onto`.
-    fn joins(&self, from: &str, onto: &str) -> String {
-        let pairs = self.columns.iter().zip(&self.onto_columns);
-        let equal = pairs.map(|(own, other)| format!("{from}.{} = {onto}.{}", quoted(own), quoted(other)));
-        equal.collect::<Vec<_>>().join(" and ")
-    }
-}
+/// The most ways, by one table and cascade after another, that a purge of a kind may take to rows. Each stands in the
+/// questions about it, and where cascades meet again and again there are exponentially many.
+const MOST_WAYS: usize = 256;
 
 /// Rows that would refuse a deletion.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -100,15 +64,37 @@ enum Why<'k> {
 }
 
 impl Doomed<'_> {
-    /// Whether these rows are gone when the key asks for rows that point at those at `onto`.
-    fn goes_before(&self, key: &Key, onto: usize, doomed: &[Doomed<'_>]) -> bool {
+    /// Whether these rows are gone when the key asks for rows that point at those at `onto`; the purge's `last` turn is
+    /// the resource's own row.
+    fn goes_before(&self, key: &Key, onto: usize, doomed: &[Doomed<'_>], last: usize) -> Option<Gone> {
         let at = &doomed[onto];
-        match self.why {
-            _ if self.turn != at.turn => self.turn < at.turn,
-            Why::Cascade(by, from) if from == onto => by.trigger < key.trigger,
-            _ => self.depth <= at.depth,
-        }
+        let (is_gone, is_one_transaction) = match self.why {
+            _ if self.turn < at.turn => (true, true),
+            _ if key.deferred => (true, self.turn == last && at.turn == last),
+            _ if self.turn > at.turn => (false, false),
+            Why::Cascade(by, from) if from == onto => (by.trigger < key.trigger, at.turn == last),
+            _ => (self.depth <= at.depth, at.turn == last),
+        };
+        is_gone.then_some(if is_one_transaction { Gone::Always } else { Gone::InOneChunk })
     }
+}
+
+/// When rows are gone by the time that a key asks for them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Gone {
+    /// Whatever there is besides.
+    Always,
+    /// Where all child rows go in one transaction, and those of a table in one statement.
+    InOneChunk,
+}
+
+/// A key that a purge of a kind meets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Met<'k> {
+    /// Which.
+    pub key: &'k Key,
+    /// It refuses nothing where all child rows of a resource are fewer than go in one transaction.
+    pub spares_few: bool,
 }
 
 /// What to ask about one key.
@@ -155,105 +141,21 @@ pub enum Spared<'a> {
     Earlier(&'a [&'a ResourceRef]),
 }
 
-/// The foreign keys that matter to a map, read again when they may have changed. Cheap to clone.
-#[derive(Debug, Clone, Default)]
-pub struct Known(Arc<Mutex<Option<Read>>>);
-
-#[derive(Debug, Clone)]
-struct Read {
-    at: Instant,
-    keys: Arc<ForeignKeys>,
-}
-
-impl Known {
-    /// They, from the catalogue or as they were a moment ago.
-    ///
-    /// # Errors
-    /// A statement failed.
-    pub async fn keys(&self, conn: &mut PgConnection, map: &ResourceMap) -> Result<Arc<ForeignKeys>, StoreError> {
-        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some(Read { keys, .. }) = known.filter(|read| read.at.elapsed() < FRESH) {
-            return Ok(keys);
-        }
-        let (at, keys) = (Instant::now(), Arc::new(ForeignKeys::read(conn, map).await?));
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Read { at, keys: keys.clone() });
-        Ok(keys)
-    }
-}
-
-/// The foreign keys that matter to a map.
-#[derive(Debug, Default)]
-pub struct ForeignKeys {
-    keys: Vec<Key>,
-    oids: BTreeMap<String, i64>,
-}
-
 impl ForeignKeys {
-    /// Reads them from the catalogue: those onto the map's tables, and onto what goes with their rows in cascades. One
-    /// that no trigger enforces is none.
-    ///
-    /// # Errors
-    /// A statement failed.
-    pub async fn read(conn: &mut PgConnection, map: &ResourceMap) -> Result<Self, StoreError> {
-        let of_kind = |kind: &ResourceKind| {
-            let rows = kind.rows.iter().map(|rows| rows.table.to_string());
-            rows.chain([kind.table.to_string()]).collect::<Vec<_>>()
-        };
-        let mut tables: Vec<String> = map.kinds().flat_map(of_kind).collect();
-        tables.sort();
-        tables.dedup();
-        let oids: Vec<(String, i64)> = sqlx::query_as(
-            "select m.name, to_regclass(m.name)::oid::bigint from unnest($1::text[]) as m(name)
-             where to_regclass(m.name) is not null",
-        )
-        .bind(&tables)
-        .fetch_all(&mut *conn)
-        .await?;
-        // a key onto a partitioned table holds for its partitions, and has copies there that are not looked at
-        let keys = sqlx::query_as(
-            "with recursive losing(oid) as (
-                 select to_regclass(m.name)::oid from unnest($1::text[]) as m(name) where to_regclass(m.name) is not null
-                 union
-                 select c.conrelid from losing l
-                 cross join lateral (select l.oid union select a.relid::oid from pg_partition_ancestors(l.oid) a) whole(oid)
-                 join pg_catalog.pg_constraint c on c.confrelid = whole.oid
-                 where c.contype = 'f' and c.confdeltype = 'c' and c.conparentid = 0)
-             select c.conname::text as name, c.conrelid::bigint as table_oid, l.oid::bigint as onto_oid,
-                    (select format('%I.%I', n.nspname, r.relname) from pg_catalog.pg_class r
-                     join pg_catalog.pg_namespace n on n.oid = r.relnamespace where r.oid = c.conrelid) as table,
-                    (select format('%I.%I', n.nspname, r.relname) from pg_catalog.pg_class r
-                     join pg_catalog.pg_namespace n on n.oid = r.relnamespace where r.oid = l.oid) as onto,
-                    (select array_agg(a.attname::text order by k.at) from unnest(c.conkey) with ordinality k(num, at)
-                     join pg_catalog.pg_attribute a on a.attrelid = c.conrelid and a.attnum = k.num) as columns,
-                    (select array_agg(a.attname::text order by k.at) from unnest(c.confkey) with ordinality k(num, at)
-                     join pg_catalog.pg_attribute a on a.attrelid = c.confrelid and a.attnum = k.num) as onto_columns,
-                    c.confdeltype::text as action, c.condeferred as deferred, g.tgname::text as trigger
-             from losing l
-             cross join lateral (select l.oid union select a.relid::oid from pg_partition_ancestors(l.oid) a) whole(oid)
-             join pg_catalog.pg_constraint c on c.confrelid = whole.oid
-             -- bit 8 of a trigger's type: on delete
-             join pg_catalog.pg_trigger g on g.tgconstraint = c.oid and g.tgrelid = c.confrelid and g.tgtype & 8 = 8
-             where c.contype = 'f' and c.conparentid = 0 and g.tgenabled <> 'D'
-             order by 4, 1, 5",
-        )
-        .bind(&tables)
-        .fetch_all(conn)
-        .await?;
-        Ok(Self { keys, oids: oids.into_iter().collect() })
-    }
-
     /// The keys onto rows that a purge of a kind deletes. Of those that refuse, the ones of tables from which
-    /// it deletes nothing in time; of those that cascade, the ones of tables that the map does not name.
-    pub fn met_by(&self, kind: &ResourceKind) -> Vec<&Key> {
+    /// it deletes nothing in time, or not always; of those that cascade, the ones of tables that the map does not name.
+    pub fn met_by(&self, kind: &ResourceKind) -> Vec<Met<'_>> {
         let doomed = self.doomed(kind);
-        let mut met: Vec<&Key> = Vec::new();
+        let mut met: Vec<Met<'_>> = Vec::new();
         for (at, going) in doomed.iter().enumerate() {
             for key in self.onto(kind, going) {
-                let spared = key.refuses() && !Self::gone_before(&doomed, key, at).is_empty();
+                let gone = gone_before(&doomed, key, at, kind.rows.len());
+                let always = key.refuses() && gone.iter().any(|(_, when)| *when == Gone::Always);
                 let is_mapped = |own: &Doomed<'_>| matches!(own.why, Why::Mapped(_)) && own.table_oid == key.table_oid;
-                let spared = spared || key.action == "c" && doomed.iter().any(is_mapped);
-                if !spared && !met.contains(&key) {
-                    met.push(key);
+                let spared = always || key.action == "c" && doomed.iter().any(is_mapped);
+                let this = Met { key, spares_few: key.refuses() && !gone.is_empty() };
+                if !spared && !met.contains(&this) {
+                    met.push(this);
                 }
             }
         }
@@ -273,7 +175,7 @@ impl ForeignKeys {
         spared: Spared<'_>,
     ) -> Result<Vec<Refusing>, StoreError> {
         let Ok(kind) = map.kind(resource.kind.as_str()) else { return Ok(Vec::new()) };
-        let questions = self.questions(map, kind, spared);
+        let questions = self.questions(map, kind, spared)?;
         if questions.is_empty() {
             return Ok(Vec::new());
         }
@@ -310,13 +212,30 @@ impl ForeignKeys {
     }
 
     /// Each key that can refuse, with the query that counts who does.
-    fn questions<'k>(&'k self, map: &ResourceMap, kind: &ResourceKind, spared: Spared<'_>) -> Vec<Question<'k>> {
+    fn questions<'k>(
+        &'k self,
+        map: &ResourceMap,
+        kind: &'k ResourceKind,
+        spared: Spared<'_>,
+    ) -> Result<Vec<Question<'k>>, StoreError> {
         let doomed = self.doomed(kind);
+        if doomed.len() > MOST_WAYS {
+            return Err(StoreError::Unusable(format!(
+                "nobody can tell which rows refuse the deletion of a row of kind {}: cascades lead in too many ways from \
+                 it to other rows, more than {MOST_WAYS}",
+                kind.kind
+            )));
+        }
+        let in_one_chunk = self.in_one_chunk(kind);
         let mut questions = Vec::new();
         for (at, going) in doomed.iter().enumerate() {
             for key in self.onto(kind, going).into_iter().filter(|key| key.refuses()) {
-                let own = Self::gone_before(&doomed, key, at);
-                let mut gone: Vec<String> = own.into_iter().map(|own| holds(&doomed, own, "x", Whose::Its)).collect();
+                let own = gone_before(&doomed, key, at, kind.rows.len()).into_iter();
+                let own = own.map(|(own, when)| match (holds(&doomed, own, "x", Whose::Its), when) {
+                    (holds, Gone::Always) => holds,
+                    (holds, Gone::InOneChunk) => format!("{holds} and {in_one_chunk}"),
+                });
+                let mut gone: Vec<String> = own.collect();
                 let is_own = gone.len();
                 if matches!(spared, Spared::Earlier(_)) {
                     for other in map.kinds() {
@@ -329,7 +248,7 @@ impl ForeignKeys {
                 let stays: String = gone.iter().map(|gone| format!(" and ({gone}) is not true")).collect();
                 let (table, onto, joins) = (&key.table, &going.table, key.joins("x", "t"));
                 let goes = holds(&doomed, at, "t", Whose::Its);
-                let onto = format!("(select t.* from {onto} t where {goes} limit {MOST_LOOKED_AT}) t");
+                let onto = format!("(select t.*, t.tableoid from {onto} t where {goes} limit {MOST_LOOKED_AT}) t");
                 let sql = format!(
                     "select count(*) from (select 1 from {table} x
                      where exists (select from {onto} where {joins}){stays} limit {}) q",
@@ -338,15 +257,15 @@ impl ForeignKeys {
                 questions.push(Question { key, sql, names_earlier });
             }
         }
-        questions
+        Ok(questions)
     }
 
-    /// Which of the doomed are rows of a key's own table that are gone when it asks for those that point at the rows at
-    /// `onto`.
-    fn gone_before(doomed: &[Doomed<'_>], key: &Key, onto: usize) -> Vec<usize> {
-        let goes =
-            |own: &Doomed<'_>| own.table_oid == key.table_oid && (key.deferred || own.goes_before(key, onto, doomed));
-        (0..doomed.len()).filter(|own| goes(&doomed[*own])).collect()
+    /// The condition that all child rows go in the transaction that ends the purge.
+    fn in_one_chunk(&self, kind: &ResourceKind) -> String {
+        let tables = kind.rows.iter().map(|rows| format!("select from {} where {} = $1", rows.table, rows.column));
+        let all = tables.collect::<Vec<_>>().join(" union all ");
+        let chunk = self.row_chunk;
+        format!("(select count(*) from (select from ({all}) r limit {chunk}) r) < {chunk}")
     }
 
     /// The keys onto rows that go, but those whose rows go before by the same column.
@@ -359,7 +278,7 @@ impl ForeignKeys {
     /// Whether the map deletes the rows of a key onto the resource's own row, by the key's own column.
     fn is_mapped(&self, kind: &ResourceKind, key: &Key) -> bool {
         let by = |rows: &ChildRows| {
-            let is_its = self.oids.get(&rows.table.to_string()) == Some(&key.table_oid);
+            let is_its = self.tables.get(&rows.table.to_string()).is_some_and(|table| table.oid == key.table_oid);
             is_its && key.columns == [rows.column.as_str()]
         };
         key.onto_columns == [kind.id.as_str()] && kind.rows.iter().any(by)
@@ -372,12 +291,12 @@ impl ForeignKeys {
         let mut doomed: Vec<Doomed<'_>> = tables
             .filter_map(|(turn, (table, column))| {
                 let table = table.to_string();
-                let table_oid = *self.oids.get(&table)?;
+                let table_oid = self.tables.get(&table)?.oid;
                 Some(Doomed { table_oid, table, turn, depth: 0, why: Why::Mapped(column.to_string()) })
             })
             .collect();
         let mut at = 0;
-        while at < doomed.len() {
+        while at < doomed.len() && doomed.len() <= MOST_WAYS {
             let (turn, depth) = (doomed[at].turn, doomed[at].depth + 1);
             for key in self.onto(kind, &doomed[at]).into_iter().filter(|key| key.action == "c") {
                 if !is_behind(&doomed, at, key) {
@@ -389,6 +308,13 @@ impl ForeignKeys {
         }
         doomed
     }
+}
+
+/// Which of the doomed are rows of a key's own table that are gone when it asks for those that point at the rows at
+/// `onto`, and when.
+fn gone_before(doomed: &[Doomed<'_>], key: &Key, onto: usize, last: usize) -> Vec<(usize, Gone)> {
+    let own = doomed.iter().enumerate().filter(|(_, own)| own.table_oid == key.table_oid);
+    own.filter_map(|(at, own)| Some((at, own.goes_before(key, onto, doomed, last)?))).collect()
 }
 
 /// Whether rows go by that key already on the way to them: a key onto its own table is followed once.
@@ -412,9 +338,4 @@ fn holds(doomed: &[Doomed<'_>], at: usize, row: &str, whose: Whose<'_>) -> Strin
             format!("exists (select from {} {above} where {} and {rest})", doomed[*from].table, key.joins(row, &above))
         }
     }
-}
-
-/// A name of the catalogue, for SQL.
-fn quoted(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
 }

@@ -229,44 +229,6 @@ pub async fn child_ids(
     texts(conn, kind, id, &children.query, what).await
 }
 
-/// The resources of any kind whose rows a foreign key with `on delete cascade` would delete along with this one's; at most
-/// [`MOST_BLOCKERS`] of each kind.
-///
-/// # Errors
-/// A statement failed.
-pub async fn cascaded_to(
-    conn: &mut PgConnection,
-    kind: &ResourceKind,
-    id: &ResourceId,
-    kinds: &[&ResourceKind],
-) -> Result<Vec<ResourceRef>, StoreError> {
-    let columns: Vec<(i64, String)> = sqlx::query_as(
-        "select o.at, quote_ident(a.attname) from unnest($2::text[]) with ordinality as o(name, at)
-         join pg_catalog.pg_constraint c on c.conrelid = to_regclass(o.name)
-         join pg_catalog.pg_attribute a on a.attrelid = c.conrelid and a.attnum = c.conkey[1]
-         where c.contype = 'f' and c.confdeltype = 'c' and cardinality(c.conkey) = 1
-           and c.confrelid = to_regclass($1) order by o.at",
-    )
-    .bind(kind.table.to_string())
-    .bind(kinds.iter().map(|other| other.table.to_string()).collect::<Vec<_>>())
-    .fetch_all(&mut *conn)
-    .await?;
-    let mut found = Vec::new();
-    for (at, column) in columns {
-        let Some(other) = usize::try_from(at).ok().and_then(|at| kinds.get(at.checked_sub(1)?)) else { continue };
-        let filter =
-            other.filter.as_ref().map_or_else(String::new, |filter| format!(" and (({}\n) is true)", filter.as_str()));
-        let (table, key) = (&other.table, &other.id);
-        let sql = format!("select {key}::text from {table} where {column} = $1{filter} limit {MOST_BLOCKERS}");
-        let rows = bind_id(query(sql), kind.id_type, id)?.fetch_all(&mut *conn).await;
-        let what = || format!("looking for rows of {table} that go with one of {}", kind.table);
-        for row in rows.map_err(|error| StoreError::of_platform(error, what))? {
-            found.push(ResourceRef { kind: other.kind.clone(), id: ResourceId::from_stored(row.try_get(0)?) });
-        }
-    }
-    Ok(found)
-}
-
 /// The `s3://bucket/prefix/` addresses that an objects query returns, unchecked.
 ///
 /// # Errors

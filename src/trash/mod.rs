@@ -60,7 +60,12 @@ pub struct TrashRequest {
 impl TrashBin {
     /// A trash bin over the platform's database.
     pub fn new(store: Store, config: &Config) -> Self {
-        Self { store, map: Arc::new(config.map.clone()), retention: config.retention, keys: Known::default() }
+        Self {
+            store,
+            map: Arc::new(config.map.clone()),
+            retention: config.retention,
+            keys: Known::new(config.purge.row_chunk),
+        }
     }
 
     /// The database, for reading.

@@ -16,7 +16,7 @@ use crate::{
         location::{KeyPlace, Location},
         map::ResourceKind,
         retention::Retention,
-        tombstone::Tombstone,
+        tombstone::{Blocker, Tombstone},
     },
     places,
     store::{
@@ -49,6 +49,9 @@ pub struct KeyPlan {
     /// Not all of them were looked at.
     pub at_least: bool,
 }
+
+/// How often members are gone over for one that can be purged next. Most are in order the first time.
+const MOST_ROUNDS: usize = 32;
 
 /// Keys of a plan of which somebody else is asked for, and how many at a time.
 const MOST_SHARED: usize = 100_000;
@@ -85,18 +88,6 @@ impl Plan {
     /// Every place that a purge of its members would empty.
     pub fn locations(&self) -> Vec<Location> {
         self.members.iter().flat_map(|member| &member.locations).cloned().collect()
-    }
-
-    /// The members that do not wait for this one: all but those that it goes with.
-    fn purged_before(&self, at: usize) -> Vec<&ResourceRef> {
-        let mut waiting = BTreeSet::from([at]);
-        let mut next = self.members[at].parent;
-        while let Some(parent) = next {
-            waiting.insert(parent);
-            next = self.members[parent].parent;
-        }
-        let others = self.members.iter().enumerate().filter(|(other, _)| !waiting.contains(other));
-        others.map(|(_, member)| &member.resource).collect()
     }
 }
 
@@ -219,21 +210,52 @@ impl TrashBin {
             });
         }
         let along = plan.resources();
-        for (at, member) in plan.members.iter().enumerate() {
+        for member in &plan.members {
             let kind = self.kind_of(&member.resource)?;
             let leaving = Leaving { kind, resource: &member.resource, locations: &member.locations };
-            let hurt = bystanders::of(&mut *conn, &self.map, leaving, &along).await;
+            let hurt = bystanders::of(&mut *conn, &self.map, &self.keys, leaving, &along).await;
             refusals.blockers.extend(hurt.map_err(|error| TrashError::of_place(&member.resource, error))?);
-            let earlier = Spared::Earlier(&plan.purged_before(at));
-            refusals
-                .blockers
-                .extend(rows::refusing(&mut *conn, &self.map, &self.keys, &member.resource, earlier).await?);
         }
+        refusals.blockers.extend(self.never_first(&mut *conn, &plan.members).await?);
         if refusals.is_empty() {
             Ok(plan)
         } else {
             Err(TrashError::Refused { resource: request.resource.clone(), refusals: Box::new(refusals) })
         }
+    }
+
+    /// The rows that refuse whatever order the members are purged in, children before their parents: those of others, and
+    /// of members that would wait for each other.
+    async fn never_first(&self, conn: &mut PgConnection, members: &[Member]) -> Result<Vec<Blocker>, TrashError> {
+        let mut gone: Vec<&ResourceRef> = Vec::new();
+        let mut left: BTreeSet<usize> = (0..members.len()).collect();
+        for round in 1.. {
+            let mut refusing = Vec::new();
+            let before = left.len();
+            let mut order: Vec<usize> = left.iter().copied().collect();
+            if round % 2 == 1 {
+                order.reverse();
+            }
+            for at in order {
+                if left.iter().any(|child| members[*child].parent == Some(at)) {
+                    continue;
+                }
+                let (resource, earlier) = (&members[at].resource, Spared::Earlier(&gone));
+                let found = rows::refusing(&mut *conn, &self.map, &self.keys, resource, earlier).await?;
+                if found.is_empty() {
+                    left.remove(&at);
+                    gone.push(resource);
+                }
+                refusing.extend(found);
+            }
+            if left.is_empty() {
+                break;
+            }
+            if left.len() == before || round == MOST_ROUNDS {
+                return Ok(refusing);
+            }
+        }
+        Ok(Vec::new())
     }
 
     /// A cascade must name kinds that can be reached; a typing error must not pass for "nothing there".

@@ -233,3 +233,116 @@ async fn a_foreign_key_of_the_table_onto_itself_counts_too() {
     assert!(why.contains("folder 2"), "{why}");
     bench.trash("folder", 3).await;
 }
+
+/// Datasets with samples and pages, and what has objects of its own behind them.
+const BEHIND: &str = r#"
+[[resource]]
+kind = "dataset"
+table = "plat.datasets"
+id_type = "text"
+[[resource.objects]]
+store = "main"
+bucket = "heimdall-synthetic-iq"
+prefix = "datasets/{id}/"
+[[resource.rows]]
+table = "plat.samples"
+column = "dataset_id"
+[[resource]]
+kind = "annotation"
+table = "plat.annotations"
+id_type = "integer"
+where = "status <> 'draft'"
+[[resource.objects]]
+store = "main"
+bucket = "heimdall-synthetic-iq"
+prefix = "annotations/{id}/"
+"#;
+
+#[tokio::test]
+async fn a_live_row_behind_any_number_of_cascades_and_child_rows_refuses_the_trash_and_blocks_the_purge() {
+    let schema = "create schema plat; set search_path to plat;
+        create table datasets (id text primary key, region int default 1, code int unique, unique (id, region));
+        create table samples (id int primary key, dataset_id text references datasets);
+        insert into datasets values ('d1', 1, 7), ('d2', 1, 8); insert into samples values (1, 'd1'), (2, 'd2');
+        create table annotations (id int primary key, sample int, page int, dataset text, region int, code int,
+            status text default 'final');";
+    for (keys, its, others) in [
+        // behind a child row
+        (
+            "alter table annotations add foreign key (sample) references samples on delete cascade",
+            "sample = 1",
+            "sample = 2",
+        ),
+        // behind a tree of pages that the map does not name
+        (
+            "create table pages (id int primary key, dataset text references datasets on delete cascade,
+                 above int references pages on delete cascade);
+             insert into pages values (1, 'd1', null), (2, null, 1), (3, null, 2), (4, null, 3), (5, 'd2', null);
+             alter table annotations add foreign key (page) references pages on delete cascade",
+            "page = 4",
+            "page = 5",
+        ),
+        // behind two tables that point at each other
+        (
+            "create table pages (id int primary key, dataset text references datasets on delete cascade, part int);
+             create table parts (id int primary key, page int references pages on delete cascade);
+             alter table pages add foreign key (part) references parts on delete cascade;
+             insert into pages values (1, 'd1'), (3, 'd2'); insert into parts values (1, 1);
+             insert into pages values (2, null, 1); insert into parts values (2, 2); insert into pages values (4, null, 2);
+             alter table annotations add foreign key (page) references pages on delete cascade",
+            "page = 4",
+            "page = 3",
+        ),
+        // by several columns, and by another one than the id
+        (
+            "alter table annotations add foreign key (dataset, region) references datasets (id, region) on delete cascade",
+            "dataset = 'd1', region = 1",
+            "dataset = 'd2', region = 1",
+        ),
+        (
+            "alter table annotations add foreign key (code) references datasets (code) on delete cascade",
+            "code = 7",
+            "code = 8",
+        ),
+        // in a partition, by a key of the whole
+        (
+            "alter table annotations rename to old; create table parted (like old) partition by list (id);
+             alter table parted alter status set default 'final';
+             create table annotations partition of parted for values in (1, 2, 3);
+             alter table annotations add unique (id);
+             alter table parted add foreign key (sample) references samples on delete cascade",
+            "sample = 1",
+            "sample = 2",
+        ),
+    ] {
+        let bench = Bench::with(BEHIND, &format!("{schema} {keys}"), |_| ()).await;
+        bench.run("insert into plat.annotations (id) values (1), (2), (3)").await;
+        bench.run(&format!("update plat.annotations set {others} where id = 2")).await;
+        let parent = bench.trash_due("dataset", "d1").await;
+        bench.run(&format!("update plat.annotations set {its} where id = 1")).await;
+        assert_eq!(bench.slice(parent).await, SliceEnd::Blocked(1), "one that came in the window blocks too: {keys}");
+        let blocker = bench.tombstone(parent).await.blockers[0].to_string();
+        assert!(blocker.contains("annotation 1"), "{blocker}");
+        bench.restore("dataset", "d1").await;
+        let why = refused(&bench, "dataset", "d1", &[]).await;
+        assert!(why.contains("annotation 1") && !why.contains("annotation 2"), "{why}");
+        assert_eq!((bench.count("plat.annotations").await, bench.count("plat.samples").await), (3, 2));
+        // what is no annotation by the map's `where` is none
+        bench.run("update plat.annotations set status = 'draft' where id = 1").await;
+        let parent = bench.trash_due("dataset", "d1").await;
+        assert_eq!(bench.slice(parent).await, SliceEnd::Purged);
+        assert_eq!(bench.count("plat.annotations").await, 2);
+    }
+}
+
+#[tokio::test]
+async fn a_live_resource_whose_row_is_in_a_partition_that_the_map_has_as_anothers_child_rows_refuses_too() {
+    let map = BEHIND.replace("plat.samples", "plat.its_annotations");
+    let schema = "create schema plat; set search_path to plat; create table datasets (id text primary key);
+        create table annotations (id int unique, dataset_id text, status text default 'final') partition by list (id);
+        create table its_annotations partition of annotations for values in (1, 2);
+        insert into datasets values ('d1'); insert into annotations values (1, 'd1'), (2, null)";
+    let bench = Bench::with(&map, schema, |_| ()).await;
+    let why = refused(&bench, "dataset", "d1", &[]).await;
+    assert!(why.contains("annotation 1") && !why.contains("annotation 2"), "{why}");
+}

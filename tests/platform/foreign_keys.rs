@@ -158,6 +158,12 @@ async fn a_row_that_goes_only_after_what_it_points_at_refuses() {
             "alter table experiments add first int references steps; update experiments set first = 1 where id = 'e1'",
             "experiments",
         ),
+        // what is restricted is never deferred
+        (
+            "alter table experiments add first int references steps on delete restrict deferrable initially deferred;
+             update experiments set first = 1 where id = 'e1'",
+            "experiments",
+        ),
         // PostgreSQL asks for the notes of an experiment before it deletes those of its pages
         (
             "create table pages (id int primary key, experiment_id text references experiments on delete cascade);
@@ -209,10 +215,127 @@ async fn keys_of_several_columns_of_partitions_and_onto_other_columns_are_follow
              insert into all_steps values (1, 'e1'); insert into notes values (1, 1, 'e1')",
             "notes",
         ),
+        // the triggers that act are those of the partitions, as PostgreSQL 14 has no others
+        (
+            "drop table steps; create table steps (id int primary key, experiment_id text) partition by list (id);
+             create table steps_1 partition of steps for values in (1);
+             create table notes (id int primary key, step int references steps);
+             insert into steps values (1, 'e1'); insert into notes values (1, 1);
+             delete from pg_trigger where tgrelid = 'steps'::regclass and tgconstraint in
+                 (select oid from pg_constraint where conrelid = 'notes'::regclass)",
+            "notes",
+        ),
+        // the map names the whole, and the key is onto a partition of a partition; what another one has is another row
+        (
+            "drop table steps; create table steps (id int, experiment_id text) partition by list (experiment_id);
+             create table steps_1 partition of steps for values in ('e1') partition by list (id);
+             create table steps_1_1 partition of steps_1 (id primary key) for values in (1, 2);
+             create table steps_2 partition of steps (id primary key) for values in ('e2');
+             create table notes (id int primary key, step int references steps_1_1);
+             create table others (id int primary key, step int references steps_2);
+             insert into steps values (1, 'e1'), (1, 'e2'); insert into notes values (1, 1);
+             insert into others values (1, 1)",
+            "notes",
+        ),
+        // so do the rows of a table that inherits from it
+        (
+            "create table late_steps (primary key (id)) inherits (steps); insert into late_steps values (9, 'e1');
+             create table notes (id int primary key, step int references late_steps); insert into notes values (1, 9)",
+            "notes",
+        ),
     ] {
         let why = refused(&bench(more).await, &[]).await;
-        assert!(why.contains(&format!("1 row of plat.{table}")), "{why}");
+        assert!(why.contains(&format!("1 row of plat.{table}")) && !why.contains("plat.others"), "{why}");
     }
+}
+
+#[tokio::test]
+async fn rows_that_are_deleted_in_chunks_refuse_by_the_keys_among_them() {
+    let chained = "insert into steps values (5, 'e1', 2), (6, 'e1', 5)";
+    for (more, table) in [
+        // only the chunk with the last of them has the row that points at it
+        (chained, "steps"),
+        // asked when the first chunk is committed, and the experiment's own row is still there
+        (
+            "alter table steps drop constraint steps_before_fkey; insert into steps values (5, 'e1'), (6, 'e1');
+             alter table experiments add first int references steps deferrable initially deferred;
+             update experiments set first = 1 where id = 'e1'",
+            "experiments",
+        ),
+        // the notes of one step are about the parts of another
+        (
+            "alter table steps drop constraint steps_before_fkey; insert into steps values (5, 'e1'), (6, 'e1');
+             create table parts (id int primary key, step int references steps on delete cascade);
+             create table notes (id int primary key, step int references steps on delete cascade, part int references parts);
+             insert into parts values (1, 1); insert into notes values (1, 6, 1)",
+            "notes",
+        ),
+    ] {
+        let in_chunks_of = |chunk| async move {
+            let schema = format!("{TABLES}\n{more}");
+            let bench = Bench::with(MAP, &schema, |config| config.purge.row_chunk = chunk).await;
+            bench.objects.memory().put(BUCKET, "experiments/e1/data.bin", 5);
+            bench
+        };
+        // four rows fill four chunks' places, and the experiment's own goes in another transaction
+        for chunk in [2, 4] {
+            let why = refused(&in_chunks_of(chunk).await, &[]).await;
+            assert!(why.contains(&format!("of plat.{table}, which nothing deletes in time")), "{why}");
+        }
+        is_purged(&in_chunks_of(5).await).await;
+    }
+}
+
+#[tokio::test]
+async fn siblings_that_point_at_each_other_refuse_and_a_chain_of_them_does_not() {
+    let chain = "alter table runs add before text references runs;
+        insert into runs values ('r0', 'e1', 'r1'), ('r2', 'e1', 'r0'), ('r3', 'e1', 'r2')";
+    let circle = bench(&format!("{chain}; update runs set before = 'r3' where id = 'r1'")).await;
+    let why = refused(&circle, &["run"]).await;
+    assert!(why.contains("1 row of plat.runs"), "{why}");
+    let bench = bench(chain).await;
+    let mut request = bench.request("experiment", "e1");
+    request.with = vec![kind("run")];
+    let trashed = bench.bin.trash(&request).await.expect("one after the other");
+    for run in ["r3", "r2", "r0", "r1"] {
+        let child = trashed.children.iter().find(|child| child.resource.id.as_str() == run).expect("goes along").id;
+        bench.make_due(child).await;
+        assert_eq!(bench.slice(child).await, SliceEnd::Purged, "{run}");
+    }
+    bench.make_due(trashed.tombstone.id).await;
+    assert_eq!(bench.slice(trashed.tombstone.id).await, SliceEnd::Purged);
+}
+
+#[tokio::test]
+async fn more_ways_of_cascades_than_a_question_can_hold_mean_not_now() {
+    let bench = bench("create table level_0 (id int primary key, experiment_id text)").await;
+    let id = bench.trash_due("experiment", "e1").await;
+    let level = |at: u32, below: u32| {
+        format!(
+            "create table plat.level_{at} (id int primary key, a int references plat.level_{below} on delete cascade,
+                 b int references plat.level_{below} on delete cascade);"
+        )
+    };
+    bench.run(&(1..=12).map(|at| level(at, at - 1)).collect::<String>()).await;
+    bench
+        .run("alter table plat.level_0 add foreign key (experiment_id) references plat.experiments on delete cascade")
+        .await;
+    let end = bench.slice(id).await;
+    assert!(matches!(&end, SliceEnd::Deferred(why) if why.contains("too many ways")), "{end:?}");
+    assert_eq!(bench.objects(), 1);
+}
+
+#[tokio::test]
+async fn another_number_of_the_same_rows_is_no_news() {
+    let bench = bench("create table notes (id int primary key, about text references experiments)").await;
+    let id = bench.trash_due("experiment", "e1").await;
+    for note in 1..=3 {
+        bench.run(&format!("insert into plat.notes values ({note}, 'e1')")).await;
+        assert_eq!(bench.slice(id).await, SliceEnd::Blocked(1));
+        assert!(bench.tombstone(id).await.blockers[0].to_string().contains(&format!("{note} row")));
+        bench.make_due(id).await;
+    }
+    assert_eq!(bench.count("reprieve.audit where event = 'blocked'").await, 1);
 }
 
 #[tokio::test]

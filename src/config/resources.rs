@@ -173,7 +173,7 @@ fn read_protection(table: &Reader<'_>, id_type: IdType) -> Protection {
         // one that is spelt as no id ever is would protect nothing
         match id_type.parse(&id) {
             Ok(id) => ids.push(id),
-            Err(error) => protect.problem("ids", &error.to_string()),
+            Err(error) => protect.problem("ids", error.to_string()),
         }
     }
     let protection = Protection { names: protect.texts("names"), ids };

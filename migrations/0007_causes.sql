@@ -5,7 +5,6 @@ alter table reprieve.tombstones
     -- W3C trace context
     add column traceparent text,
     add column tracestate text;
-create index tombstones_by_correlation on reprieve.tombstones (correlation_id) where correlation_id is not null;
 
 -- beside its correlation_id, which until now only replies had
 alter table reprieve.outbox

@@ -72,7 +72,7 @@ enum Verb {
     Check(check::Check),
     /// Run the service
     Serve(serve::Serve),
-    /// Ask the service on this machine whether it is ready; exit code 0 or 1
+    /// Ask the service on this machine whether it is ready; exit code 0, or 1 where it is not
     Health(health::Health),
     /// Put a resource into the trash (a dry run until --execute)
     Trash(trash::Trash),

@@ -76,7 +76,8 @@ pub async fn schedule_purge(
          from reprieve.tombstones where id = $3
          on conflict (tombstone_id) where topic = 'purge' do update
          set id = excluded.id, payload = excluded.payload, available_at = excluded.available_at,
-             leased_until = null, attempts = 0, last_error = null",
+             correlation_id = excluded.correlation_id, traceparent = excluded.traceparent,
+             tracestate = excluded.tracestate, leased_until = null, attempts = 0, last_error = null",
     )
     .bind(Uuid::now_v7())
     .bind(Json(payload))

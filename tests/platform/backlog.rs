@@ -295,3 +295,25 @@ async fn old_answers_are_forgotten_some_thousand_at_a_time() {
         assert_eq!((done, bench.count("reprieve.requests").await), (forgotten, left));
     }
 }
+
+#[tokio::test]
+async fn a_purge_task_that_is_moved_belongs_to_what_its_tombstone_does() {
+    let bench = Bench::heimdall().await;
+    let dataset = bench.dataset("set a", 1).await;
+    let id = bench.trash("dataset", dataset).await;
+    let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    // as in a rolling upgrade: a program that knew nothing of causes wrote the task
+    bench
+        .run(&format!(
+            "update reprieve.outbox set correlation_id = null, traceparent = null, tracestate = null;
+             update reprieve.tombstones set correlation_id = 'c-1', traceparent = '{trace}', tracestate = 'a=b'"
+        ))
+        .await;
+    let mut conn = bench.store.conn().await.expect("connects");
+    outbox::schedule_purge(&mut conn, id, &serde_json::json!({}), Duration::ZERO).await.expect("moved");
+    let task = format!(
+        "reprieve.outbox where topic = 'purge' and tombstone_id = '{id}' and correlation_id = 'c-1'
+         and traceparent = '{trace}' and tracestate = 'a=b'"
+    );
+    assert_eq!(bench.count(&task).await, 1);
+}

@@ -1,7 +1,8 @@
 //! Spans by OpenTelemetry, sent to a collector by OTLP over HTTP.
 //!
 //! Invariant: nothing waits for a collector but the end of the process, and that for no longer than [`AT_THE_END`]. Spans
-//! wait in a queue of 2048; what does not fit, and what a collector does not take, is dropped and said so once.
+//! wait in a queue of 2048; what does not fit is dropped in silence; what a collector does not take is dropped, and said so
+//! once.
 //!
 //! The client is the one that the AWS SDK brings for S3, so that there is one HTTP stack and one TLS stack.
 

@@ -96,6 +96,27 @@ async fn rows_that_a_foreign_key_keeps_and_the_map_does_not_know_refuse_the_tras
 }
 
 #[tokio::test]
+async fn a_key_that_would_set_to_null_what_may_not_be_null_refuses() {
+    for column in [
+        "text not null references experiments on delete set null",
+        "text not null references experiments on delete set default",
+    ] {
+        let notes = format!("create table notes (experiment_id {column}); insert into notes values ('e1');");
+        let refusals = refused(&bench(&notes).await, &[]).await;
+        assert!(refusals.contains("1 row of plat.notes"), "{refusals}");
+    }
+    for column in [
+        "text references experiments on delete set null",
+        "text not null default 'e2' references experiments on delete set default",
+    ] {
+        let notes = format!("create table notes (experiment_id {column}); insert into notes values ('e1');");
+        let bench = bench(&notes).await;
+        is_purged(&bench).await;
+        assert_eq!(bench.count("plat.notes").await, 1);
+    }
+}
+
+#[tokio::test]
 async fn a_row_that_comes_inside_of_the_window_blocks_the_purge_before_its_first_object_is_gone() {
     let bench = bench("create table notes (id int primary key, about text references experiments)").await;
     let id = bench.trash_due("experiment", "e1").await;

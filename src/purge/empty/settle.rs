@@ -161,12 +161,12 @@ impl Place {
     }
 
     /// One request, or several when one that named the same objects was not answered: a key that the store stumbles over
-    /// takes the others of its request along.
+    /// takes the others of its request along. With an error, where the gate closed: then the outcomes are of those before.
     async fn delete_again(
         &self,
         objects: &[ObjectRef],
         unanswered: Option<&KeyFailure>,
-    ) -> Result<BatchOutcome, ObjectsError> {
+    ) -> (BatchOutcome, Option<ObjectsError>) {
         let requests = match unanswered {
             // it asked for less, not for more
             Some(why) if why.class != FailureClass::Throttled => LAST_REQUESTS,
@@ -174,12 +174,15 @@ impl Place {
         };
         let mut whole = BatchOutcome::uniform(&[], &KeyOutcome::Unknown);
         for part in objects.chunks(objects.len().div_ceil(requests).clamp(1, self.batch_size())) {
-            let pass = self.enter(part.len()).await?;
+            let pass = match self.enter(part.len()).await {
+                Ok(pass) => pass,
+                Err(error) => return (whole, Some(error)),
+            };
             let answer = self.delete(part).await;
             pass.heard(&answer);
             whole = whole.merge(answer);
         }
-        Ok(whole)
+        (whole, None)
     }
 
     /// Which of `asked` a fresh listing still shows.
@@ -373,10 +376,14 @@ impl Purger {
             let is_last = attempt + 1 == self.config.key_attempts;
             let unanswered = tried.lost_answer.take().filter(|_| is_last);
             let pending: Vec<ObjectRef> = tried.passing.keys().cloned().collect();
-            match place.delete_again(&pending, unanswered.as_ref()).await {
-                Ok(answer) => tried.take(answer),
-                Err(error) => return Ok(away(tried, error)),
+            let (answer, closed) = place.delete_again(&pending, unanswered.as_ref()).await;
+            if let Some(error) = closed {
+                // what has gone is counted: whoever lists anew does not see it
+                tried.hear(&answer);
+                tried.sort(answer);
+                return Ok(away(tried, error));
             }
+            tried.take(answer);
         }
         if tried.passing.is_empty() {
             return Ok(Settled { outcomes: tried.settled, lost_answer: None, away: None });

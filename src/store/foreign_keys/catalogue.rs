@@ -31,7 +31,8 @@ pub struct Key {
     pub columns: Vec<String>,
     /// The table that loses rows.
     pub onto: String,
-    /// `a` no action, `r` restrict, `c` cascade, `n` set null, `d` set default (`pg_constraint.confdeltype`).
+    /// `a` no action, `r` restrict, `c` cascade, `n` set null, `d` set default (`pg_constraint.confdeltype`); also `r`
+    /// where a column that would be null may not be.
     pub action: String,
     pub(super) onto_columns: Vec<String>,
     /// Asked at the end of a transaction, not of a statement.
@@ -181,7 +182,14 @@ const KEYS: &str = "
             join pg_catalog.pg_attribute a on a.attrelid = c.confrelid and a.attnum = k.num) as onto_columns,
            (select r.oid::bigint from pg_catalog.pg_class r
             where r.oid = c.confrelid and r.oid <> l.oid and r.relkind = 'r') as only,
-           c.confdeltype::text as action, g.deferred, g.name as trigger
+           -- what has to be null and may not be refuses like a restriction; before PostgreSQL 15 all columns are set
+           case when exists (
+               select from jsonb_array_elements_text(
+                   coalesce(nullif(to_jsonb(c) -> 'confdelsetcols', 'null'), to_jsonb(c.conkey))) k(num)
+               join pg_catalog.pg_attribute a on a.attrelid = c.conrelid and a.attnum = k.num::int2
+               where a.attnotnull and (c.confdeltype = 'n' or c.confdeltype = 'd' and not a.atthasdef))
+               then 'r' else c.confdeltype::text end as action,
+           g.deferred, g.name as trigger
     from losing l
     cross join lateral (select l.oid union select a.relid::oid from pg_partition_ancestors(l.oid) a
                         union select p.oid from part p where p.whole = l.oid) target(oid)

@@ -18,8 +18,6 @@ const LONG_SPELL: Duration = Duration::from_secs(5);
 /// What a refusal takes off the rate where what was measured leaves it open, and at least.
 const STEP_BACK: f64 = 0.95;
 const SMALL_STEP_BACK: f64 = 0.985;
-/// A step further back than this was measured, and no accident.
-const FAR_BACK: f64 = 0.9;
 /// When so many in a row come soon, whatever the rate, they have nothing to do with it: some stores fail at random with the
 /// same code. Then nothing is paced for a while.
 const IN_VAIN: u32 = 5;
@@ -208,10 +206,6 @@ impl Pace {
         // in a longer spell the store may have had more to grant than was asked for
         let most = if was_asked && spell < LONG_SPELL { (self.taken + keys) / seconds * SHARE } else { f64::INFINITY };
         let back = (rate * STEP_BACK).max(least).min(most).min(rate * SMALL_STEP_BACK);
-        if back < rate * FAR_BACK {
-            // refusals at random would have let more through: it grants less than it did
-            (self.best, self.in_vain) = (back, 0);
-        }
         self.rate = Some(back.max(self.best / 2.0));
     }
 

@@ -7,9 +7,6 @@
 //! that refuses has a rate in mind: between two refusals it took exactly as much as it grants, so from then on keys are
 //! paced at a little less than that, and a little more is tried from time to time. A time that the store names is kept.
 
-mod at_once;
-#[cfg(test)]
-mod grants;
 mod pace;
 #[cfg(test)]
 mod tests;
@@ -22,10 +19,7 @@ use std::time::Duration;
 use tokio::sync::{Mutex as Turnstile, MutexGuard as Turn, Notify};
 use tokio::time::Instant;
 
-use self::{
-    at_once::AtOnce,
-    pace::{InFlight, Pace, Sent},
-};
+use self::pace::{InFlight, Pace, Sent};
 use crate::domain::outcome::{BatchOutcome, FailureClass, KeyOutcome, RetryAfter};
 
 /// Refusals in a row after which nobody waits at the gate: the store is away.
@@ -130,7 +124,6 @@ struct State {
     /// When the last key that has left is paid for, at the rate in force.
     paid_until: Instant,
     pace: Pace,
-    at_once: AtOnce,
 }
 
 /// For how long somebody has found no place, again and again. Whoever comes now and then and finds none is no reason to
@@ -205,7 +198,6 @@ impl Gate {
             closed_until: now,
             paid_until: now,
             pace: Pace::new(now),
-            at_once: AtOnce::default(),
         };
         Self { ceiling, turnstile: Turnstile::new(()), state: Mutex::new(state), left: Notify::new() }
     }
@@ -216,29 +208,15 @@ impl Gate {
     /// The store wants to be left alone for longer than anybody should wait in a row.
     pub async fn enter(self: &Arc<Self>, keys: usize) -> Result<Pass, Closed> {
         let turn = self.turnstile.lock().await;
-        let mut waits_since = None;
         loop {
             // made before the look, so that no place that becomes free in between is missed
             let left = self.left.notified();
-            let place_at = match self.admit(&turn, keys) {
-                Ok(pass) => {
-                    self.state().pace.waited_since(waits_since);
-                    return Ok(pass);
-                }
+            match self.admit(&turn, keys) {
+                Ok(pass) => return Ok(pass),
                 Err(Wait::Closed(closed)) => return Err(closed),
-                Err(Wait::Until(at)) => {
-                    waits_since.get_or_insert_with(Instant::now);
-                    tokio::time::sleep_until(at).await;
-                    continue;
-                }
-                Err(Wait::Place(at)) => at,
-            };
-            if self.state().pace.rate.is_none() {
-                waits_since.get_or_insert_with(Instant::now);
-            }
-            match place_at {
-                None => left.await,
-                Some(at) => {
+                Err(Wait::Until(at)) => tokio::time::sleep_until(at).await,
+                Err(Wait::Place(None)) => left.await,
+                Err(Wait::Place(Some(at))) => {
                     let _ = tokio::time::timeout_at(at, left).await;
                 }
             }
@@ -254,11 +232,6 @@ impl Gate {
     /// Requests that may be in flight now.
     pub fn allowed(&self) -> u32 {
         whole(self.state().allowed)
-    }
-
-    /// Of so many keys that a request may have, how many it should.
-    pub fn keys_at_once(&self, most: usize) -> usize {
-        self.state().at_once.keys().map_or(most, |keys| keys.min(most))
     }
 
     /// How far it is open now. Only looks.
@@ -324,25 +297,20 @@ impl State {
 
     /// Somebody finds no place. Says when there will be more without an answer, if there will.
     fn grow_unanswered(&mut self, now: Instant, ceiling: Ceiling) -> Option<Instant> {
-        self.shortage.seen(now);
         let most = UNANSWERED.min(f64::from(ceiling.concurrency.get()));
-        let more = if self.unhurt { 2.0 * self.allowed } else { self.allowed + 1.0 };
-        let may_grow = (self.unhurt || self.pace.is_measuring(now)) && self.allowed < most;
-        if may_grow && self.shortage.is_long(now) {
-            self.allowed = more.min(most);
+        self.shortage.seen(now);
+        if self.unhurt && self.allowed < most && self.shortage.is_long(now) {
+            self.allowed = (2.0 * self.allowed).min(most);
             self.goal = self.allowed;
             self.shortage = Shortage::default();
             self.shortage.seen(now);
         }
-        self.shortage.long_at().filter(|_| may_grow && self.allowed < most)
+        self.shortage.long_at().filter(|_| self.unhurt && self.allowed < most)
     }
 
     fn hear(&mut self, heard: Heard, met: Met, ceiling: Ceiling) {
         let now = Instant::now();
         self.pace.take(met.sent, met.taken);
-        if met.taken == met.asked {
-            self.at_once.grant(met.asked, now);
-        }
         // of several that were in flight at once, the first speaks for all
         let is_news = self.pace.refused_at.is_none_or(|at| met.sent.at > at);
         match heard {
@@ -355,12 +323,7 @@ impl State {
                     self.goal = if self.unhurt { 2.0 * self.allowed } else { self.allowed + 1.0 };
                     self.shortage = Shortage::default();
                 }
-                let most = match () {
-                    () if is_new => self.goal,
-                    // a known rate is kept by pacing, in however many requests it takes
-                    () if self.pace.rate.is_some() => self.allowed + 1.0,
-                    () => self.allowed + 1.0 / self.allowed,
-                };
+                let most = if is_new { self.goal } else { self.allowed + 1.0 / self.allowed };
                 let grown = most.min(self.allowed + 1.0).max(self.allowed);
                 self.allowed = grown.min(f64::from(ceiling.concurrency.get()));
             }
@@ -377,9 +340,6 @@ impl State {
                     self.goal = self.allowed;
                     self.unhurt = false;
                     self.pace.refuse(met.asked, met.sent, &self.in_flight, now);
-                    if met.taken == 0 {
-                        self.at_once.refuse(met.asked, now);
-                    }
                 } else {
                     self.pace.refuse_too(met.asked, met.sent);
                 }

@@ -100,8 +100,6 @@ pub(super) struct Pace {
     measured_from: Option<Sent>,
     /// Keys taken of requests that left since.
     taken: f64,
-    /// For how long somebody would have asked for more since: for their time, or before a rate is known for a place.
-    waited: Duration,
     /// How the rate came about, where it was measured once.
     first: Option<First>,
     /// By what share more the store may well grant than was measured.
@@ -125,7 +123,6 @@ impl Pace {
             refused_at: None,
             measured_from: None,
             taken: 0.0,
-            waited: Duration::ZERO,
             probed_at: now,
             in_vain: 0,
             unpaced_until: now,
@@ -137,11 +134,6 @@ impl Pace {
         if self.measured_from.is_none_or(|from| sent.number > from.number) {
             self.taken += keys as f64;
         }
-    }
-
-    /// Somebody has waited until now.
-    pub(super) fn waited_since(&mut self, since: Option<Instant>) {
-        self.waited += since.map_or(Duration::ZERO, |since| since.elapsed());
     }
 
     /// The store had nothing left to grant for a request of so many keys: since the last time it has granted what was
@@ -169,7 +161,7 @@ impl Pace {
         }
         if spell.is_none_or(|spell| spell >= SPELL) {
             self.measured_from = Some(sent);
-            (self.taken, self.waited) = (0.0, Duration::ZERO);
+            self.taken = 0.0;
         }
     }
 
@@ -186,12 +178,7 @@ impl Pace {
 
     fn measure(&mut self, keys: f64, spell: Duration, between: (u64, u64)) {
         let seconds = spell.as_secs_f64();
-        // what a store takes says what it grants only if it was asked for that much
-        let was_asked = 2 * self.waited >= spell;
         let Some(rate) = self.rate else {
-            if !was_asked {
-                return;
-            }
             let first = First { between, taken: self.taken, refused: keys, seconds };
             self.best = first.rate();
             self.rate = Some(self.best * SHARE);
@@ -204,7 +191,7 @@ impl Pace {
         self.doubt = 0.0;
         let least = (self.taken - keys) / seconds * SHARE;
         // in a longer spell the store may have had more to grant than was asked for
-        let most = if was_asked && spell < LONG_SPELL { (self.taken + keys) / seconds * SHARE } else { f64::INFINITY };
+        let most = if spell < LONG_SPELL { (self.taken + keys) / seconds * SHARE } else { f64::INFINITY };
         let back = (rate * STEP_BACK).max(least).min(most).min(rate * SMALL_STEP_BACK);
         self.rate = Some(back.max(self.best / 2.0));
     }

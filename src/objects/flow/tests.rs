@@ -5,40 +5,40 @@ use tokio::task::JoinSet;
 use super::*;
 use crate::domain::outcome::{KeyFailure, ObjectRef};
 
-pub(super) fn ceiling(concurrency: u32, objects_per_second: Option<u32>) -> Ceiling {
+fn ceiling(concurrency: u32, objects_per_second: Option<u32>) -> Ceiling {
     let of = |n| NonZeroU32::new(n).expect("not zero");
     Ceiling { concurrency: of(concurrency), objects_per_second: objects_per_second.map(of) }
 }
 
-pub(super) fn answer(keys: usize, outcome: &KeyOutcome) -> BatchOutcome {
+fn answer(keys: usize, outcome: &KeyOutcome) -> BatchOutcome {
     let objects: Vec<_> = (0..keys).map(|n| ObjectRef { key: n.to_string(), version: None }).collect();
     BatchOutcome::uniform(&objects, outcome)
 }
 
-pub(super) fn slow_down() -> KeyOutcome {
+fn slow_down() -> KeyOutcome {
     let (code, message) = ("SlowDown".into(), String::new());
     KeyOutcome::Failed(KeyFailure { code, message, class: FailureClass::Throttled })
 }
 
 /// A store that grants so many keys a second, and as many at once after a pause.
 #[derive(Debug)]
-pub(super) struct Granting {
-    pub(super) rate: f64,
+struct Granting {
+    rate: f64,
     tokens: f64,
     at: Instant,
-    pub(super) granted: usize,
-    pub(super) requests: usize,
-    pub(super) refused: usize,
+    granted: usize,
+    requests: usize,
+    refused: usize,
     most_at_once: u32,
 }
 
 impl Granting {
-    pub(super) fn new(rate: f64) -> Arc<Mutex<Self>> {
+    fn new(rate: f64) -> Arc<Mutex<Self>> {
         let (tokens, at) = (rate, Instant::now());
         Arc::new(Mutex::new(Self { rate, tokens, at, granted: 0, requests: 0, refused: 0, most_at_once: 0 }))
     }
 
-    pub(super) fn ask(&mut self, keys: usize) -> KeyOutcome {
+    fn ask(&mut self, keys: usize) -> KeyOutcome {
         let now = Instant::now();
         self.tokens = (self.tokens + (now - self.at).as_secs_f64() * self.rate).min(self.rate);
         self.at = now;
@@ -298,10 +298,10 @@ async fn a_rate_is_the_same_whichever_of_several_refusals_is_heard_first() {
     for is_last_heard_first in [false, true] {
         let gate = Flow::new(ceiling(16, None)).gate("b");
         ask(&gate, 1000, &slow_down()).await;
-        for _ in 0..4 {
-            // more than find a place, so that there is a place for more
-            let granted = &KeyOutcome::Deleted;
-            tokio::join!(ask(&gate, 1000, granted), ask(&gate, 1000, granted), ask(&gate, 1000, granted));
+        for _ in 0..8 {
+            // both of two in flight, so that there is a place for more
+            let (one, two) = (ask(&gate, 1000, &KeyOutcome::Deleted), ask(&gate, 1000, &KeyOutcome::Deleted));
+            tokio::join!(one, two);
         }
         let mut refused = Vec::new();
         while let Some(pass) = gate.try_enter(1000) {

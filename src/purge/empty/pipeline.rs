@@ -40,9 +40,6 @@ const LISTINGS: usize = 16;
 /// Pages that are listed, or about to be, and not sent: so many, and one for each delete that may be in flight.
 const AHEAD: usize = 4;
 
-/// Deletes that may soon be in flight, however few may be yet.
-const AT_LEAST_ALLOWED: usize = 4;
-
 /// Which lane.
 type LaneId = u32;
 
@@ -224,8 +221,7 @@ impl<'a> Pipeline<'a> {
     /// takes long to delete lists fast enough in one go, and each further listing would take from what it deletes with.
     fn is_starved(&self) -> bool {
         let allowed = usize::try_from(self.place.gate.allowed()).unwrap_or(usize::MAX);
-        // the gate opens no further than deletes ask for, so a listing that is late from the start leaves it nearly shut
-        self.ready.is_empty() && self.place.gate.is_wide() && 2 * self.deletes.len() < allowed.max(AT_LEAST_ALLOWED)
+        self.ready.is_empty() && self.place.gate.is_wide() && 2 * self.deletes.len() < allowed
     }
 
     /// Takes a page, and cuts what follows it into ranges where deletes wait for it.

@@ -11,6 +11,9 @@ use tokio::time::Instant;
 /// Of what a store was measured to grant, the share that is asked for. The rest is what refusals would cost.
 const SHARE: f64 = 0.97;
 
+/// No store is known that means to grant fewer keys a second. One that refuses at less has other reasons.
+const LEAST: f64 = 100.0;
+
 /// Shorter spells between two refusals say nothing of a rate.
 const SPELL: Duration = Duration::from_millis(400);
 /// After a longer one, the rate was nearly right.
@@ -22,9 +25,17 @@ const SMALL_STEP_BACK: f64 = 0.985;
 /// same code. Then nothing is paced for a while.
 const IN_VAIN: u32 = 5;
 const UNPACED: Duration = Duration::from_secs(60);
-/// What the first measurement cannot tell, since keys come a request at a time, is tried in steps so large and so often.
-const STEP_EVERY: Duration = Duration::from_secs(2);
+/// What was measured once may be far too little, if hardly anything was asked for or the refusals had other reasons. So
+/// often more is tried, in growing steps, until the store refuses at about the same rate.
+const STEP_EVERY: Duration = Duration::from_secs(3);
 const STEP_BY: f64 = 0.02;
+const STEP_GROWS: f64 = 1.5;
+/// A refusal below this times a rate confirms it.
+const ABOUT: f64 = 1.5;
+/// Since keys come a request at a time, fewer requests than these measure a rate less exactly than the steps do.
+const EXACT: f64 = 30.0;
+/// Where less than this share of a rate was taken, nobody asked for more.
+const ASKED: f64 = 0.8;
 
 /// How long a rate holds before a little more is tried, and by how much more. Twice as much after each [`CALM`] without
 /// a refusal, so that a store that was busy for a while is soon asked for all that it gives.
@@ -87,6 +98,21 @@ impl First {
     }
 }
 
+/// More is tried of a rate that was measured once.
+#[derive(Debug, Clone, Copy)]
+struct Trial {
+    measured: f64,
+    /// What was in force before the last step, and by what share the next one adds to it.
+    before: f64,
+    step: f64,
+}
+
+impl Trial {
+    fn of(measured: f64) -> Self {
+        Self { measured, before: measured, step: STEP_BY }
+    }
+}
+
 /// What the store was found to grant.
 #[derive(Debug)]
 pub(super) struct Pace {
@@ -102,8 +128,8 @@ pub(super) struct Pace {
     taken: f64,
     /// How the rate came about, where it was measured once.
     first: Option<First>,
-    /// By what share more the store may well grant than was measured.
-    doubt: f64,
+    /// Until a rate is confirmed: what the trial of more goes by.
+    trial: Option<Trial>,
     /// When more was tried last.
     probed_at: Instant,
     /// Refusals that came soon although the rate had been lowered.
@@ -119,7 +145,7 @@ impl Pace {
             rate: None,
             best: 0.0,
             first: None,
-            doubt: 0.0,
+            trial: None,
             refused_at: None,
             measured_from: None,
             taken: 0.0,
@@ -173,6 +199,7 @@ impl Pace {
             first.taken = (first.taken - keys as f64).max(0.0);
             self.best = first.rate();
             self.rate = Some(self.best * SHARE);
+            self.trial = self.rate.map(Trial::of);
         }
     }
 
@@ -180,20 +207,35 @@ impl Pace {
         let seconds = spell.as_secs_f64();
         let Some(rate) = self.rate else {
             let first = First { between, taken: self.taken, refused: keys, seconds };
+            if first.rate() < LEAST {
+                return;
+            }
             self.best = first.rate();
             self.rate = Some(self.best * SHARE);
-            self.doubt = keys / 2.0 / (self.taken + keys / 2.0);
+            self.trial = self.rate.map(Trial::of);
             self.first = Some(first);
             return;
         };
         self.first = None;
         self.best = self.best.max(self.taken / seconds);
-        self.doubt = 0.0;
+        let confirmed = self.trial.is_some_and(|trial| rate < ABOUT * trial.measured);
         let least = (self.taken - keys) / seconds * SHARE;
         // in a longer spell the store may have had more to grant than was asked for
         let most = if spell < LONG_SPELL { (self.taken + keys) / seconds * SHARE } else { f64::INFINITY };
-        let back = (rate * STEP_BACK).max(least).min(most).min(rate * SMALL_STEP_BACK);
-        self.rate = Some(back.max(self.best / 2.0));
+        let last = match self.trial {
+            // the store was asked for a little less and then for a little more than it grants, and kept nothing back
+            Some(trial) if confirmed && self.is_exact(keys, trial.measured * seconds) => self.taken / seconds * SHARE,
+            Some(trial) => trial.before,
+            None => rate * STEP_BACK,
+        };
+        let back = last.max(least).min(most).min(rate * SMALL_STEP_BACK).max(self.best / 2.0);
+        self.rate = Some(back);
+        self.trial = self.trial.filter(|_| !confirmed).map(|_| Trial::of(back));
+    }
+
+    /// Whether enough was taken since the last refusal to go by: in requests of so many keys, and of what was to be had.
+    fn is_exact(&self, keys: f64, expected: f64) -> bool {
+        self.taken >= EXACT * keys && self.taken >= ASKED * expected
     }
 
     /// Whether the store was just found to have a rate, which is not known yet.
@@ -204,10 +246,13 @@ impl Pace {
     /// The rate, a little more of it from time to time.
     pub(super) fn in_force(&mut self, now: Instant) -> Option<f64> {
         let rate = self.rate?;
-        if self.doubt > 0.0 && now - self.probed_at >= STEP_EVERY {
-            self.rate = Some(rate * (1.0 + STEP_BY));
-            self.doubt -= STEP_BY;
-            self.probed_at = now;
+        if let Some(trial) = &mut self.trial {
+            if now - self.probed_at >= STEP_EVERY {
+                trial.before = rate;
+                self.rate = Some(rate * (1.0 + trial.step));
+                trial.step = (STEP_GROWS * trial.step).min(PROBE_MOST);
+                self.probed_at = now;
+            }
             return self.rate;
         }
         if now - self.probed_at >= PROBE_EVERY {

@@ -205,8 +205,8 @@ async fn delete_batches(gate: &Arc<Gate>, store: &Arc<Mutex<Granting>>, batches:
 
 #[tokio::test(start_paused = true)]
 async fn a_rate_that_nobody_knows_yet_is_found_at_the_cost_of_a_few_refusals() {
-    // where answers take long, it takes longer than half a minute until as many are in flight as the rate needs
-    for (latency, least, most) in [(2, 0.94, 5), (20, 0.94, 5), (150, 0.75, 8), (300, 0.75, 8)] {
+    // where answers take long, it takes some seconds until as many are in flight as the rate needs
+    for (latency, least, most) in [(2, 0.94, 5), (20, 0.94, 6), (150, 0.88, 8), (300, 0.85, 8)] {
         let latency = Duration::from_millis(latency);
         for rate in [1_500.0, 2_500.0, 3_000.0, 3_500.0, 4_200.0, 5_000.0, 7_700.0, 10_000.0, 20_000.0] {
             let gate = Flow::new(ceiling(16, None)).gate("b");
@@ -317,4 +317,31 @@ async fn a_rate_is_the_same_whichever_of_several_refusals_is_heard_first() {
         rates.push(gate.open().keys_per_second.expect("refused twice"));
     }
     assert_eq!(rates[0], rates[1]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rate_that_was_measured_while_hardly_anything_was_asked_for_is_soon_given_up() {
+    let gate = Flow::new(ceiling(16, None)).gate("b");
+    ask(&gate, 10, &slow_down()).await;
+    for _ in 0..20 {
+        ask(&gate, 10, &KeyOutcome::Deleted).await;
+    }
+    ask(&gate, 1000, &slow_down()).await;
+    let rate = gate.open().keys_per_second.expect("refused twice");
+    assert!(rate < 200.0, "{rate}");
+    let (store, time) = (Granting::new(3_500.0), Duration::from_secs(120));
+    send_for(&gate, &store, 16, 1000, time).await;
+    let store = store.lock().expect("no panic");
+    let used = store.granted as f64 / (3_500.0 * time.as_secs_f64());
+    assert!(used > 0.5 && store.refused <= 3, "{used}: {store:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_few_keys_that_were_granted_between_two_refusals_tell_no_rate() {
+    let gate = Flow::new(ceiling(16, None)).gate("b");
+    for _ in 0..5 {
+        ask(&gate, 10, &slow_down()).await;
+        ask(&gate, 10, &KeyOutcome::Deleted).await;
+    }
+    assert_eq!(gate.open().keys_per_second, None);
 }

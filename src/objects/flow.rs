@@ -7,6 +7,9 @@
 //! that refuses has a rate in mind: between two refusals it took exactly as much as it grants, so from then on keys are
 //! paced at a little less than that, and a little more is tried from time to time. A time that the store names is kept.
 
+mod at_once;
+#[cfg(test)]
+mod grants;
 mod pace;
 #[cfg(test)]
 mod tests;
@@ -19,7 +22,10 @@ use std::time::Duration;
 use tokio::sync::{Mutex as Turnstile, MutexGuard as Turn, Notify};
 use tokio::time::Instant;
 
-use self::pace::{InFlight, Pace, Sent};
+use self::{
+    at_once::AtOnce,
+    pace::{InFlight, Pace, Sent},
+};
 use crate::domain::outcome::{BatchOutcome, FailureClass, KeyOutcome, RetryAfter};
 
 /// Refusals in a row after which nobody waits at the gate: the store is away.
@@ -124,6 +130,7 @@ struct State {
     /// When the last key that has left is paid for, at the rate in force.
     paid_until: Instant,
     pace: Pace,
+    at_once: AtOnce,
 }
 
 /// For how long somebody has found no place, again and again. Whoever comes now and then and finds none is no reason to
@@ -198,6 +205,7 @@ impl Gate {
             closed_until: now,
             paid_until: now,
             pace: Pace::new(now),
+            at_once: AtOnce::default(),
         };
         Self { ceiling, turnstile: Turnstile::new(()), state: Mutex::new(state), left: Notify::new() }
     }
@@ -232,6 +240,11 @@ impl Gate {
     /// Requests that may be in flight now.
     pub fn allowed(&self) -> u32 {
         whole(self.state().allowed)
+    }
+
+    /// Of so many keys that a request may have, how many it should.
+    pub fn keys_at_once(&self, most: usize) -> usize {
+        self.state().at_once.keys().map_or(most, |keys| keys.min(most))
     }
 
     /// How far it is open now. Only looks.
@@ -311,6 +324,9 @@ impl State {
     fn hear(&mut self, heard: Heard, met: Met, ceiling: Ceiling) {
         let now = Instant::now();
         self.pace.take(met.sent, met.taken);
+        if met.taken == met.asked {
+            self.at_once.grant(met.asked, now);
+        }
         // of several that were in flight at once, the first speaks for all
         let is_news = self.pace.refused_at.is_none_or(|at| met.sent.at > at);
         match heard {
@@ -323,7 +339,12 @@ impl State {
                     self.goal = if self.unhurt { 2.0 * self.allowed } else { self.allowed + 1.0 };
                     self.shortage = Shortage::default();
                 }
-                let most = if is_new { self.goal } else { self.allowed + 1.0 / self.allowed };
+                let most = match () {
+                    () if is_new => self.goal,
+                    // a known rate is kept by pacing, in however many requests it takes
+                    () if self.pace.rate.is_some() => self.allowed + 1.0,
+                    () => self.allowed + 1.0 / self.allowed,
+                };
                 let grown = most.min(self.allowed + 1.0).max(self.allowed);
                 self.allowed = grown.min(f64::from(ceiling.concurrency.get()));
             }
@@ -340,6 +361,9 @@ impl State {
                     self.goal = self.allowed;
                     self.unhurt = false;
                     self.pace.refuse(met.asked, met.sent, &self.in_flight, now);
+                    if met.taken == 0 {
+                        self.at_once.refuse(met.asked, now);
+                    }
                 } else {
                     self.pace.refuse_too(met.asked, met.sent);
                 }

@@ -5,40 +5,40 @@ use tokio::task::JoinSet;
 use super::*;
 use crate::domain::outcome::{KeyFailure, ObjectRef};
 
-fn ceiling(concurrency: u32, objects_per_second: Option<u32>) -> Ceiling {
+pub(super) fn ceiling(concurrency: u32, objects_per_second: Option<u32>) -> Ceiling {
     let of = |n| NonZeroU32::new(n).expect("not zero");
     Ceiling { concurrency: of(concurrency), objects_per_second: objects_per_second.map(of) }
 }
 
-fn answer(keys: usize, outcome: &KeyOutcome) -> BatchOutcome {
+pub(super) fn answer(keys: usize, outcome: &KeyOutcome) -> BatchOutcome {
     let objects: Vec<_> = (0..keys).map(|n| ObjectRef { key: n.to_string(), version: None }).collect();
     BatchOutcome::uniform(&objects, outcome)
 }
 
-fn slow_down() -> KeyOutcome {
+pub(super) fn slow_down() -> KeyOutcome {
     let (code, message) = ("SlowDown".into(), String::new());
     KeyOutcome::Failed(KeyFailure { code, message, class: FailureClass::Throttled })
 }
 
 /// A store that grants so many keys a second, and as many at once after a pause.
 #[derive(Debug)]
-struct Granting {
-    rate: f64,
+pub(super) struct Granting {
+    pub(super) rate: f64,
     tokens: f64,
     at: Instant,
-    granted: usize,
-    requests: usize,
-    refused: usize,
+    pub(super) granted: usize,
+    pub(super) requests: usize,
+    pub(super) refused: usize,
     most_at_once: u32,
 }
 
 impl Granting {
-    fn new(rate: f64) -> Arc<Mutex<Self>> {
+    pub(super) fn new(rate: f64) -> Arc<Mutex<Self>> {
         let (tokens, at) = (rate, Instant::now());
         Arc::new(Mutex::new(Self { rate, tokens, at, granted: 0, requests: 0, refused: 0, most_at_once: 0 }))
     }
 
-    fn ask(&mut self, keys: usize) -> KeyOutcome {
+    pub(super) fn ask(&mut self, keys: usize) -> KeyOutcome {
         let now = Instant::now();
         self.tokens = (self.tokens + (now - self.at).as_secs_f64() * self.rate).min(self.rate);
         self.at = now;

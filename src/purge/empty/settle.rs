@@ -111,9 +111,9 @@ impl Place {
         }
     }
 
-    /// How many objects go into one request.
+    /// How many objects go into one request now.
     pub(super) fn batch_size(&self) -> usize {
-        self.store.batch_size.max(1)
+        self.gate.keys_at_once(self.store.batch_size).max(1)
     }
 
     /// Waits at the gate; an error when the store wants to be left alone for longer than anybody waits here.

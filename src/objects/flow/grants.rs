@@ -1,0 +1,165 @@
+//! Gates before stores that answer late, or grant less at once than a batch has; in virtual time.
+
+use tokio::task::JoinSet;
+
+use super::{
+    tests::{Granting, answer, ceiling, slow_down},
+    *,
+};
+
+/// How long a store takes over what it grants, and over what it refuses.
+#[derive(Debug, Clone, Copy)]
+struct Takes {
+    granted: Duration,
+    refused: Duration,
+}
+
+/// As many senders as find a place, for so long, and what came of it: the share of the store's rate that was used, and of
+/// the requests that were refused.
+async fn send(gate: &Arc<Gate>, store: &Arc<Mutex<Granting>>, takes: Takes, time: Duration) -> (f64, f64) {
+    let (began, end) = (Instant::now(), Instant::now() + time);
+    let seen = |store: &Granting| (store.granted, store.requests, store.refused, store.rate);
+    let before = seen(&store.lock().expect("no panic"));
+    let mut senders = JoinSet::new();
+    for _ in 0..64 {
+        let (gate, store) = (gate.clone(), store.clone());
+        senders.spawn(async move {
+            while Instant::now() < end {
+                let keys = gate.keys_at_once(1000);
+                let pass = match gate.enter(keys).await {
+                    Ok(pass) => pass,
+                    Err(Closed(time)) => {
+                        tokio::time::sleep(time).await;
+                        continue;
+                    }
+                };
+                let outcome = store.lock().expect("no panic").ask(keys);
+                let is_refused = outcome != KeyOutcome::Deleted;
+                tokio::time::sleep(if is_refused { takes.refused } else { takes.granted }).await;
+                pass.heard(&answer(keys, &outcome));
+            }
+        });
+    }
+    while let Some(ended) = senders.join_next().await {
+        ended.expect("no panic");
+    }
+    // all that had come is served, and with it the last of them
+    let seconds = began.elapsed().as_secs_f64();
+    let after = seen(&store.lock().expect("no panic"));
+    let used = (after.0 - before.0) as f64 / (after.3 * seconds);
+    (used, (after.2 - before.2) as f64 / (after.1 - before.1) as f64)
+}
+
+fn takes(granted: u64, refused: u64) -> Takes {
+    Takes { granted: Duration::from_millis(granted), refused: Duration::from_millis(refused) }
+}
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_answers_late_is_used_to_nearly_all_of_its_rate_and_hardly_ever_refuses() {
+    for (rate, granted, refused) in
+        [(3_500.0, 1000, 20), (3_500.0, 1000, 1000), (3_500.0, 2000, 20), (3_500.0, 4000, 20), (10_000.0, 1000, 20)]
+    {
+        let gate = Flow::new(ceiling(24, None)).gate("b");
+        let store = Granting::new(rate);
+        let (used, share) = send(&gate, &store, takes(granted, refused), 4 * MINUTE).await;
+        assert!(
+            used > 0.75 && share < 0.03,
+            "{used} of {rate} used, {share} refused, answers in {granted} ms: {store:?}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_answers_late_and_refuses_at_first_is_used_from_the_first_minute_on() {
+    for seconds in [1, 2, 4] {
+        let gate = Flow::new(ceiling(21, None)).gate("b");
+        let store = Granting::new(3_500.0);
+        for minute in 0..5 {
+            let (used, _) = send(&gate, &store, takes(1000 * seconds, 20), MINUTE).await;
+            let least = if minute == 0 { 0.45 } else { 0.85 };
+            assert!(used > least, "{used} in minute {minute}, answers in {seconds} s");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_grants_less_at_once_than_a_batch_is_asked_for_less_at_once_and_for_more_when_it_grants_more() {
+    let gate = Flow::new(ceiling(16, None)).gate("b");
+    let store = Granting::new(300.0);
+    let (used, _) = send(&gate, &store, takes(20, 20), 8 * MINUTE).await;
+    assert!(used > 0.5, "{used}: {store:?}");
+    assert!(gate.keys_at_once(1000) <= 300);
+    store.lock().expect("no panic").rate = 20_000.0;
+    send(&gate, &store, takes(20, 20), 30 * MINUTE).await;
+    assert_eq!(gate.keys_at_once(1000), 1000);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_had_refused_everything_is_asked_for_whole_batches_soon_after() {
+    let gate = Flow::new(ceiling(16, None)).gate("b");
+    for _ in 0..20 {
+        let keys = gate.keys_at_once(1000);
+        match gate.enter(keys).await {
+            Ok(pass) => pass.heard(&answer(keys, &slow_down())),
+            Err(Closed(time)) => tokio::time::sleep(time).await,
+        }
+    }
+    assert!(gate.keys_at_once(1000) < 1000);
+    let store = Granting::new(1e9);
+    send(&gate, &store, takes(20, 20), Duration::from_secs(10)).await;
+    assert_eq!(gate.keys_at_once(1000), 1000);
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_get_smaller_although_small_ones_are_granted_in_between() {
+    let gate = Flow::new(ceiling(16, None)).gate("b");
+    for _ in 0..8 {
+        let keys = gate.keys_at_once(1000);
+        gate.enter(keys).await.expect("never away").heard(&answer(keys, &slow_down()));
+        gate.enter(50).await.expect("never away").heard(&answer(50, &KeyOutcome::Deleted));
+    }
+    assert!(gate.keys_at_once(1000) < 1000);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_refusal_on_the_way_back_to_whole_batches_holds_for_seconds() {
+    let mut at_once = AtOnce::default();
+    for _ in 0..100 {
+        let keys = at_once.keys().unwrap_or(1000);
+        at_once.refuse(keys, Instant::now());
+    }
+    assert_eq!(at_once.keys(), Some(1));
+    let mut requests = 0;
+    while let Some(keys) = at_once.keys() {
+        requests += 1;
+        if requests == 3 {
+            at_once.refuse(keys, Instant::now())
+        } else {
+            at_once.grant(keys, Instant::now())
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(requests < 30, "{at_once:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_little_was_asked_for_between_two_refusals_is_not_taken_for_a_rate() {
+    for is_known in [false, true] {
+        let gate = Flow::new(ceiling(16, None)).gate("b");
+        let store = Granting::new(3_000.0);
+        if is_known {
+            send(&gate, &store, takes(20, 20), MINUTE).await;
+        }
+        // small purges, of which some are refused by accident
+        for n in 0..20 {
+            let pass = gate.enter(20).await.expect("never away");
+            let outcome = if n % 5 == 0 { slow_down() } else { KeyOutcome::Deleted };
+            pass.heard(&answer(20, &outcome));
+            tokio::time::sleep(Duration::from_millis(700)).await;
+        }
+        let (used, _) = send(&gate, &store, takes(20, 20), MINUTE).await;
+        assert!(used > 0.5, "{used}, a rate was known: {is_known}");
+    }
+}

@@ -1,10 +1,12 @@
-//! What a store has been seen to take: which checksum of a batch, how many keys in it, and whether batches at all.
+//! What a store has been seen to take: which checksum of a batch, how many keys in it, whether batches at all, and in
+//! which of its buckets conditions.
 //!
 //! Invariant: what is learned here changes how objects are named to the store, and never which, nor what an answer means.
 //! It is of one client, and is forgotten with it. A setting is heeded and not learned over.
 
-use std::sync::OnceLock;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::settings::{ChecksumPolicy, DeletePolicy, S3Settings};
 use crate::objects::MAX_BATCH;
@@ -24,7 +26,7 @@ pub(super) enum Checksum {
     None,
 }
 
-/// Which conditions a store heeds in deletes.
+/// Which conditions a store heeds in deletes in a bucket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Conditions {
     None,
@@ -42,8 +44,9 @@ pub(super) struct Learned {
     takes_md5: AtomicBool,
     /// It has said that it has no batches.
     no_batches: AtomicBool,
-    /// What it has shown of conditions; nothing before it was asked.
-    conditions: OnceLock<Conditions>,
+    /// What it has shown of conditions, by bucket: one server may serve buckets of different kinds. As many as the
+    /// configuration lists, since no other is ever reached.
+    conditions: Mutex<HashMap<String, Conditions>>,
     /// Server errors in a row for batches.
     in_vain: AtomicU32,
     /// Keys in a batch that it can be expected to answer in time.
@@ -57,7 +60,7 @@ impl Learned {
             delete: settings.delete,
             takes_md5: AtomicBool::new(false),
             no_batches: AtomicBool::new(false),
-            conditions: OnceLock::new(),
+            conditions: Mutex::default(),
             in_vain: AtomicU32::new(0),
             most: AtomicUsize::new(MAX_BATCH),
         }
@@ -127,14 +130,19 @@ impl Learned {
         self.in_vain.fetch_add(1, Ordering::Relaxed) + 1 >= LASTING
     }
 
-    /// Which conditions it heeds, once it was asked.
-    pub(super) fn conditions(&self) -> Option<Conditions> {
-        self.conditions.get().copied()
+    /// Which conditions it heeds in the bucket, once it was asked.
+    pub(super) fn conditions(&self, bucket: &str) -> Option<Conditions> {
+        self.by_bucket().get(bucket).copied()
     }
 
-    /// It has shown which conditions it heeds. Who asked first is believed.
-    pub(super) fn heeds(&self, conditions: Conditions) {
-        let _ = self.conditions.set(conditions);
+    /// It has shown which conditions it heeds in the bucket. Who asked first is believed.
+    pub(super) fn heeds(&self, bucket: &str, conditions: Conditions) {
+        self.by_bucket().entry(bucket.to_owned()).or_insert(conditions);
+    }
+
+    /// Each step is a single change, so a poisoned lock is as good as any.
+    fn by_bucket(&self) -> MutexGuard<'_, HashMap<String, Conditions>> {
+        self.conditions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// It has no batches.

@@ -1,10 +1,10 @@
 //! Deletes that the store carries out only while an object has a given ETag.
 //!
-//! Invariant: no condition is sent to a store that has not shown that it heeds them, for one that does not deletes in
-//! silence (moto does; so may whatever is older than the conditions). It is asked to delete an object that cannot exist, on a
-//! condition that cannot hold: a success says that it does not look, and a refusal that it does. "There is no such object"
-//! (Amazon says so to the condition; Google Cloud Storage always, and looks at none) says it only where the same delete
-//! without the condition is a success. What is not known is no permission.
+//! Invariant: no condition is sent in a bucket that keeps versions, nor in one whose store has not shown there that it heeds
+//! them, for one that does not deletes in silence (moto does; so may whatever is older than the conditions). It is asked to
+//! delete an object that cannot exist, on a condition that cannot hold: a success says that it does not look, and a refusal
+//! that it does. "There is no such object" (Amazon says so to the condition; Google Cloud Storage always, and looks at none)
+//! says it only where the same delete without the condition is a success. What is not known is no permission.
 
 use std::collections::HashMap;
 
@@ -33,7 +33,6 @@ impl S3Store {
         // S3 compares the current version alone (S3 User Guide, conditional deletes), whichever is named
         let (plain, versions): (Vec<_>, Vec<_>) = asked.iter().cloned().partition(|object| object.version.is_none());
         if plain.is_empty() {
-            // nor is the store asked: on a bucket with versions one that heeds nothing leaves a delete marker of the question
             return BatchOutcome::uniform(&versions, &no_conditions());
         }
         let found = match self.conditions(permit, bucket).await {
@@ -48,9 +47,14 @@ impl S3Store {
         done.merge(BatchOutcome::uniform(&versions, &no_conditions())).in_order_of(&asked)
     }
 
-    /// What the store heeds. Asked once; an answer that says nothing is the failure of what was to be deleted.
+    /// What the store heeds in the bucket. Asked once, where it keeps no versions, which may change; an answer that says
+    /// nothing is the failure of what was to be deleted.
     async fn conditions(&self, permit: &Permit, bucket: &str) -> Result<Conditions, KeyFailure> {
-        if let Some(known) = self.learned.conditions() {
+        if self.versioning(bucket).await.map_err(not_told)? == Versioning::Kept {
+            // nor is the store asked: a delete that it carries out would leave a delete marker
+            return Ok(Conditions::None);
+        }
+        if let Some(known) = self.learned.conditions(bucket) {
             return Ok(known);
         }
         let nothing = ObjectRef { key: format!("reprieve-asks-for-etags/{}", uuid::Uuid::new_v4()), version: None };
@@ -62,7 +66,7 @@ impl S3Store {
             Conditions::Single
         };
         tracing::info!(s3.bucket = bucket, conditions = ?found, "store was asked whether it heeds ETags in deletes");
-        self.learned.heeds(found);
+        self.learned.heeds(bucket, found);
         Ok(found)
     }
 
@@ -72,8 +76,6 @@ impl S3Store {
         match self.ask(permit, bucket, nothing, way, Some(&unchanged)).await? {
             Said::Refused => Ok(true),
             Said::Deleted | Said::NotLikeThis => Ok(false),
-            // where versions are kept, the counter-question would leave a delete marker
-            Said::Absent if self.versioning(bucket).await.map_err(not_told)? == Versioning::Kept => Ok(false),
             Said::Absent => Ok(self.ask(permit, bucket, nothing, way, None).await? == Said::Deleted),
         }
     }

@@ -34,21 +34,60 @@ struct Manner {
 const AMAZON: Manner = Manner { of_absent: OfAbsent::NoSuchKeyOnCondition, heeds: true };
 const GOOGLE: Manner = Manner { of_absent: OfAbsent::NoSuchKey, heeds: false };
 
-#[derive(Debug)]
-struct Server {
-    single: Manner,
-    batch: Manner,
-    keeps_versions: bool,
-    objects: Mutex<BTreeMap<String, String>>,
-    /// Each delete of one that is not there, as `single` or `batch`, and whether on a condition.
-    asked: Mutex<Vec<(&'static str, bool)>>,
+/// What it says of its versions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Versions {
+    Off,
+    Kept,
+    Denied,
 }
 
+/// A bucket, and the ETags of what is in it by key.
+#[derive(Debug)]
+struct Bucket {
+    single: Manner,
+    batch: Manner,
+    versions: Versions,
+    objects: BTreeMap<String, String>,
+    /// Each delete of one that is not there, as `single` or `batch`, and whether on a condition.
+    asked: Vec<(&'static str, bool)>,
+}
+
+impl Bucket {
+    fn new(single: Manner, batch: Manner) -> Self {
+        let objects = ["same", "other"].map(|key| (key.to_owned(), ETAG.to_owned())).into();
+        Self { single, batch, versions: Versions::Off, objects, asked: Vec::new() }
+    }
+
+    fn with(self, versions: Versions) -> Self {
+        Self { versions, ..self }
+    }
+
+    /// The code of an error; none: it is deleted.
+    fn delete(&mut self, of: &'static str, key: &str, etag: Option<&str>) -> Option<&'static str> {
+        let manner = if of == "single" { self.single } else { self.batch };
+        let Some(has) = self.objects.get(key) else {
+            self.asked.push((of, etag.is_some()));
+            return match (manner.of_absent, etag) {
+                (OfAbsent::NoSuchKey, _) | (OfAbsent::NoSuchKeyOnCondition, Some(_)) => Some("NoSuchKey"),
+                (OfAbsent::Refused, Some(_)) => Some("PreconditionFailed"),
+                _ => None,
+            };
+        };
+        if manner.heeds && etag.is_some_and(|etag| etag != has) {
+            return Some("PreconditionFailed");
+        }
+        self.objects.remove(key);
+        None
+    }
+}
+
+#[derive(Debug)]
+struct Server(Mutex<BTreeMap<&'static str, Bucket>>);
+
 impl Server {
-    async fn start(single: Manner, batch: Manner, keeps_versions: bool) -> (Arc<Self>, String) {
-        let objects = ["same", "other"].map(|key| (key.to_owned(), ETAG.to_owned()));
-        let (objects, asked) = (Mutex::new(objects.into()), Mutex::default());
-        let server = Arc::new(Self { single, batch, keeps_versions, objects, asked });
+    async fn start(buckets: impl IntoIterator<Item = (&'static str, Bucket)>) -> (Arc<Self>, String) {
+        let server = Arc::new(Self(Mutex::new(buckets.into_iter().collect())));
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("loopback");
         let address = format!("http://{}", listener.local_addr().expect("bound"));
         let serving = server.clone();
@@ -60,31 +99,21 @@ impl Server {
         (server, address)
     }
 
-    /// The code of an error; none: it is deleted.
-    fn delete(&self, of: &'static str, key: &str, etag: Option<&str>) -> Option<&'static str> {
-        let manner = if of == "single" { self.single } else { self.batch };
-        let mut objects = self.objects.lock().expect("no panic");
-        let Some(has) = objects.get(key) else {
-            self.asked.lock().expect("no panic").push((of, etag.is_some()));
-            return match (manner.of_absent, etag) {
-                (OfAbsent::NoSuchKey, _) | (OfAbsent::NoSuchKeyOnCondition, Some(_)) => Some("NoSuchKey"),
-                (OfAbsent::Refused, Some(_)) => Some("PreconditionFailed"),
-                _ => None,
-            };
-        };
-        if manner.heeds && etag.is_some_and(|etag| etag != has) {
-            return Some("PreconditionFailed");
-        }
-        objects.remove(key);
-        None
+    /// With one bucket, called so.
+    async fn with_bucket(bucket: Bucket) -> (Arc<Self>, String) {
+        Self::start([("bucket", bucket)]).await
     }
 
-    fn left(&self) -> Vec<String> {
-        self.objects.lock().expect("no panic").keys().cloned().collect()
+    fn of<T>(&self, bucket: &str, look: impl FnOnce(&mut Bucket) -> T) -> T {
+        look(self.0.lock().expect("no panic").get_mut(bucket).expect("a bucket of the test"))
     }
 
-    fn asked(&self) -> Vec<(&'static str, bool)> {
-        self.asked.lock().expect("no panic").clone()
+    fn left(&self, bucket: &str) -> Vec<String> {
+        self.of(bucket, |bucket| bucket.objects.keys().cloned().collect())
+    }
+
+    fn asked(&self, bucket: &str) -> Vec<(&'static str, bool)> {
+        self.of(bucket, |bucket| bucket.asked.clone())
     }
 }
 
@@ -113,10 +142,10 @@ async fn answer(server: Arc<Server>, mut connection: TcpStream) {
         }
     }
     let target = request.split(' ').nth(1).expect("a target").to_owned();
-    let path = target.split('?').next().expect("a path");
+    let path = target.split('?').next().expect("a path").trim_start_matches('/');
+    let (bucket, key) = path.split_once('/').unwrap_or((path, ""));
     let (status, body) = if request.starts_with("DELETE") {
-        let key = path.strip_prefix("/bucket/").expect("a key");
-        match server.delete("single", key, if_match.as_deref()) {
+        match server.of(bucket, |bucket| bucket.delete("single", key, if_match.as_deref())) {
             None => ("204 No Content", String::new()),
             Some("NoSuchKey") => ("404 Not Found", "<Error><Code>NoSuchKey</Code></Error>".to_owned()),
             Some(code) => ("412 Precondition Failed", format!("<Error><Code>{code}</Code></Error>")),
@@ -129,30 +158,37 @@ async fn answer(server: Arc<Server>, mut connection: TcpStream) {
                 Some(rest.split('<').next()?.replace("&quot;", "").replace('"', ""))
             };
             let key = field("Key").expect("a key");
-            match server.delete("batch", &key, field("ETag").as_deref()) {
+            match server.of(bucket, |bucket| bucket.delete("batch", &key, field("ETag").as_deref())) {
                 None => format!("<Deleted><Key>{key}</Key></Deleted>"),
                 Some(code) => format!("<Error><Key>{key}</Key><Code>{code}</Code></Error>"),
             }
         });
         ("200 OK", format!("<DeleteResult>{}</DeleteResult>", results.collect::<String>()))
     } else {
-        let status = if server.keeps_versions { "<Status>Enabled</Status>" } else { "" };
         let space = "xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"";
-        ("200 OK", format!("<VersioningConfiguration {space}>{status}</VersioningConfiguration>"))
+        let configured = |status| format!("<VersioningConfiguration {space}>{status}</VersioningConfiguration>");
+        match server.of(bucket, |bucket| bucket.versions) {
+            Versions::Off => ("200 OK", configured("")),
+            Versions::Kept => ("200 OK", configured("<Status>Enabled</Status>")),
+            Versions::Denied => ("403 Forbidden", "<Error><Code>AccessDenied</Code></Error>".to_owned()),
+        }
     };
     let answer = format!("HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}", body.len());
     let _ = connection.write_all(answer.as_bytes()).await;
 }
 
-/// Asks for one object that has its ETag and one that has another; says what came of them.
-async fn delete_both(address: &str, delete: DeletePolicy) -> Vec<String> {
+async fn store_at(address: &str, delete: DeletePolicy) -> S3Store {
     let credentials =
         S3Credentials { access_key_id: "someone".into(), secret_access_key: "something".into(), session_token: None };
     let custom = S3Settings::custom(address.to_owned(), "us-east-1", credentials);
-    let store = S3Store::new(&S3Settings { delete, versions: VersionsPolicy::Current, ..custom }).await;
+    S3Store::new(&S3Settings { delete, versions: VersionsPolicy::Current, ..custom }).await
+}
+
+/// Asks for one object that has its ETag and one that has another; says what came of them.
+async fn delete_both(store: &S3Store, bucket: &str) -> Vec<String> {
     let object = |key: &str| ObjectRef { key: key.into(), version: None };
     let asked = [(object("same"), ETAG.to_owned()), (object("other"), ETAG.replace('0', "f"))];
-    let answer = store.delete_unchanged(&Permit::unlimited(), "bucket", &asked).await;
+    let answer = store.delete_unchanged(&Permit::unlimited(), bucket, &asked).await;
     let told = answer.into_outcomes().into_iter().map(|(_, outcome)| match outcome {
         KeyOutcome::Failed(why) => why.code,
         other => format!("{other:?}"),
@@ -163,20 +199,20 @@ async fn delete_both(address: &str, delete: DeletePolicy) -> Vec<String> {
 #[tokio::test]
 async fn a_store_that_answers_404_for_what_is_absent_has_not_shown_that_it_heeds_etags() {
     for delete in [DeletePolicy::Single, DeletePolicy::Auto] {
-        let (server, address) = Server::start(GOOGLE, GOOGLE, false).await;
-        assert_eq!(delete_both(&address, delete).await, [NO_CONDITIONS, NO_CONDITIONS]);
-        assert_eq!(server.left(), ["other", "same"]);
-        assert_eq!(server.asked(), [("single", true), ("single", false)]);
+        let (server, address) = Server::with_bucket(Bucket::new(GOOGLE, GOOGLE)).await;
+        assert_eq!(delete_both(&store_at(&address, delete).await, "bucket").await, [NO_CONDITIONS, NO_CONDITIONS]);
+        assert_eq!(server.left("bucket"), ["other", "same"]);
+        assert_eq!(server.asked("bucket"), [("single", true), ("single", false)]);
     }
 }
 
 #[tokio::test]
 async fn a_store_that_answers_404_to_the_condition_alone_has_shown_it() {
     for delete in [DeletePolicy::Single, DeletePolicy::Auto] {
-        let (server, address) = Server::start(AMAZON, AMAZON, false).await;
-        assert_eq!(delete_both(&address, delete).await, ["Deleted", "PreconditionFailed"]);
-        assert_eq!(server.left(), ["other"]);
-        let batches = server.asked().iter().filter(|(of, _)| *of == "batch").count();
+        let (server, address) = Server::with_bucket(Bucket::new(AMAZON, AMAZON)).await;
+        assert_eq!(delete_both(&store_at(&address, delete).await, "bucket").await, ["Deleted", "PreconditionFailed"]);
+        assert_eq!(server.left("bucket"), ["other"]);
+        let batches = server.asked("bucket").iter().filter(|(of, _)| *of == "batch").count();
         assert_eq!(batches, if delete == DeletePolicy::Single { 0 } else { 2 });
     }
 }
@@ -186,16 +222,45 @@ async fn what_is_shown_for_single_deletes_is_not_believed_of_batches() {
     let blind = [GOOGLE, Manner { of_absent: OfAbsent::Deleted, heeds: false }];
     let single = [AMAZON, Manner { of_absent: OfAbsent::Refused, heeds: true }];
     for (single, batch) in single.into_iter().flat_map(|single| blind.map(|batch| (single, batch))) {
-        let (server, address) = Server::start(single, batch, false).await;
-        assert_eq!(delete_both(&address, DeletePolicy::Auto).await, ["Deleted", "PreconditionFailed"]);
-        assert_eq!(server.left(), ["other"], "{single:?}, {batch:?}");
-        assert!(server.asked().contains(&("batch", true)), "{:?}", server.asked());
+        let (server, address) = Server::with_bucket(Bucket::new(single, batch)).await;
+        let store = store_at(&address, DeletePolicy::Auto).await;
+        assert_eq!(delete_both(&store, "bucket").await, ["Deleted", "PreconditionFailed"]);
+        assert_eq!(server.left("bucket"), ["other"], "{single:?}, {batch:?}");
+        assert!(server.asked("bucket").contains(&("batch", true)), "{:?}", server.asked("bucket"));
     }
 }
 
 #[tokio::test]
 async fn where_versions_are_kept_nothing_is_asked_that_would_leave_a_delete_marker() {
-    let (server, address) = Server::start(AMAZON, AMAZON, true).await;
-    assert_eq!(delete_both(&address, DeletePolicy::Auto).await, [NO_CONDITIONS, NO_CONDITIONS]);
-    assert_eq!((server.left().len(), server.asked()), (2, vec![("single", true)]));
+    let (server, address) = Server::with_bucket(Bucket::new(AMAZON, AMAZON).with(Versions::Kept)).await;
+    let store = store_at(&address, DeletePolicy::Auto).await;
+    assert_eq!(delete_both(&store, "bucket").await, [NO_CONDITIONS, NO_CONDITIONS]);
+    assert_eq!((server.left("bucket").len(), server.asked("bucket")), (2, vec![]));
+}
+
+#[tokio::test]
+async fn where_nobody_may_know_whether_versions_are_kept_nothing_is_asked_or_deleted() {
+    let seaweed = Manner { of_absent: OfAbsent::Refused, heeds: true };
+    let (server, address) = Server::with_bucket(Bucket::new(seaweed, seaweed).with(Versions::Denied)).await;
+    let store = store_at(&address, DeletePolicy::Auto).await;
+    assert_eq!(delete_both(&store, "bucket").await, ["AccessDenied", "AccessDenied"]);
+    assert_eq!((server.left("bucket").len(), server.asked("bucket")), (2, vec![]));
+}
+
+#[tokio::test]
+async fn what_one_bucket_has_shown_is_not_believed_of_another() {
+    let blind = Manner { of_absent: OfAbsent::Deleted, heeds: false };
+    let others: [&dyn Fn() -> Bucket; 2] =
+        [&|| Bucket::new(AMAZON, AMAZON).with(Versions::Kept), &|| Bucket::new(blind, blind)];
+    for other in others {
+        for order in [["other", "bucket"], ["bucket", "other"]] {
+            let (server, address) = Server::start([("bucket", Bucket::new(AMAZON, AMAZON)), ("other", other())]).await;
+            let store = store_at(&address, DeletePolicy::Auto).await;
+            for bucket in order.into_iter().chain(order) {
+                delete_both(&store, bucket).await;
+            }
+            assert_eq!(server.left("other"), ["other", "same"], "{:?} in {order:?}", other());
+            assert_eq!(server.left("bucket"), ["other"], "{:?} in {order:?}", other());
+        }
+    }
 }

@@ -195,6 +195,43 @@ async fn a_store_that_grants_a_few_keys_at_a_time_is_emptied_and_each_counts_onc
 }
 
 #[tokio::test]
+async fn what_smaller_repeats_have_deleted_before_the_store_closes_is_counted() {
+    let (bench, _, id) = due(20).await;
+    // of the first request two keys go and no answer comes; the repeats name three keys each, and the first ends it
+    bench.objects.faults.grant(2, RetryAfter::seconds(60));
+    bench.objects.faults.lose_next_answer();
+    let end = bench.slice(id).await;
+    assert!(matches!(&end, SliceEnd::Failed(why) if why.contains("left alone")), "{end:?}");
+    assert_eq!(bench.objects.faults.batches(), [20, 3]);
+    assert_eq!((bench.objects(), bench.tombstone(id).await.progress.objects_deleted), (18, 2));
+    bench.objects.faults.grant(20, RetryAfter::seconds(60));
+    bench.make_due(id).await;
+    assert_eq!(bench.slice(id).await, SliceEnd::Purged);
+    let progress = bench.tombstone(id).await.progress;
+    assert_eq!((progress.objects_listed, progress.objects_deleted, progress.bytes_freed), (20, 20, 20 * SIZE));
+}
+
+#[tokio::test]
+async fn what_smaller_repeats_have_deleted_is_out_of_hand_where_batches_go_one_at_a_time() {
+    let (bench, dataset, id) = due(0).await;
+    bench.objects.list_by_path();
+    let keys = (0..19).map(|n| format!("x/{n:02}")).chain(["x.y".to_owned()]);
+    keys.for_each(|key| bench.objects.memory().put(BUCKET, &format!("synthetic/{dataset}/{key}"), 1));
+    bench.objects.faults.grant(2, RetryAfter::seconds(60));
+    bench.objects.faults.lose_next_answer();
+    let end = bench.slice(id).await;
+    assert!(matches!(&end, SliceEnd::Failed(why) if why.contains("left alone")), "{end:?}");
+    // the repeat goes by key, "x.y" first: one of the two that went before is counted, and the other is still in hand
+    assert_eq!((bench.objects(), bench.tombstone(id).await.progress.objects_deleted), (17, 2));
+    bench.objects.faults.grant(20, RetryAfter::seconds(60));
+    bench.make_due(id).await;
+    assert_eq!(bench.slice(id).await, SliceEnd::Purged);
+    assert_eq!(bench.objects.faults.batches(), [20, 3, 18], "what has gone is not sent again");
+    let progress = bench.tombstone(id).await.progress;
+    assert_eq!((progress.objects_listed, progress.objects_deleted), (20, 20));
+}
+
+#[tokio::test]
 async fn a_listing_that_fails_while_verifying_deletes_no_row() {
     let (bench, _, id) = due(3).await;
     // the first prefix, the second, and then the first again to verify

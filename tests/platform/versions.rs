@@ -7,7 +7,8 @@ use reprieve::objects::{LockMode, ObjectLock, Retention};
 use reprieve::purge::{Budget, SliceEnd};
 use tokio_util::sync::CancellationToken;
 
-use crate::bench::Bench;
+use crate::bench::{Bench, budget};
+use crate::gate::At;
 use crate::keyed::{MAP, TABLES, link};
 
 const VERSIONED: &str = "second-bucket";
@@ -99,4 +100,65 @@ async fn a_version_that_is_written_between_two_slices_goes_too() {
     }
     assert_eq!(ends.last(), Some(&SliceEnd::Purged), "{ends:?}");
     assert_eq!((bench.objects.memory().count(VERSIONED), bench.tombstone(id).await.progress.objects_deleted), (0, 5));
+}
+
+#[tokio::test]
+async fn a_batch_in_hand_that_goes_in_parts_is_counted_once_whoever_dies_between_them() {
+    let mut bench = versioned(&["k1", "k2", "k3"]).await;
+    [("k1", 5), ("k2", 1), ("k3", 4)].iter().for_each(|(key, versions)| put(&bench, key, *versions));
+    set_batch_size(&mut bench, 1000);
+    let id = bench.trash_due("album", "a").await;
+    dies(&bench, id, 0, At::After).await;
+    assert_eq!((bench.objects.memory().count(VERSIONED), bench.objects.faults.batches()), (0, vec![10]));
+    // none of it is listed any more: what falls out of the hand is never counted
+    set_batch_size(&mut bench, 3);
+    dies(&bench, id, 1, At::After).await;
+    let (slices, end) = in_slices_of_no_time(&bench, id).await;
+    assert!(end == SliceEnd::Purged && slices > 3, "{end:?} after {slices}");
+    let progress = bench.tombstone(id).await.progress;
+    assert_eq!((progress.objects_listed, progress.objects_gone(), progress.bytes_freed), (10, 10, 100));
+    assert_eq!(bench.objects.faults.batches(), [10, 3, 3, 3, 3, 1], "the part that was not counted goes again");
+}
+
+#[tokio::test]
+async fn what_another_comes_to_need_between_two_parts_of_a_batch_in_hand_stays() {
+    let mut bench = versioned(&["k1", "k2", "k3", "k4"]).await;
+    ["k1", "k2", "k3", "k4"].iter().for_each(|key| put(&bench, key, 1));
+    set_batch_size(&mut bench, 1000);
+    let id = bench.trash_due("album", "a").await;
+    dies(&bench, id, 0, At::Before).await;
+    assert_eq!(bench.objects.faults.batches(), [0; 0]);
+    set_batch_size(&mut bench, 2);
+    let none = Budget::new(Duration::ZERO, CancellationToken::new());
+    assert_eq!(bench.purger().run_slice(id, &none).await.expect("no outage"), SliceEnd::Continues);
+    assert_eq!(
+        (bench.objects.memory().keys(VERSIONED), bench.objects.faults.batches()),
+        (keys(&["k3", "k4"]), vec![2])
+    );
+    link(&bench, "b", &["k1", "k4"]).await;
+    bench.make_due(id).await;
+    let (_, end) = in_slices_of_no_time(&bench, id).await;
+    assert_eq!((end, bench.objects.memory().keys(VERSIONED)), (SliceEnd::Purged, keys(&["k4"])));
+    let progress = bench.tombstone(id).await.progress;
+    assert_eq!((progress.objects_deleted, progress.objects_kept), (3, 1));
+}
+
+fn keys(keys: &[&str]) -> Vec<String> {
+    keys.iter().map(ToString::to_string).collect()
+}
+
+fn set_batch_size(bench: &mut Bench, size: usize) {
+    bench.config.stores.values_mut().for_each(|store| store.batch_size = size);
+}
+
+/// A slice of a worker that is killed at the delete after `deletes` of them, before it hears of that one.
+async fn dies(bench: &Bench, id: TombstoneId, deletes: usize, at: At) {
+    let keeper = bench.objects.stop_a_delete(deletes, at);
+    let purger = bench.purger();
+    let slice = tokio::spawn(async move { purger.run_slice(id, &budget()).await });
+    keeper.reached().await;
+    slice.abort();
+    assert!(slice.await.expect_err("it was ended").is_cancelled());
+    bench.run("update reprieve.tombstones set lease_until = now() - interval '1 second'").await;
+    bench.make_due(id).await;
 }

@@ -1,8 +1,8 @@
 //! One batch at a time, for stores that do not list their keys in their order, and for objects that are recorded by key.
 //!
-//! Invariant: a batch is written down, key by key, before it is sent. Whoever resumes sends it again (deleting twice is
-//! deleting once) and counts it then, so every object is counted exactly once, whenever a worker died: no order of keys
-//! is needed to know which of them were sent.
+//! Invariant: a batch is written down, key by key, before it is sent, and what of it is not settled stays in hand, in however
+//! many requests it goes. Whoever resumes sends it again (deleting twice is deleting once) and counts it then, so every
+//! object is counted exactly once, whenever a worker died: no order of keys is needed to know which of them were sent.
 
 use std::{collections::BTreeMap, pin::pin, time::Duration};
 
@@ -10,14 +10,11 @@ use tokio::time::{Instant, timeout};
 
 use super::{
     End, Go,
-    keyed::{Spot, Withheld},
+    keyed::{Part, Spot},
     settle::{Order, Place, Settled, Tried},
 };
 use crate::{
-    domain::{
-        outcome::{FailureClass, KeyOutcome},
-        progress::Progress,
-    },
+    domain::outcome::{FailureClass, KeyOutcome},
     failpoint,
     objects::{ObjectsError, flow::Pass},
     purge::{
@@ -66,6 +63,9 @@ impl Purger {
 
     /// Writes the batch down, deletes it, counts it; of recorded objects those that nobody else needs. `Some`: the slice
     /// has to end here.
+    ///
+    /// It goes in parts of what the store takes at once by now, which may be less than when it was cut. The rest stays in
+    /// hand: whoever died may have deleted it, and then no listing shows what is still to be counted.
     pub(super) async fn delete_in_hand(
         &self,
         place: &Place,
@@ -81,6 +81,10 @@ impl Purger {
         let mut attempt = 1;
         loop {
             match self.try_in_hand(place, claimed, recorded, budget).await {
+                Ok(None) if !claimed.checkpoint.in_hand.is_empty() => {
+                    attempt = 1;
+                    continue;
+                }
                 Err(PurgeError::Objects(error)) if attempt < tries && is_nothing_done(&error) => {}
                 ended => return ended,
             }
@@ -92,6 +96,7 @@ impl Purger {
         }
     }
 
+    /// Deletes the first part of the batch in hand.
     async fn try_in_hand(
         &self,
         place: &Place,
@@ -108,73 +113,74 @@ impl Purger {
             return Ok(Some(End::Paused));
         }
         failpoint::at("careful.written");
-        let last = claimed.checkpoint.in_hand.last().map(Entry::cursor);
-        let Some((pass, withheld)) = self.place_and_answer(place, claimed, recorded, budget).await? else {
+        let Some((pass, part)) = self.place_and_answer(place, claimed, recorded, budget).await? else {
             return Ok(Some(End::OutOfTime));
         };
-        let conditions = &withheld.conditions(place);
-        let sent = self.send_in_hand(conditions, claimed, pass, recorded, budget).await;
-        let Settled { outcomes, lost_answer, away } = match sent {
-            Ok(settled) => settled,
-            Err(error) => {
-                withheld.back_in_hand(&mut claimed.checkpoint);
-                return Err(error);
-            }
-        };
+        let settled = self.send(&part.conditions(place), claimed, pass, &part, recorded, budget).await?;
         failpoint::at("careful.answered");
         claimed.has_worked = true;
-        let mut batch = std::mem::take(&mut claimed.checkpoint.in_hand);
-        if away.is_some() {
-            // what has gone is counted; the others are all that is sent when the store may be asked again, or one that
-            // grants a number at a time would grant the same ones for ever
-            let is_gone = |entry: &Entry| outcomes.get(&entry.object()).is_some_and(KeyOutcome::is_gone);
-            (batch, claimed.checkpoint.in_hand) = batch.into_iter().partition(is_gone);
-        }
-        let mut counted = Progress::default();
-        for entry in &batch {
-            let object = entry.object();
-            // each object of a listing is named once in it; one named twice counts once
-            let outcome = outcomes.get(&object).unwrap_or(&KeyOutcome::Unknown);
-            counted.count(outcome, entry.size, entry.kind);
-            claimed.progress.count(outcome, entry.size, entry.kind);
-            if let Some(why) = Staying::of(outcome, lost_answer.as_ref()) {
-                claimed.checkpoint.leave(&object, why);
-            }
-        }
-        self.metrics.purges().objects(&place.location.store, &counted);
-        if let Some(error) = away {
-            withheld.back_in_hand(&mut claimed.checkpoint);
+        if let Some(error) = self.count_part(place, claimed, part, settled) {
             let _ = self.write_checkpoint(claimed).await?;
             return Err(error.into());
         }
-        withheld.count(&mut claimed.progress);
-        claimed.checkpoint.after = last;
-        // counted here alone: a crash before the next batch is written down sends this one again
+        // counted here alone: a crash before the next write sends this one again
         failpoint::at("careful.counted");
         Ok(None)
     }
 
-    /// A place in flight, and what of the batch may not be sent, asked right before the request: with nothing but its own
-    /// way to the store in between. `None`: the time is over.
+    /// Counts a part and takes it out of hand; where the store is away, that of it which has gone. The others are all that
+    /// is sent when the store may be asked again, or one that grants a number at a time would grant the same ones for ever.
+    fn count_part(&self, place: &Place, claimed: &mut Claimed, part: Part, settled: Settled) -> Option<ObjectsError> {
+        let Settled { outcomes, lost_answer, away } = settled;
+        let Claimed { checkpoint, progress, .. } = claimed;
+        let before = *progress;
+        let is_gone = |entry: &Entry| outcomes.get(&entry.object()).is_some_and(KeyOutcome::is_gone);
+        for entry in part.named.iter().filter(|entry| away.is_none() || is_gone(entry)) {
+            let object = entry.object();
+            // each object of a listing is named once in it; one named twice counts once
+            let outcome = outcomes.get(&object).unwrap_or(&KeyOutcome::Unknown);
+            progress.count(outcome, entry.size, entry.kind);
+            if let Some(why) = Staying::of(outcome, lost_answer.as_ref()) {
+                checkpoint.leave(&object, why);
+            }
+        }
+        self.metrics.purges().objects(&place.location.store, &progress.since(&before));
+        let rest = checkpoint.in_hand.split_off(part.len());
+        if away.is_some() {
+            checkpoint.in_hand.retain(|entry| !is_gone(entry));
+            checkpoint.in_hand.extend(rest);
+        } else {
+            part.count_withheld(progress);
+            checkpoint.after = checkpoint.in_hand.last().map(Entry::cursor);
+            checkpoint.in_hand = rest;
+        }
+        away
+    }
+
+    /// A place in flight, and the part of the batch that it is for, asked right before the request: with nothing but its
+    /// own way to the store in between. `None`: the time is over.
     ///
     /// A question that takes long gives its place to others until it is answered, and the answer counts if a place is to
     /// be had again within as long as that took.
     async fn place_and_answer(
         &self,
         place: &Place,
-        claimed: &mut Claimed,
+        claimed: &Claimed,
         recorded: Option<Spot<'_>>,
         budget: &Budget,
-    ) -> Result<Option<(Pass, Withheld)>, PurgeError> {
+    ) -> Result<Option<(Pass, Part)>, PurgeError> {
         let mut round = 1;
         loop {
-            let Some(pass) = take_place(place, claimed, budget).await? else { return Ok(None) };
-            let Some(spot) = recorded else { return Ok(Some((pass, Withheld::default()))) };
+            let in_hand = &claimed.checkpoint.in_hand;
+            let entries = &in_hand[..place.batch_size().min(in_hand.len())];
+            let keys = entries.len();
+            let Some(pass) = take_place(place, claimed, keys, budget).await? else { return Ok(None) };
+            let Some(spot) = recorded else { return Ok(Some((pass, Part::of(entries.to_vec())))) };
             let began = Instant::now();
-            let withheld = {
-                let mut asking = pin!(self.withhold(place, claimed, spot));
+            let part = {
+                let mut asking = pin!(self.withhold(place, claimed, spot, entries.to_vec()));
                 match timeout(LONGEST_QUESTION, asking.as_mut()).await {
-                    Ok(withheld) => return Ok(Some((pass, withheld?))),
+                    Ok(part) => return Ok(Some((pass, part?))),
                     Err(_) if round >= QUESTIONS => return Ok(Some((pass, asking.await?))),
                     Err(_) => {
                         drop(pass);
@@ -182,30 +188,24 @@ impl Purger {
                     }
                 }
             };
-            let error = match timeout(began.elapsed(), take_place(place, claimed, budget)).await {
-                Ok(Ok(Some(pass))) => return Ok(Some((pass, withheld))),
-                Ok(Ok(None)) => return Ok(None),
-                Ok(Err(error)) => Some(error),
-                Err(_) => None,
-            };
-            withheld.back_in_hand(&mut claimed.checkpoint);
-            if let Some(error) = error {
-                return Err(error);
+            if let Ok(taken) = timeout(began.elapsed(), take_place(place, claimed, keys, budget)).await {
+                return Ok(taken?.map(|pass| (pass, part)));
             }
             round += 1;
         }
     }
 
-    /// Sends the batch in hand, now that the gate has let it through, and again what has to be.
-    async fn send_in_hand(
+    /// Sends a part, now that the gate has let it through, and again what has to be.
+    async fn send(
         &self,
         place: &Place,
         claimed: &Claimed,
         pass: Pass,
+        part: &Part,
         recorded: Option<Spot<'_>>,
         budget: &Budget,
     ) -> Result<Settled, PurgeError> {
-        let objects: Vec<_> = claimed.checkpoint.in_hand.iter().map(Entry::object).collect();
+        let objects: Vec<_> = part.named.iter().map(Entry::object).collect();
         if objects.is_empty() {
             return Ok(Settled { outcomes: BTreeMap::new(), lost_answer: None, away: None });
         }
@@ -223,12 +223,17 @@ impl Purger {
     }
 }
 
-/// Waits at the gate with the batch in hand. `None`: the time is over.
-async fn take_place(place: &Place, claimed: &Claimed, budget: &Budget) -> Result<Option<Pass>, PurgeError> {
+/// Waits at the gate. `None`: the time is over.
+async fn take_place(
+    place: &Place,
+    claimed: &Claimed,
+    keys: usize,
+    budget: &Budget,
+) -> Result<Option<Pass>, PurgeError> {
     tokio::select! {
         biased;
         () = budget.is_over(claimed.has_worked) => Ok(None),
-        pass = place.enter(claimed.checkpoint.in_hand.len()) => Ok(Some(pass?)),
+        pass = place.enter(keys) => Ok(Some(pass?)),
     }
 }
 

@@ -26,7 +26,7 @@ use crate::{
     places::{self, UnknownPlace},
     purge::{
         Budget, PurgeError, Purger,
-        checkpoint::{Checkpoint, Entry, Looked},
+        checkpoint::{Entry, Looked},
         claim::Claimed,
     },
     store::{
@@ -47,38 +47,39 @@ pub(super) struct Spot<'a> {
     place: &'a KeyPlace,
 }
 
-/// What of a batch is not sent, and on which conditions the rest is.
+/// The first entries of the batch in hand, as many as go into one request: what it names, and what it does not.
 #[derive(Debug, Default)]
-pub(super) struct Withheld {
+pub(super) struct Part {
+    /// It names these.
+    pub(super) named: Vec<Entry>,
     /// Somebody else needs these.
     kept: Vec<Entry>,
     /// And these, which are not there any more: a worker of ours deleted them and died, perhaps.
     gone: Vec<Entry>,
-    /// The ETags that objects of the rest must have, by key.
+    /// The ETags that objects of those it names must have, by key.
     unchanged: Arc<BTreeMap<String, String>>,
 }
 
-impl Withheld {
+impl Part {
+    /// Of objects that nobody is asked about.
+    pub(super) fn of(named: Vec<Entry>) -> Self {
+        Self { named, ..Self::default() }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.named.len() + self.kept.len() + self.gone.len()
+    }
+
     pub(super) fn conditions(&self, place: &Place) -> Place {
         Place { unchanged: Arc::clone(&self.unchanged), ..place.clone() }
     }
 
-    pub(super) fn count(self, progress: &mut Progress) {
+    /// Counts what it does not name.
+    pub(super) fn count_withheld(&self, progress: &mut Progress) {
         progress.objects_kept += self.kept.len() as u64;
-        for entry in self.gone {
+        for entry in &self.gone {
             progress.count(&KeyOutcome::AlreadyAbsent, entry.size, entry.kind);
         }
-    }
-
-    /// Whoever goes on asks about them again.
-    pub(super) fn back_in_hand(self, checkpoint: &mut Checkpoint) {
-        if self.kept.is_empty() && self.gone.is_empty() {
-            return;
-        }
-        checkpoint.in_hand.extend(self.kept);
-        checkpoint.in_hand.extend(self.gone);
-        // stable: the versions of a key stay as they were listed
-        checkpoint.in_hand.sort_by_cached_key(|entry| entry.object().key);
     }
 }
 
@@ -156,14 +157,15 @@ impl Purger {
         }
     }
 
-    /// Takes what somebody else needs out of the batch in hand, and says on which conditions the rest goes.
+    /// Tells what somebody else needs from what may go, and says on which conditions that goes.
     pub(super) async fn withhold(
         &self,
         place: &Place,
-        claimed: &mut Claimed,
+        claimed: &Claimed,
         spot: Spot<'_>,
-    ) -> Result<Withheld, PurgeError> {
-        let objects: Vec<_> = claimed.checkpoint.in_hand.iter().map(Entry::object).collect();
+        entries: Vec<Entry>,
+    ) -> Result<Part, PurgeError> {
+        let objects: Vec<_> = entries.iter().map(Entry::object).collect();
         let keys: BTreeSet<&str> = objects.iter().map(|object| object.key.as_str()).collect();
         let kept = self.needed_by_others(claimed, spot.place, &keys).await?;
         let asked: BTreeSet<&str> = kept.keys().map(String::as_str).collect();
@@ -175,19 +177,19 @@ impl Purger {
             recorded::etags(&mut conn, claimed.tombstone.id, spot.at, &keys).await
         };
         let unchanged = self.store.within(1, etags).await?;
-        let mut withheld = Withheld { unchanged: Arc::new(unchanged), ..Withheld::default() };
-        for entry in std::mem::take(&mut claimed.checkpoint.in_hand) {
+        let mut part = Part { unchanged: Arc::new(unchanged), ..Part::default() };
+        for entry in entries {
             let object = entry.object();
             match kept.get(&object.key) {
-                None => claimed.checkpoint.in_hand.push(entry),
+                None => part.named.push(entry),
                 Some(by) if shown.contains(&object) => {
                     tracing::debug!(s3.key = object.key, by, "object is kept");
-                    withheld.kept.push(entry);
+                    part.kept.push(entry);
                 }
-                Some(_) => withheld.gone.push(entry),
+                Some(_) => part.gone.push(entry),
             }
         }
-        Ok(withheld)
+        Ok(part)
     }
 
     /// Looks for what is recorded, still there, and needed by nobody else, or came to be named since. What was looked at in

@@ -38,6 +38,8 @@ struct Script {
     left_out: HashMap<String, Times>,
     /// How many objects a delete request may name, and for how long to leave the store alone after more.
     quota: Option<(usize, RetryAfter)>,
+    /// How many objects a delete request may name; larger ones are refused as a whole.
+    at_once: Option<usize>,
     /// Objects named in each delete request so far.
     batches: Vec<usize>,
 }
@@ -108,6 +110,11 @@ impl<S> FaultyStore<S> {
         self.script().quota = Some((most, wait));
     }
 
+    /// A delete request that names more than `most` objects is refused as a whole, and names no time to come back.
+    pub fn grant_at_once(&self, most: usize) {
+        self.script().at_once = Some(most);
+    }
+
     /// How many objects each delete request named, in order, those that were refused included.
     pub fn batches(&self) -> Vec<usize> {
         self.script().batches.clone()
@@ -134,6 +141,14 @@ impl Times {
 }
 
 impl Script {
+    /// The fault of a delete request that names so many objects.
+    fn next_delete(&mut self, objects: usize) -> Option<Whole> {
+        self.batches.push(objects);
+        let is_too_large = self.at_once.is_some_and(|most| objects > most);
+        let slow_down = || Whole::Refused(failure("SlowDown", FailureClass::Throttled));
+        if is_too_large { Some(slow_down()) } else { self.deletes.pop_front() }
+    }
+
     fn failure_of(&mut self, key: &str) -> Option<KeyFailure> {
         strike(&mut self.failing, key)
     }
@@ -167,8 +182,7 @@ impl<S: ObjectStore> ObjectStore for FaultyStore<S> {
     async fn delete(&self, bucket: &str, objects: &[ObjectRef]) -> BatchOutcome {
         let (whole, wait, failed, passed) = {
             let mut script = self.script();
-            script.batches.push(objects.len());
-            let whole = script.deletes.pop_front();
+            let whole = script.next_delete(objects.len());
             if let Some(Whole::Refused(failure)) = whole {
                 return BatchOutcome::uniform(objects, &KeyOutcome::Failed(failure));
             }
@@ -200,8 +214,7 @@ impl<S: ObjectStore> ObjectStore for FaultyStore<S> {
         let asked: Vec<ObjectRef> = objects.iter().map(|(object, _)| object.clone()).collect();
         let whole = {
             let mut script = self.script();
-            script.batches.push(objects.len());
-            script.deletes.pop_front()
+            script.next_delete(objects.len())
         };
         if let Some(Whole::Refused(failure)) = whole {
             return BatchOutcome::uniform(&asked, &KeyOutcome::Failed(failure));

@@ -232,6 +232,22 @@ async fn what_smaller_repeats_have_deleted_is_out_of_hand_where_batches_go_one_a
 }
 
 #[tokio::test]
+async fn a_batch_in_hand_goes_in_smaller_requests_where_batches_go_one_at_a_time() {
+    let (bench, dataset, id) = due(0).await;
+    bench.objects.list_by_path();
+    let keys = (0..19).map(|n| format!("x/{n:02}")).chain(["x.y".to_owned()]);
+    keys.for_each(|key| bench.objects.memory().put(BUCKET, &format!("synthetic/{dataset}/{key}"), 1));
+    bench.objects.faults.grant_at_once(10);
+    let ends = bench.purge_with_pauses(id, BUCKET).await;
+    assert_eq!(ends.last(), Some(&SliceEnd::Purged), "{ends:?}");
+    let batches = bench.objects.faults.batches();
+    let tries = batches.iter().take_while(|keys| **keys == 20).count();
+    assert_eq!(batches[tries..], [10, 10], "what was refused several times is not sent again: {batches:?}");
+    let progress = bench.tombstone(id).await.progress;
+    assert_eq!((progress.objects_listed, progress.objects_deleted, bench.objects()), (20, 20, 0));
+}
+
+#[tokio::test]
 async fn a_listing_that_fails_while_verifying_deletes_no_row() {
     let (bench, _, id) = due(3).await;
     // the first prefix, the second, and then the first again to verify

@@ -398,3 +398,18 @@ async fn what_is_kept_is_counted_once_however_many_slices_its_rows_take() {
     assert_eq!(receipt["objects"]["kept"], 6, "{receipt:#}");
     assert_eq!((held(&bench).len(), bench.count("reprieve.recorded_objects").await), (6, 0));
 }
+
+#[tokio::test]
+async fn a_store_that_grants_fewer_keys_at_once_than_a_batch_in_hand_has_gets_smaller_ones() {
+    let bench = albums().await;
+    let keys: Vec<String> = (0..60).map(|n| format!("k{n:02}")).collect();
+    name(&bench, "a", &keys.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    name(&bench, "b", &["k07", "k45"]).await;
+    bench.objects.faults.grant_at_once(30);
+    let id = bench.trash_due("album", "a").await;
+    let ends = bench.purge_with_pauses(id, BUCKET).await;
+    assert_eq!(ends.last(), Some(&SliceEnd::Purged), "{ends:?}, {:?}", bench.objects.faults.batches());
+    assert_eq!(held(&bench), ["k07", "k45"]);
+    let progress = bench.tombstone(id).await.progress;
+    assert_eq!((progress.objects_listed, progress.objects_deleted, progress.objects_kept), (58, 58, 2));
+}

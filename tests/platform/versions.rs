@@ -162,3 +162,17 @@ async fn dies(bench: &Bench, id: TombstoneId, deletes: usize, at: At) {
     bench.run("update reprieve.tombstones set lease_until = now() - interval '1 second'").await;
     bench.make_due(id).await;
 }
+
+#[tokio::test]
+async fn versions_below_a_prefix_go_in_smaller_requests_where_the_store_grants_fewer_keys_at_once() {
+    let map = MAP.replace("bucket = \"heimdall-synthetic-iq\"", &format!("bucket = \"{VERSIONED}\""));
+    let bench = Bench::with(&map, TABLES, |_| ()).await;
+    bench.run("insert into plat.folders values ('f')").await;
+    (0..30).for_each(|n| put(&bench, &format!("folders/f/{n:02}"), 2));
+    bench.objects.faults.grant_at_once(30);
+    let id = bench.trash_due("folder", "f").await;
+    let ends = bench.purge_with_pauses(id, VERSIONED).await;
+    assert_eq!(ends.last(), Some(&SliceEnd::Purged), "{ends:?}, {:?}", bench.objects.faults.batches());
+    let progress = bench.tombstone(id).await.progress;
+    assert_eq!((progress.objects_deleted, bench.objects.memory().count(VERSIONED)), (60, 0));
+}

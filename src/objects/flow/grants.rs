@@ -163,3 +163,15 @@ async fn what_little_was_asked_for_between_two_refusals_is_not_taken_for_a_rate(
         assert!(used > 0.5, "{used}, a rate was known: {is_known}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_grants_a_quarter_of_what_it_did_is_soon_measured_anew() {
+    let gate = Flow::new(ceiling(16, None)).gate("b");
+    let store = Granting::new(14_000.0);
+    send(&gate, &store, takes(20, 20), 2 * MINUTE).await;
+    store.lock().expect("no panic").rate = 3_500.0;
+    for minute in 0..4 {
+        let (used, refused) = send(&gate, &store, takes(20, 20), MINUTE).await;
+        assert!(used > 0.9 && (minute == 0 || refused < 0.02), "{used}, {refused} refused in minute {minute}");
+    }
+}

@@ -194,21 +194,6 @@ pub async fn blockers(
     Ok(blockers)
 }
 
-/// Whether anybody uses a resource, by any reference of its kind: one statement, and [`blockers`] says who.
-///
-/// # Errors
-/// One of the reference queries failed: then nobody knows.
-pub async fn is_used(conn: &mut PgConnection, kind: &ResourceKind, id: &ResourceId) -> Result<bool, StoreError> {
-    if kind.references.is_empty() {
-        return Ok(false);
-    }
-    let each = kind.references.iter().map(|reference| format!("exists ({})", reference_sql(reference)));
-    let sql = format!("select {}", each.collect::<Vec<_>>().join(" or "));
-    let used = bind_id(query(sql), kind.id_type, id)?.fetch_one(conn).await;
-    let what = || format!("the reference queries of kind {}", kind.kind);
-    Ok(used.map_err(|error| StoreError::of_platform(error, what))?.try_get(0)?)
-}
-
 /// The statement that runs a reference query: at least two columns, id and label.
 pub(super) fn reference_sql(reference: &Reference) -> String {
     let inner = reference.query.as_str();

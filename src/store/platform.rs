@@ -50,7 +50,8 @@ pub async fn find(
     id: &ResourceId,
     locking: Locking,
 ) -> Result<Option<ResourceRow>, StoreError> {
-    if locking == Locking::ForUpdate {
+    let locks = locking == Locking::ForUpdate;
+    if locks && kind.filter.is_some() {
         // in a statement of its own: one that waits for a lock and then reads would see the row as it is now and
         // everything else, such as a table that the map's `where` asks, as it was before the wait
         let sql = format!("select 1 from {} where {} = $1 for update", kind.table, kind.id);
@@ -68,7 +69,9 @@ pub async fn find(
     ];
     selected.extend(columns.iter().map(|column| format!("\"{column}\"::text")));
     selected.push(format!("{}::text", kind.id));
-    let sql = format!("select {} from {} where {} = $1 limit 2", selected.join(", "), kind.table, kind.id);
+    // without a `where`, nothing but the row is read
+    let lock = if locks && kind.filter.is_none() { " for update" } else { "" };
+    let sql = format!("select {} from {} where {} = $1 limit 2{lock}", selected.join(", "), kind.table, kind.id);
     let rows = bind_id(query(sql), kind.id_type, id)?.fetch_all(conn).await;
     let what = || format!("reading {} of kind {}", kind.table, kind.kind);
     let rows = rows.map_err(|error| StoreError::of_platform(error, what))?;

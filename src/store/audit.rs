@@ -155,9 +155,10 @@ pub async fn write(conn: &mut PgConnection, entry: NewEntry<'_>) -> Result<(), S
     Ok(())
 }
 
-/// `told!("update … returning …", "columns")`: the statement that does what a [`Telling`] tells, returns these `columns` of
-/// what it did, and writes entry and event where, and only where, it did it; the tombstone's purge task goes then. It
-/// returns the tombstone's `id`, at least, and its own parameters begin at `$15`; [`Telling::bind_to`] binds those before.
+/// `told!("update … returning …", "columns")`: the statement that does what a [`Telling`] tells, returns these `columns`
+/// of what it did, and writes entry and event where, and only where, it did it; the tombstone's purge task goes then (with
+/// a third argument, on that condition). What it does returns the tombstone's `id`, at least, and has its own parameters
+/// from `$15` on; [`Telling::bind_to`] binds those before.
 macro_rules! told {
     ($does:literal, $columns:literal) => {
         told!($does, $columns, "true")

@@ -1,7 +1,7 @@
 //! Whether anybody uses a resource: one statement for all who may, since nearly always nobody does.
 //!
-//! Invariant: a `false` is the answer of every one of them, each asked in the database as it was when the statement began.
-//! Who it is, and which question failed where the statement does, they say when they are asked one by one.
+//! Invariant: a `false` is the answer of every one of them, each asked in the database as it was when the statement
+//! began. Who it is, and which question failed where the statement does, they say when they are asked one by one.
 
 use sqlx::{AssertSqlSafe, PgConnection, Row as _};
 

@@ -18,7 +18,7 @@ use uuid::Uuid;
 use crate::bench::{BUCKET, Bench, SIZE, budget};
 use crate::support::unique;
 
-/// As many as a purge of three objects and a row may send from its claim to its receipt, `begin` and `commit` among them.
+/// As many as a purge of three objects and a row may send from claim to receipt, `begin` and `commit` among them.
 const MOST_STATEMENTS: usize = 15;
 
 /// The claim, the announcement of the one batch, and the end.

@@ -10,6 +10,7 @@ use std::collections::BTreeSet;
 
 use sqlx::PgConnection;
 
+use self::named::Records;
 use crate::{
     domain::{
         ids::ResourceRef,
@@ -34,6 +35,8 @@ pub struct Leaving<'a> {
     pub resource: &'a ResourceRef,
     /// What its purge would empty.
     pub locations: &'a [Location],
+    /// Whether others can have objects recorded below.
+    pub records: Records,
 }
 
 /// Names the bystanders, apart from those of `along`, which go with it.
@@ -47,7 +50,7 @@ pub async fn of(
     leaving: Leaving<'_>,
     along: &BTreeSet<ResourceRef>,
 ) -> Result<Vec<Blocker>, UnknownPlace> {
-    let Leaving { kind, resource, locations } = leaving;
+    let Leaving { kind, resource, locations, records } = leaving;
     let blocker = |reference: &str, who: &ResourceRef, why: &str| Blocker {
         resource: resource.to_string(),
         reference: reference.into(),
@@ -95,7 +98,7 @@ pub async fn of(
             }
         }
     }
-    for (who, key) in named::below(&mut *conn, map, resource, along, locations).await? {
+    for (who, key) in named::below(&mut *conn, map, resource, along, locations, records).await? {
         if !along.contains(&who) {
             found.push(blocker("named object", &who, &format!("names {key}, which lies below the prefix of this one")));
         }

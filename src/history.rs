@@ -10,10 +10,26 @@ use crate::{
     queue::message,
     store::{
         StoreError,
-        audit::{self, Event, Happened, NewEntry, PurgeTask},
+        audit::{self, Happened, PurgeTask, Telling},
         storable_json,
     },
 };
+
+/// What is to be told of it, for the statement that does it.
+pub fn telling<'a>(event: Happened, tombstone: &'a Tombstone, by: &Provenance, details: Value) -> Telling<'a> {
+    let details = storable_json(details);
+    // what a worker does belongs to what the tombstone does
+    let by = by.clone().within(by.cause.or(&tombstone.cause));
+    Telling {
+        event,
+        tombstone: tombstone.id,
+        resource: &tombstone.resource,
+        routing_key: format!("{}.{}", tombstone.resource.kind, event.as_str()),
+        payload: message::event(event.as_str(), tombstone, &by, &details),
+        by,
+        details,
+    }
+}
 
 /// Records it.
 ///
@@ -26,7 +42,7 @@ pub async fn record(
     by: &Provenance,
     details: Value,
 ) -> Result<(), StoreError> {
-    write(conn, event, Of { tombstone, by, details }, PurgeTask::Stays).await
+    audit::write_and_tell(conn, &telling(event, tombstone, by, details), PurgeTask::Stays).await
 }
 
 /// Records it, and takes the tombstone's purge task out of the outbox.
@@ -40,22 +56,5 @@ pub async fn record_without_task(
     by: &Provenance,
     details: Value,
 ) -> Result<(), StoreError> {
-    write(conn, event, Of { tombstone, by, details }, PurgeTask::Goes).await
-}
-
-struct Of<'a> {
-    tombstone: &'a Tombstone,
-    by: &'a Provenance,
-    details: Value,
-}
-
-async fn write(conn: &mut PgConnection, event: Happened, of: Of<'_>, task: PurgeTask) -> Result<(), StoreError> {
-    let Of { tombstone, by, details } = of;
-    let details = storable_json(details);
-    // what a worker does belongs to what the tombstone does
-    let by = &by.clone().within(by.cause.or(&tombstone.cause));
-    let payload = &message::event(event.as_str(), tombstone, by, &details);
-    let routing_key = &format!("{}.{}", tombstone.resource.kind, event.as_str());
-    let entry = NewEntry { event, tombstone: Some(tombstone.id), resource: Some(&tombstone.resource), by, details };
-    audit::write_and_tell(conn, entry, Event { routing_key, payload }, task).await
+    audit::write_and_tell(conn, &telling(event, tombstone, by, details), PurgeTask::Goes).await
 }

@@ -157,6 +157,15 @@ fn nobody(kind: &ResourceKind, name: &str, id: &str) -> StoreError {
     ))
 }
 
+/// Whether objects are recorded by key for anybody in the trash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Records {
+    /// Nobody has looked, or they are.
+    Perhaps,
+    /// Somebody has looked just now, and they were not.
+    NoneYet,
+}
+
 /// Who else names an object below one of these prefixes, and which: of live resources where the map has a query for it
 /// (`named_below`), of those in the trash by what is recorded for them, whatever the map says by now.
 ///
@@ -168,10 +177,14 @@ pub async fn below(
     of: &ResourceRef,
     along: &BTreeSet<ResourceRef>,
     prefixes: &[Location],
+    records: Records,
 ) -> Result<Vec<(ResourceRef, String)>, StoreError> {
     // before the live ones as well as after them: whoever is restored or trashed in between is in one of the three
     // answers, since each statement of a claim sees what was committed before it
-    let mut found = recorded_below(&mut *conn, of, prefixes).await?;
+    let mut found = match records {
+        Records::Perhaps => recorded_below(&mut *conn, of, prefixes).await?,
+        Records::NoneYet => Vec::new(),
+    };
     let leaving: BTreeSet<ResourceRef> = along.iter().chain([of]).cloned().collect();
     let asks = asks_below(map, prefixes);
     for (kind, query, start) in &asks {

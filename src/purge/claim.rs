@@ -10,7 +10,11 @@ use serde_json::json;
 
 use super::{Purger, SliceEnd, checkpoint::Checkpoint};
 use crate::{
-    bystanders::{self, Leaving, named, rows},
+    bystanders::{
+        self, Leaving,
+        named::{self, Records},
+        rows,
+    },
     domain::{
         ids::{IdType, TombstoneId},
         map::ResourceKind,
@@ -26,9 +30,14 @@ use crate::{
         audit::Happened,
         commit,
         foreign_keys::Spared,
-        holds, outbox, pauses,
+        holds,
+        in_use::{self, InUse},
+        outbox, pauses,
         platform::{self, Locking},
-        tombstones::{self, Candidate, purging, purging::Lease},
+        tombstones::{
+            self, Candidate,
+            purging::{self, Beginning, Lease},
+        },
     },
     telemetry::{metrics::RetriedBy, trace},
 };
@@ -69,10 +78,10 @@ pub(super) enum Claim {
     Ended(SliceEnd),
 }
 
-/// How the references of a kind are asked.
+/// How those are asked who may use a resource.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum References {
-    /// All in one statement, which says whether there is a user at all.
+enum Asking {
+    /// All in one statement, which says whether anybody does at all.
     AtOnce,
     /// One after the other, so that the one that fails has a name.
     EachAlone,
@@ -86,16 +95,16 @@ impl Purger {
     /// Claims a tombstone, or says why not. A crash before the commit changes nothing; after it, the lease runs out
     /// and another worker takes over.
     pub(super) async fn claim(&self, id: TombstoneId) -> Result<Claim, super::PurgeError> {
-        match self.claim_asking(id, References::AtOnce).await {
+        match self.claim_asking(id, Asking::AtOnce).await {
             // which of them it was, only they themselves can say
             Err(super::PurgeError::Store(StoreError::Platform { .. })) => {
-                self.claim_asking(id, References::EachAlone).await
+                self.claim_asking(id, Asking::EachAlone).await
             }
             claim => claim,
         }
     }
 
-    async fn claim_asking(&self, id: TombstoneId, references: References) -> Result<Claim, super::PurgeError> {
+    async fn claim_asking(&self, id: TombstoneId, asking: Asking) -> Result<Claim, super::PurgeError> {
         let mut tx = self.store.begin().await?;
         failpoint::at("claim.begun");
         let Some(candidate) = tombstones::lock_candidate(&mut tx, id).await? else {
@@ -107,7 +116,7 @@ impl Purger {
             State::Restored | State::Purged => Ok(Claim::Nothing("it is closed")),
             State::Stuck => self.thaw(tx, candidate.tombstone).await,
             State::Purging => self.resume(tx, candidate.tombstone).await,
-            State::Trashed | State::Blocked => self.begin(tx, candidate, references).await,
+            State::Trashed | State::Blocked => self.begin(tx, candidate, asking).await,
         }
     }
 
@@ -152,12 +161,7 @@ impl Purger {
         Ok(Claim::Ours(Box::new(Claimed::new(lease, tombstone))))
     }
 
-    async fn begin(
-        &self,
-        mut tx: Tx,
-        candidate: Candidate,
-        references: References,
-    ) -> Result<Claim, super::PurgeError> {
+    async fn begin(&self, mut tx: Tx, candidate: Candidate, asking: Asking) -> Result<Claim, super::PurgeError> {
         let Candidate { mut tombstone, waits, due_in } = candidate;
         let wait = self.recheck.delay_for(waits.saturating_add(1));
         if !due_in.is_zero() {
@@ -183,12 +187,12 @@ impl Purger {
         if let Some(reason) = astray.or(untold.map(|error| error.to_string())) {
             return self.defer(tx, &tombstone, wait, reason).await;
         }
-        let looked = self.look(&mut tx, kind, &tombstone, references).await;
+        let looked = self.look(&mut tx, kind, &tombstone, asking).await;
         failpoint::at("claim.looked");
         let (row_found, mut blockers) = match looked {
             Ok(looked) => looked,
             Err(UnknownPlace::Store(error @ StoreError::Unavailable(_))) => return Err(error.into()),
-            Err(UnknownPlace::Store(error @ StoreError::Platform { .. })) if references == References::AtOnce => {
+            Err(UnknownPlace::Store(error @ StoreError::Platform { .. })) if asking == Asking::AtOnce => {
                 return Err(error.into());
             }
             Err(error) => {
@@ -204,11 +208,12 @@ impl Purger {
         if !blockers.is_empty() {
             return self.block(tx, tombstone, blockers, wait).await;
         }
-        let begun = purging::begin(&mut tx, tombstone.id, &self.owner, self.config.lease, row_found).await?;
-        let Some(lease) = begun else { return Ok(Claim::Nothing("it was closed meanwhile")) };
         let details = json!({ "row_found": row_found, "locations": tombstone.locations });
         let details = with_recorded(details, &tombstone);
-        history::record_without_task(&mut tx, Happened::PurgeBegun, &tombstone, &self.provenance(), details).await?;
+        let told = &history::telling(Happened::PurgeBegun, &tombstone, &self.provenance(), details);
+        let beginning = Beginning { owner: &self.owner, lease: self.config.lease, row_found, told };
+        let begun = purging::begin(&mut tx, tombstone.id, beginning).await?;
+        let Some(lease) = begun else { return Ok(Claim::Nothing("it was closed meanwhile")) };
         failpoint::at("claim.uncommitted");
         commit(tx).await?;
         failpoint::at("claim.committed");
@@ -224,15 +229,18 @@ impl Purger {
         tx: &mut Tx,
         kind: &ResourceKind,
         tombstone: &Tombstone,
-        references: References,
+        asking: Asking,
     ) -> Result<(bool, Vec<Blocker>), UnknownPlace> {
         let resource = &tombstone.resource;
         let row = platform::find(&mut *tx, kind, &resource.id, Locking::ForUpdate).await?;
-        let may_be_used = match references {
-            References::AtOnce => platform::is_used(&mut *tx, kind, &resource.id).await?,
-            References::EachAlone => true,
+        let in_use = match asking {
+            Asking::AtOnce => {
+                let keys = self.keys.keys(&mut *tx, &self.map).await?;
+                in_use::look(&mut *tx, &self.map, &keys, kind, &resource.id).await?
+            }
+            Asking::EachAlone => InUse::PERHAPS,
         };
-        let mut blockers = match may_be_used {
+        let mut blockers = match in_use.by_reference {
             true => platform::blockers(&mut *tx, kind, &resource.id).await?,
             false => Vec::new(),
         };
@@ -264,9 +272,12 @@ impl Purger {
                 blockers.push(circumstance("moved objects", &label));
             }
         }
-        let leaving = Leaving { kind, resource, locations: &tombstone.locations };
+        let records = if in_use.by_records { Records::Perhaps } else { Records::NoneYet };
+        let leaving = Leaving { kind, resource, locations: &tombstone.locations, records };
         blockers.extend(bystanders::of(&mut *tx, &self.map, &self.keys, leaving, &BTreeSet::new()).await?);
-        blockers.extend(rows::refusing(&mut *tx, &self.map, &self.keys, resource, Spared::Nobody).await?);
+        if in_use.by_foreign_key {
+            blockers.extend(rows::refusing(&mut *tx, &self.map, &self.keys, resource, Spared::Nobody).await?);
+        }
         Ok((row.is_some(), blockers))
     }
 

@@ -41,24 +41,24 @@ impl Purger {
     }
 
     async fn end(&self, gone: RowsGone) -> Result<Finished, PurgeError> {
-        let RowsGone { mut claimed, mut tx, locked, uncounted } = gone;
+        let RowsGone { claimed, mut tx, locked, uncounted } = gone;
         let kind = self.kind_of(&claimed)?;
         let row = self.delete_own_row(&mut tx, kind, &claimed.tombstone).await?;
         let rows = uncounted + row;
-        if purging::finish(&mut tx, &claimed.lease, &claimed.progress, rows).await? == Fenced::Lost {
-            return Err(PurgeError::LeaseLost);
-        }
-        claimed.progress.rows_deleted += rows;
-        if !claimed.tombstone.recorded.is_empty() {
-            // a worker that was cut off may have written some since they were forgotten
-            recorded::forget_all(&mut tx, claimed.tombstone.id).await?;
-        }
         let mut tombstone = claimed.tombstone;
         tombstone.progress = claimed.progress;
+        tombstone.progress.rows_deleted += rows;
         let seconds = (locked.ends - locked.began).as_seconds_f64();
         let lag = (locked.ends - tombstone.purge_after).as_seconds_f64();
         let receipt = receipt(&tombstone, row, seconds);
-        history::record_without_task(&mut tx, Happened::Purged, &tombstone, &self.provenance(), receipt).await?;
+        let told = history::telling(Happened::Purged, &tombstone, &self.provenance(), receipt);
+        if purging::finish(&mut tx, &claimed.lease, &claimed.progress, rows, &told).await? == Fenced::Lost {
+            return Err(PurgeError::LeaseLost);
+        }
+        if !tombstone.recorded.is_empty() {
+            // a worker that was cut off may have written some since they were forgotten
+            recorded::forget_all(&mut tx, tombstone.id).await?;
+        }
         if let Some(parent) = tombstone.parent {
             // it may have waited for this child
             if tombstones::wake(&mut tx, parent).await? {

@@ -4,7 +4,7 @@
 
 use serde::Serialize;
 use serde_json::Value;
-use sqlx::{PgConnection, types::Json};
+use sqlx::{PgConnection, Postgres, postgres::PgArguments, query::Query, types::Json};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -81,13 +81,23 @@ pub struct NewEntry<'a> {
     pub details: Value,
 }
 
-/// The life-cycle event beside an entry.
+/// An entry about a tombstone and the life-cycle event beside it, which tell the same.
 #[derive(Debug)]
-pub struct Event<'a> {
+pub struct Telling<'a> {
+    /// What happened.
+    pub event: Happened,
+    /// To which tombstone.
+    pub tombstone: TombstoneId,
+    /// To which resource.
+    pub resource: &'a ResourceRef,
+    /// By whom and why, and as part of what.
+    pub by: Provenance,
+    /// Figures and circumstances.
+    pub details: Value,
     /// Of the events exchange.
-    pub routing_key: &'a str,
+    pub routing_key: String,
     /// The message.
-    pub payload: &'a Value,
+    pub payload: Value,
 }
 
 /// What becomes of the purge task that a tombstone may have in the outbox.
@@ -145,44 +155,69 @@ pub async fn write(conn: &mut PgConnection, entry: NewEntry<'_>) -> Result<(), S
     Ok(())
 }
 
-/// As [`write()`], together with the event that tells the same, in one statement; `task` says what becomes of the
-/// tombstone's purge task.
+/// `told!("update … returning …", "columns")`: the statement that does what a [`Telling`] tells, returns these `columns`
+/// of what it did, and writes entry and event where, and only where, it did it; the tombstone's purge task goes then (with
+/// a third argument, on that condition). What it does returns the tombstone's `id`, at least, and has its own parameters
+/// from `$15` on; [`Telling::bind_to`] binds those before.
+macro_rules! told {
+    ($does:literal, $columns:literal) => {
+        told!($does, $columns, "true")
+    };
+    ($does:literal, $columns:literal, $task_goes:literal) => {
+        concat!(
+            "with done as (",
+            $does,
+            "),
+             event as (
+                 insert into reprieve.outbox
+                     (id, topic, destination, payload, tombstone_id, correlation_id, traceparent, tracestate)
+                 select $9, 'event', $10, $11, id, $12, $13, $14 from done),
+             task as (
+                 delete from reprieve.outbox o using done
+                 where o.tombstone_id = done.id and o.topic = 'purge' and ",
+            $task_goes,
+            "),
+             entry as (
+                 insert into reprieve.audit
+                     (event, tombstone_id, kind, resource_id, actor, origin, reason, details, correlation_id)
+                 select $1, $2, $3, $4, $5, $6, $7, $8, $12 from done)
+             select ",
+            $columns,
+            " from done"
+        )
+    };
+}
+pub(super) use told;
+
+/// Writes both, in one statement; `task` says what becomes of the tombstone's purge task.
 ///
 /// # Errors
 /// The statement failed.
-pub async fn write_and_tell(
-    conn: &mut PgConnection,
-    entry: NewEntry<'_>,
-    event: Event<'_>,
-    task: PurgeTask,
-) -> Result<(), StoreError> {
-    sqlx::query(
-        "with event as (
-             insert into reprieve.outbox
-                 (id, topic, destination, payload, tombstone_id, correlation_id, traceparent, tracestate)
-             values ($9, 'event', $10, $11, $2, $13, $14, $15)),
-         task as (delete from reprieve.outbox where $12 and tombstone_id = $2 and topic = 'purge')
-         insert into reprieve.audit (event, tombstone_id, kind, resource_id, actor, origin, reason, details, correlation_id)
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $13)",
-    )
-    .bind(entry.event.as_str())
-    .bind(entry.tombstone.map(|id| id.0))
-    .bind(entry.resource.map(|resource| resource.kind.as_str()))
-    .bind(entry.resource.map(|resource| resource.id.as_str()))
-    .bind(entry.by.actor.as_str())
-    .bind(&entry.by.origin)
-    .bind(entry.by.reason.as_deref())
-    .bind(Json(entry.details))
-    .bind(Uuid::now_v7())
-    .bind(event.routing_key)
-    .bind(Json(event.payload))
-    .bind(task == PurgeTask::Goes)
-    .bind(entry.by.cause.correlation_id())
-    .bind(entry.by.cause.traceparent())
-    .bind(entry.by.cause.tracestate())
-    .execute(conn)
-    .await?;
+pub async fn write_and_tell(conn: &mut PgConnection, telling: &Telling<'_>, task: PurgeTask) -> Result<(), StoreError> {
+    let sql = told!("select $2 as id", "id", "$15");
+    telling.bind_to(sqlx::query(sql)).bind(task == PurgeTask::Goes).execute(conn).await?;
     Ok(())
+}
+
+impl Telling<'_> {
+    /// Binds the parameters before those of what [`told!`] does.
+    pub(super) fn bind_to<'q>(&self, query: Query<'q, Postgres, PgArguments>) -> Query<'q, Postgres, PgArguments> {
+        query
+            .bind(self.event.as_str())
+            .bind(self.tombstone.0)
+            .bind(self.resource.kind.as_str())
+            .bind(self.resource.id.as_str())
+            .bind(self.by.actor.as_str())
+            .bind(&self.by.origin)
+            .bind(self.by.reason.as_deref())
+            .bind(Json(&self.details))
+            .bind(Uuid::now_v7())
+            .bind(&self.routing_key)
+            .bind(Json(&self.payload))
+            .bind(self.by.cause.correlation_id())
+            .bind(self.by.cause.traceparent())
+            .bind(self.by.cause.tracestate())
+    }
 }
 
 /// A resource's history over all of its stays in the trash, oldest first; the newest 1000 entries at most.

@@ -211,6 +211,15 @@ impl ForeignKeys {
         Ok(found)
     }
 
+    /// For each key that can refuse a purge its end, the statement that counts the rows that do; `$1` is the id.
+    ///
+    /// # Errors
+    /// There are too many ways to rows: then nobody knows.
+    pub(super) fn counts_refusing(&self, map: &ResourceMap, kind: &ResourceKind) -> Result<Vec<String>, StoreError> {
+        let questions = self.questions(map, kind, Spared::Nobody)?;
+        Ok(questions.into_iter().map(|question| question.sql).collect())
+    }
+
     /// Each key that can refuse, with the query that counts who does.
     fn questions<'k>(
         &'k self,

@@ -17,6 +17,7 @@ pub mod facts;
 pub mod foreign_keys;
 pub mod guards;
 pub mod holds;
+pub mod in_use;
 pub mod inspect;
 pub mod migrate;
 pub mod outbox;

@@ -50,7 +50,8 @@ pub async fn find(
     id: &ResourceId,
     locking: Locking,
 ) -> Result<Option<ResourceRow>, StoreError> {
-    if locking == Locking::ForUpdate {
+    let locks = locking == Locking::ForUpdate;
+    if locks && kind.filter.is_some() {
         // in a statement of its own: one that waits for a lock and then reads would see the row as it is now and
         // everything else, such as a table that the map's `where` asks, as it was before the wait
         let sql = format!("select 1 from {} where {} = $1 for update", kind.table, kind.id);
@@ -68,7 +69,9 @@ pub async fn find(
     ];
     selected.extend(columns.iter().map(|column| format!("\"{column}\"::text")));
     selected.push(format!("{}::text", kind.id));
-    let sql = format!("select {} from {} where {} = $1 limit 2", selected.join(", "), kind.table, kind.id);
+    // without a `where`, nothing but the row is read
+    let lock = if locks && kind.filter.is_none() { " for update" } else { "" };
+    let sql = format!("select {} from {} where {} = $1 limit 2{lock}", selected.join(", "), kind.table, kind.id);
     let rows = bind_id(query(sql), kind.id_type, id)?.fetch_all(conn).await;
     let what = || format!("reading {} of kind {}", kind.table, kind.kind);
     let rows = rows.map_err(|error| StoreError::of_platform(error, what))?;
@@ -192,21 +195,6 @@ pub async fn blockers(
         }
     }
     Ok(blockers)
-}
-
-/// Whether anybody uses a resource, by any reference of its kind: one statement, and [`blockers`] says who.
-///
-/// # Errors
-/// One of the reference queries failed: then nobody knows.
-pub async fn is_used(conn: &mut PgConnection, kind: &ResourceKind, id: &ResourceId) -> Result<bool, StoreError> {
-    if kind.references.is_empty() {
-        return Ok(false);
-    }
-    let each = kind.references.iter().map(|reference| format!("exists ({})", reference_sql(reference)));
-    let sql = format!("select {}", each.collect::<Vec<_>>().join(" or "));
-    let used = bind_id(query(sql), kind.id_type, id)?.fetch_one(conn).await;
-    let what = || format!("the reference queries of kind {}", kind.kind);
-    Ok(used.map_err(|error| StoreError::of_platform(error, what))?.try_get(0)?)
 }
 
 /// The statement that runs a reference query: at least two columns, id and label.

@@ -10,7 +10,11 @@ use sqlx::PgConnection;
 
 use super::{Refusals, TrashBin, TrashError, TrashRequest};
 use crate::{
-    bystanders::{self, Leaving, named::Question, rows},
+    bystanders::{
+        self, Leaving,
+        named::{Question, Records},
+        rows,
+    },
     domain::{
         ids::{Kind, ResourceRef, TombstoneId},
         location::{KeyPlace, Location},
@@ -212,7 +216,8 @@ impl TrashBin {
         let along = plan.resources();
         for member in &plan.members {
             let kind = self.kind_of(&member.resource)?;
-            let leaving = Leaving { kind, resource: &member.resource, locations: &member.locations };
+            let records = Records::Perhaps;
+            let leaving = Leaving { kind, resource: &member.resource, locations: &member.locations, records };
             let hurt = bystanders::of(&mut *conn, &self.map, &self.keys, leaving, &along).await;
             refusals.blockers.extend(hurt.map_err(|error| TrashError::of_place(&member.resource, error))?);
         }

@@ -2,7 +2,7 @@ use reprieve::domain::state::State;
 use reprieve::purge::SliceEnd;
 use reprieve::trash::TrashError;
 
-use crate::bench::Bench;
+use crate::bench::{Bench, budget};
 
 /// One table, one kind: `more` is the rest of the kind's section.
 fn one_kind(more: &str) -> String {
@@ -60,6 +60,30 @@ async fn a_kind_can_be_a_part_of_a_table() {
     assert_eq!(bench.slice(id).await, SliceEnd::Blocked(1), "no longer of its kind: not now");
     assert_eq!(bench.tombstone(id).await.blockers[0].reference, "changed kind");
     assert_eq!(bench.count("plat.things").await, 3);
+}
+
+#[tokio::test]
+async fn what_changes_while_the_claim_waits_for_the_row_is_seen() {
+    let (alone, with_another) =
+        ("soft_delete = \"gone_at\"", "where = \"exists (select from plat.live l where l.id = things.id)\"");
+    for (more, change, expected) in [
+        (alone, "update plat.things set gone_at = null where id = 1", "undeleted row"),
+        (with_another, "delete from plat.live where id = 1", "changed kind"),
+    ] {
+        let columns = "id int primary key, gone_at timestamptz); create table plat.live (id int primary key";
+        let bench = things(columns, &format!("id_type = \"integer\"\n{more}")).await;
+        bench.run("insert into plat.things values (1); insert into plat.live values (1)").await;
+        let id = bench.trash_due("thing", 1).await;
+        let mut platform = bench.pool.begin().await.expect("begins");
+        sqlx::query("select from plat.things for update").execute(&mut *platform).await.expect("locks");
+        sqlx::query(change).execute(&mut *platform).await.expect("changes");
+        let purger = bench.purger();
+        let slice = tokio::spawn(async move { purger.run_slice(id, &budget()).await });
+        bench.until_waiting("the claim waits for the row", 1).await;
+        platform.commit().await.expect("commits");
+        assert_eq!(slice.await.expect("no panic").expect("the database is there"), SliceEnd::Blocked(1), "{expected}");
+        assert_eq!(bench.tombstone(id).await.blockers[0].reference, expected);
+    }
 }
 
 /// Trashes and restores row 1 and shows its mark before, in between and after.

@@ -2,14 +2,37 @@
 
 use std::time::Duration;
 
-use reprieve::domain::ids::Fence;
+use reprieve::domain::ids::{Fence, TombstoneId};
 use reprieve::domain::progress::Progress;
 use reprieve::domain::state::State;
+use reprieve::history::telling;
 use reprieve::purge::SliceEnd;
-use reprieve::store::tombstones::purging::{self, Fenced, Lease, PassOn, SetAside, Setback};
+use reprieve::store::audit::Happened;
+use reprieve::store::tombstones::purging::{self, Beginning, Fenced, Lease, PassOn, SetAside, Setback};
+use serde_json::json;
+use sqlx::PgConnection;
 
-use crate::bench::{Bench, budget};
+use crate::bench::{Bench, alice, budget};
 use crate::gate::At;
+
+/// What is told of a tombstone, to the audit log and to whoever listens.
+const TOLD: &str = "(select tombstone_id from reprieve.audit
+    union all select tombstone_id from reprieve.outbox where topic = 'event') as told";
+
+/// The statement of the point of no return.
+async fn begin(bench: &Bench, conn: &mut PgConnection, id: TombstoneId, owner: &str, lease: Duration) -> Option<Lease> {
+    let tombstone = bench.tombstone(id).await;
+    let told = &telling(Happened::PurgeBegun, &tombstone, &alice(), json!({}));
+    let beginning = Beginning { owner, lease, row_found: true, told };
+    purging::begin(conn, id, beginning).await.expect("runs")
+}
+
+/// The statement of the end.
+async fn finish(bench: &Bench, conn: &mut PgConnection, lease: &Lease, progress: &Progress) -> Fenced {
+    let tombstone = bench.tombstone(lease.id).await;
+    let told = telling(Happened::Purged, &tombstone, &alice(), json!({}));
+    purging::finish(conn, lease, progress, 1, &told).await.expect("runs")
+}
 
 const RUN_OUT: &str = "update reprieve.tombstones set lease_until = now() - interval '1 second'";
 
@@ -84,6 +107,7 @@ async fn no_write_that_carries_an_old_fence_touches_a_row() {
     assert!(matches!(bench.slice(id).await, SliceEnd::Failed(_)));
     bench.make_due(id).await;
     let before: String = bench.value("select t::text from reprieve.tombstones t").await;
+    let told = bench.count(TOLD).await;
 
     let mut conn = bench.store.conn().await.expect("a connection");
     let old = Lease::new(id, Fence(0), Duration::from_secs(60));
@@ -96,9 +120,10 @@ async fn no_write_that_carries_an_old_fence_touches_a_row() {
     assert_eq!(purging::pass_on(&mut conn, &old, Duration::ZERO, PassOn::Continues).await.expect("runs"), Fenced::Lost);
     let tired = Setback { reason: "tired".into(), until: None, at_least: Duration::ZERO };
     assert_eq!(purging::give_up(&mut conn, &old, &tired).await.expect("runs"), SetAside::Lost);
-    assert_eq!(purging::finish(&mut conn, &old, &progress, 1).await.expect("runs"), Fenced::Lost);
+    assert_eq!(finish(&bench, &mut conn, &old, &progress).await, Fenced::Lost);
     let after: String = bench.value("select t::text from reprieve.tombstones t").await;
     assert_eq!(before, after);
+    assert_eq!(bench.count(TOLD).await, told, "and nobody is told of an end that was none");
 }
 
 #[tokio::test]
@@ -107,13 +132,17 @@ async fn the_statement_of_the_point_of_no_return_looks_at_the_time_itself() {
     let id = bench.trash("dataset", bench.dataset("set a", 1).await).await;
     let mut conn = bench.store.conn().await.expect("a connection");
     let lease = Duration::from_secs(60);
-    assert!(purging::begin(&mut conn, id, "early", lease, true).await.expect("runs").is_none());
+    let told = bench.count(TOLD).await;
+    assert!(begin(&bench, &mut conn, id, "early", lease).await.is_none());
     let still = bench.tombstone(id).await;
     assert_eq!((still.state, still.fence, still.lease_owner), (State::Trashed, Fence(0), None));
+    assert_eq!(bench.count("reprieve.outbox where topic = 'purge'").await, 1, "its task stays");
     bench.make_due(id).await;
-    let begun = purging::begin(&mut conn, id, "in time", lease, true).await.expect("runs");
+    let begun = begin(&bench, &mut conn, id, "in time", lease).await;
     assert_eq!(begun.expect("due").fence, Fence(1));
-    assert!(purging::begin(&mut conn, id, "second", lease, true).await.expect("runs").is_none());
+    assert!(begin(&bench, &mut conn, id, "second", lease).await.is_none());
+    assert_eq!(bench.count(TOLD).await, told + 2, "told of once, to both");
+    assert_eq!(bench.count("reprieve.outbox where topic = 'purge'").await, 0, "its task is taken up");
 }
 
 #[tokio::test]
@@ -122,19 +151,19 @@ async fn the_statement_of_the_end_refuses_while_one_object_is_not_gone() {
     let id = bench.trash_due("dataset", bench.dataset("set a", 1).await).await;
     let mut conn = bench.store.conn().await.expect("a connection");
     let duration = Duration::from_secs(60);
-    let lease = purging::begin(&mut conn, id, "worker", duration, true).await.expect("runs").expect("due");
+    let lease = begin(&bench, &mut conn, id, "worker", duration).await.expect("due");
     let nothing = serde_json::json!({});
     for left in [
         Progress { objects_listed: 2, objects_deleted: 1, objects_failed: 1, ..Progress::default() },
         Progress { objects_listed: 2, objects_deleted: 1, objects_unknown: 1, ..Progress::default() },
     ] {
         let _ours = purging::checkpoint(&mut conn, &lease, &left, &nothing).await.expect("runs");
-        assert_eq!(purging::finish(&mut conn, &lease, &left, 1).await.expect("runs"), Fenced::Lost, "{left:?}");
+        assert_eq!(finish(&bench, &mut conn, &lease, &left).await, Fenced::Lost, "{left:?}");
         assert_eq!(bench.state(id).await, State::Purging);
     }
     let gone = Progress { objects_listed: 2, objects_deleted: 2, ..Progress::default() };
     let ours = Fenced::Ours { paused: false };
-    assert_eq!(purging::finish(&mut conn, &lease, &gone, 1).await.expect("runs"), ours);
+    assert_eq!(finish(&bench, &mut conn, &lease, &gone).await, ours);
     let end = bench.tombstone(id).await;
     assert_eq!((end.state, end.progress), (State::Purged, Progress { rows_deleted: 1, ..gone }));
 }
@@ -145,14 +174,14 @@ async fn a_late_heartbeat_revives_no_lease_that_was_given_back() {
     let id = bench.trash_due("dataset", bench.dataset("set a", 1).await).await;
     let mut conn = bench.store.conn().await.expect("a connection");
     let duration = Duration::from_secs(60);
-    let lease = purging::begin(&mut conn, id, "worker", duration, true).await.expect("runs").expect("due");
+    let lease = begin(&bench, &mut conn, id, "worker", duration).await.expect("due");
     assert_eq!(purging::renew(&mut conn, &lease).await.expect("runs"), Fenced::Ours { paused: false });
     let passed = purging::pass_on(&mut conn, &lease, Duration::ZERO, PassOn::Continues).await.expect("runs");
     assert_eq!(passed, Fenced::Ours { paused: false });
     assert_eq!(purging::renew(&mut conn, &lease).await.expect("runs"), Fenced::Lost);
     assert_eq!(bench.tombstone(id).await.lease_until, None, "the next worker need not wait for it");
     let lease = purging::take_over(&mut conn, id, "next", duration).await.expect("runs").expect("free");
-    let ended = purging::finish(&mut conn, &lease, &Progress::default(), 1).await.expect("runs");
+    let ended = finish(&bench, &mut conn, &lease, &Progress::default()).await;
     assert_eq!(ended, Fenced::Ours { paused: false });
     assert_eq!(purging::renew(&mut conn, &lease).await.expect("runs"), Fenced::Ours { paused: false });
     assert_eq!(bench.tombstone(id).await.lease_until, None);

@@ -36,6 +36,7 @@ mod requesting;
 mod restoring;
 mod rows;
 mod shared;
+mod small;
 mod stops;
 mod stranded;
 mod tables;

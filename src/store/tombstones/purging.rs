@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use serde_json::Value;
-use sqlx::{PgConnection, types::Json};
+use sqlx::{PgConnection, Row as _, types::Json};
 use time::OffsetDateTime;
 
 pub use super::lease::Lease;
@@ -17,7 +17,10 @@ use crate::domain::{
     ids::{Fence, TombstoneId},
     progress::Progress,
 };
-use crate::store::storable;
+use crate::store::{
+    audit::{Telling, told},
+    storable,
+};
 
 /// What the fenced write found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,32 +45,42 @@ macro_rules! is_paused {
     };
 }
 
-/// The point of no return: `trashed`/`blocked` and due → `purging`, with a new fence and a lease. `None`: no longer so.
+/// Who goes past the point of no return, and what is told of it.
+#[derive(Debug, Clone, Copy)]
+pub struct Beginning<'a> {
+    /// The worker.
+    pub owner: &'a str,
+    /// For how long it has the lease.
+    pub lease: Duration,
+    /// Whether the resource still had its row.
+    pub row_found: bool,
+    /// Written along with it.
+    pub told: &'a Telling<'a>,
+}
+
+/// The point of no return: `trashed`/`blocked` and due → `purging`, with a new fence and a lease, told in the same statement.
+/// `None`: no longer so, and nothing is told.
 ///
 /// # Errors
 /// The statement failed.
 pub async fn begin(
     conn: &mut PgConnection,
     id: TombstoneId,
-    owner: &str,
-    lease: Duration,
-    row_found: bool,
+    beginning: Beginning<'_>,
 ) -> Result<Option<Lease>, StoreError> {
+    let Beginning { owner, lease, row_found, told } = beginning;
     let asked = Moment::now();
-    let fence: Option<i64> = sqlx::query_scalar(
+    let sql = told!(
         "update reprieve.tombstones
-         set state = 'purging', purging_at = now(), fence = fence + 1, lease_owner = $2,
-             lease_until = clock_timestamp() + $3 * interval '1 second', row_found = $4, blockers = '[]', last_error = null,
+         set state = 'purging', purging_at = now(), fence = fence + 1, lease_owner = $16,
+             lease_until = clock_timestamp() + $17 * interval '1 second', row_found = $18, blockers = '[]', last_error = null,
              attempts = 0, deaths = 0, waits = 0, next_attempt_at = now()
-         where id = $1 and state in ('trashed', 'blocked') and purge_after <= now() returning fence",
-    )
-    .bind(id.0)
-    .bind(owner)
-    .bind(lease.as_secs_f64())
-    .bind(row_found)
-    .fetch_optional(conn)
-    .await?;
-    Ok(fence.map(|fence| Lease::since(asked, id, Fence(fence), lease)))
+         where id = $15 and state in ('trashed', 'blocked') and purge_after <= now() returning id, fence",
+        "fence"
+    );
+    let query = told.bind_to(sqlx::query(sql)).bind(id.0).bind(owner).bind(lease.as_secs_f64()).bind(row_found);
+    let begun = query.fetch_optional(conn).await?;
+    begun.map(|row| Ok(Lease::since(asked, id, Fence(row.try_get(0)?), lease))).transpose()
 }
 
 /// Takes over a purge that nobody works on: a new fence, which the former owner has not. One who is another and has not
@@ -408,7 +421,7 @@ pub async fn retry(conn: &mut PgConnection, id: TombstoneId) -> Result<bool, Sto
 }
 
 /// `purging` → `purged`, in the transaction that deletes the resource's row and the last `rows` in all, with what became
-/// of its objects.
+/// of its objects; told in the same statement, unless the lease is lost.
 ///
 /// # Errors
 /// The statement failed. The table refuses counters that do not add up.
@@ -417,31 +430,35 @@ pub async fn finish(
     lease: &Lease,
     progress: &Progress,
     rows: u64,
+    told: &Telling<'_>,
 ) -> Result<Fenced, StoreError> {
     let n = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
-    let done = sqlx::query(
+    let sql = told!(
         "update reprieve.tombstones
          set state = 'purged', closed_at = now(), lease_owner = null, lease_until = null, checkpoint = null,
-             last_error = null, objects_listed = $3, objects_deleted = $4, objects_absent = $5, objects_failed = $6,
-             objects_unknown = $7, bytes_freed = $8, rows_deleted = rows_deleted + $9, versions_gone = $10,
-             markers_gone = $11, objects_kept = $12
-         where id = $1 and fence = $2 and state = 'purging' and $6 = 0 and $7 = 0",
-    )
-    .bind(lease.id.0)
-    .bind(lease.fence.0)
-    .bind(n(progress.objects_listed))
-    .bind(n(progress.objects_deleted))
-    .bind(n(progress.objects_absent))
-    .bind(n(progress.objects_failed))
-    .bind(n(progress.objects_unknown))
-    .bind(n(progress.bytes_freed))
-    .bind(n(rows))
-    .bind(n(progress.versions_gone))
-    .bind(n(progress.markers_gone))
-    .bind(n(progress.objects_kept))
-    .execute(conn)
-    .await?;
-    Ok(ours(done.rows_affected()))
+             last_error = null, objects_listed = $17, objects_deleted = $18, objects_absent = $19, objects_failed = $20,
+             objects_unknown = $21, bytes_freed = $22, rows_deleted = rows_deleted + $23, versions_gone = $24,
+             markers_gone = $25, objects_kept = $26
+         where id = $15 and fence = $16 and state = 'purging' and $20 = 0 and $21 = 0 returning id",
+        "id"
+    );
+    let query = told.bind_to(sqlx::query(sql));
+    let done = query
+        .bind(lease.id.0)
+        .bind(lease.fence.0)
+        .bind(n(progress.objects_listed))
+        .bind(n(progress.objects_deleted))
+        .bind(n(progress.objects_absent))
+        .bind(n(progress.objects_failed))
+        .bind(n(progress.objects_unknown))
+        .bind(n(progress.bytes_freed))
+        .bind(n(rows))
+        .bind(n(progress.versions_gone))
+        .bind(n(progress.markers_gone))
+        .bind(n(progress.objects_kept))
+        .fetch_optional(conn)
+        .await?;
+    Ok(if done.is_some() { Fenced::Ours { paused: false } } else { Fenced::Lost })
 }
 
 /// What a statement that was sent at `asked`, and extends the lease where it is still ours, has found.

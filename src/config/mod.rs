@@ -135,7 +135,9 @@ impl Config {
             read_resources(file, &table, &mut resources, &problems);
             builder = builder.add_source(File::from(file.as_path()).format(FileFormat::Toml));
         }
+        let is_map_whole = problems.is_empty();
         if environment == Surroundings::Override {
+            refuse_map_of_environment(std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()), &problems);
             builder = builder.add_source(Environment::with_prefix("REPRIEVE").prefix_separator("__").separator("__"));
         }
         if !all_read {
@@ -150,7 +152,8 @@ impl Config {
                     let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
                     prefer_environment(&mut root, names);
                 }
-                Self::read(&root, &resources, problems)
+                let maps = Maps { files: &resources, is_whole: is_map_whole };
+                Self::read(&root, maps, problems)
             }
             Err(error) => {
                 problems.add("environment", error);
@@ -159,7 +162,7 @@ impl Config {
         }
     }
 
-    fn read(root: &Map<String, Value>, maps: &[ResourceFile], problems: Problems) -> Result<Self, InvalidConfig> {
+    fn read(root: &Map<String, Value>, maps: Maps<'_>, problems: Problems) -> Result<Self, InvalidConfig> {
         let root = Reader::new("", root, &problems);
         let broker = root.has("broker").then(|| broker::read(root.section("broker"))).flatten();
         let stores = stores::read(&root);
@@ -175,7 +178,9 @@ impl Config {
         let (_, _) = (root.value("resource"), root.value("maps"));
         root.finish();
         let mut tables = Vec::new();
-        for map in maps {
+        let mut is_described = false;
+        for map in maps.files {
+            is_described |= map.table.contains_key("resource");
             let reader = Reader::new(map.path.clone(), &map.table, &problems);
             tables.extend(reader.list("resource"));
             let _ = reader.value("maps");
@@ -183,9 +188,8 @@ impl Config {
                 reader.finish();
             }
         }
-        let described = !tables.is_empty();
         let map = resources::read(tables, &stores, retention.default, &problems);
-        if !described && problems.is_empty() {
+        if !is_described && maps.is_whole {
             problems.add(
                 "resource",
                 "there is no [[resource]] in any file: describe at least one kind, or name files with `maps`",
@@ -205,6 +209,14 @@ impl Config {
 enum Surroundings {
     Override,
     Ignore,
+}
+
+/// Every file that may hold `[[resource]]` sections and could be read.
+#[derive(Clone, Copy)]
+struct Maps<'a> {
+    files: &'a [ResourceFile],
+    /// All of those that are named could.
+    is_whole: bool,
 }
 
 /// A file that may hold `[[resource]]` sections.
@@ -233,6 +245,18 @@ fn read_file(path: &Path, problems: &Problems) -> Option<Map<String, Value>> {
         .and_then(config::Config::try_deserialize)
         .map_err(|error| problems.add(name, format_args!("is not valid TOML: {}", without_values(&error.to_string()))))
         .ok()
+}
+
+/// The map is read file by file, and nothing of it from the environment: a variable that speaks of it is a mistake.
+fn refuse_map_of_environment(names: impl Iterator<Item = String>, problems: &Problems) {
+    for name in names {
+        let lower = name.to_lowercase();
+        let Some(path) = lower.strip_prefix("reprieve__") else { continue };
+        let section = path.split("__").next().unwrap_or(path);
+        if section == "resource" || section == "maps" {
+            problems.add(name, "the resource map is read from files alone: write it there");
+        }
+    }
 }
 
 /// A secret from the environment replaces the file's in either form: `url` the `url_file`, `url_file` the `url`.

@@ -52,6 +52,18 @@ fn a_good_file_loads_with_defaults_that_are_safe() {
 }
 
 #[test]
+fn an_empty_file_is_told_all_that_it_lacks() {
+    let found = problems("");
+    assert!(found.iter().any(|one| one.starts_with("database.url")), "{found:?}");
+    assert!(found.iter().any(|one| one.contains("there is no [[resource]]")), "{found:?}");
+    assert!(
+        !problems("maps = [\"gone.toml\"]").iter().any(|one| one.contains("there is no [[resource]]")),
+        "it may be there"
+    );
+    assert!(!problems("resource = 1").iter().any(|one| one.contains("there is no [[resource]]")), "it is malformed");
+}
+
+#[test]
 fn each_of_the_purges_at_once_has_a_connection_unless_somebody_says_how_many_there_are() {
     for (text, most) in
         [("", 22), ("[purge]\nconcurrency = 40", 46), ("[purge]\nconcurrency = 40\n[database]\nmax_connections = 5", 5)]

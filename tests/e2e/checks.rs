@@ -376,6 +376,13 @@ async fn every_mistake_of_a_configuration_is_reported_at_once_and_no_secret_is_s
     let ended = Ended::of(command).await.with(6);
     assert!(ended.stderr.contains("database.url") && ended.stderr.contains("purge.lease"), "{}", ended.stderr);
     assert!(!ended.all().contains(SECRET), "{}", ended.all());
+    // the map comes from files alone
+    for name in ["REPRIEVE__RESOURCE__0", "REPRIEVE__RESOURCE", "REPRIEVE__MAPS"] {
+        let mut command = world.command(&["list"]);
+        command.env(name, "x");
+        let ended = Ended::of(command).await.with(6);
+        assert!(ended.stderr.contains(name) && ended.stderr.contains("files alone"), "{}", ended.stderr);
+    }
     // a file that is none, and no file at all
     let mut command = crate::process::reprieve();
     command.args(["--config", "/nowhere/reprieve.toml", "list", "--json"]);

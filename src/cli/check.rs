@@ -1,34 +1,41 @@
 //! `reprieve check`: tries configuration and map against the live system.
 //!
-//! Invariant: it looks only. Nothing is declared, written or deleted, and one finding hides no other.
+//! Invariant: it looks only. Nothing is declared, written or deleted, and one finding hides no other: a server that does
+//! not answer is waited for a few seconds, and by nobody but its own part.
 
 mod believed;
+mod servers;
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use clap::Args;
+use futures_util::{FutureExt, Stream, StreamExt, future::BoxFuture, stream};
 use serde::Serialize;
 use sqlx::PgConnection;
+use tokio::time::timeout;
 
 use super::{
     CliError,
-    output::{Output, counted, table},
+    output::{Output, aligned},
 };
 use crate::{
     app::App,
     domain::{
         ids::ResourceRef,
-        location::StoreName,
         map::{ObjectsAt, ResourceKind, ResourceMap, SoftDelete},
     },
-    objects::{BucketFacts, DefaultRetention, LockMode, UploadsListed, Versioning},
-    queue::TaskQueue,
     store::{
         StoreError,
         foreign_keys::{ForeignKeys, Met, Spared},
         guards, inspect, migrate,
     },
 };
+
+/// For a server to say anything. Whoever looks at the output waits for it.
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// For all questions to a database that has answered once: about each kind there are several.
+const MAP: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Args)]
 pub(super) struct Check {}
@@ -62,31 +69,82 @@ impl Findings {
 
 impl Check {
     pub(super) async fn run(self, app: App, output: Output) -> Result<(), CliError> {
-        let mut findings = Findings::default();
-        findings.add(Level::Ok, "configuration", "no mistakes");
-        if let Err(error) = check_database(&app, &mut findings).await {
-            findings.add(Level::Problem, "database", app.store.why_away(error).await.to_string());
+        let mut all = Findings::default();
+        all.add(Level::Ok, "configuration", "no mistakes");
+        let width = widest(&app);
+        output.say(|| shown(&all, true, width))?;
+        let mut parts = parts(&app);
+        while let Some(part) = parts.next().await {
+            // a part that has nothing to say is no empty line
+            if !part.0.is_empty() {
+                output.say(|| shown(&part, false, width))?;
+            }
+            all.0.extend(part.0);
         }
-        check_stores(&app, &mut findings).await;
-        check_broker(&app, &mut findings).await;
-        let problems = findings.0.iter().filter(|finding| finding.level == Level::Problem).count();
-        output.print(&findings.0, |findings| {
-            let rows = findings.iter().map(|finding| {
-                let level = match finding.level {
-                    Level::Ok => "ok",
-                    Level::Warning => "WARNING",
-                    Level::Problem => "PROBLEM",
-                };
-                vec![level.to_owned(), finding.about.clone(), finding.finding.clone()]
-            });
-            table(&["", "about", "finding"], rows)
-        })?;
+        output.document(&all.0)?;
+        let problems = all.0.iter().filter(|finding| finding.level == Level::Problem).count();
         if problems == 0 { Ok(()) } else { Err(CliError::Check(problems)) }
     }
 }
 
+/// All servers are asked at once, and shown in this order as soon as each is known: one that does not answer costs
+/// seconds, however many there are.
+fn parts(app: &App) -> impl Stream<Item = Findings> + Unpin {
+    let stores = app.stores.iter().map(|(name, store)| servers::store(app, name, store).boxed());
+    let parts: Vec<BoxFuture<'_, Findings>> =
+        [database(app).boxed()].into_iter().chain(stores).chain([servers::broker(app).boxed()]).collect();
+    let at_once = parts.len();
+    stream::iter(parts).buffered(at_once)
+}
+
+/// Of all that findings can be about: parts that are shown one after the other are one table.
+fn widest(app: &App) -> usize {
+    let kinds = app.trash.map().kinds().flat_map(|kind| {
+        let guarded = kind.references.iter().map(|reference| format!("{} / {}", kind.kind, reference.name));
+        guarded.chain([kind.kind.to_string()]).collect::<Vec<_>>()
+    });
+    let buckets =
+        app.stores.iter().flat_map(|(name, store)| store.buckets.iter().map(move |of| servers::about(name, of)));
+    let names = kinds.chain(buckets).map(|about| about.chars().count());
+    names.max().unwrap_or_default().max("configuration".len())
+}
+
+fn shown(part: &Findings, is_first: bool, width: usize) -> String {
+    let header = if is_first { ["", "about", "finding"].as_slice() } else { &[] };
+    let rows = part.0.iter().map(|finding| {
+        let level = match finding.level {
+            Level::Ok => "ok",
+            Level::Warning => "WARNING",
+            Level::Problem => "PROBLEM",
+        };
+        vec![level.to_owned(), finding.about.clone(), finding.finding.clone()]
+    });
+    aligned(header, rows, &["PROBLEM".len(), width])
+}
+
+/// The database with schema, map and guards. What was found before it fell silent stays.
+async fn database(app: &App) -> Findings {
+    let mut findings = Findings::default();
+    let problem = match timeout(ANSWER, app.store.own_conn()).await {
+        Ok(Ok(_answers)) => match timeout(MAP, check_database(app, &mut findings)).await {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(_) => Some(silent(&app.store.address(), MAP)),
+        },
+        Ok(Err(error)) => Some(format!("{}: {error}", app.store.address())),
+        Err(_) => Some(silent(&app.store.address(), ANSWER)),
+    };
+    if let Some(problem) = problem {
+        findings.add(Level::Problem, "database", problem);
+    }
+    findings
+}
+
+fn silent(address: &str, limit: Duration) -> String {
+    format!("{address} did not answer within {}", humantime::format_duration(limit))
+}
+
 async fn check_database(app: &App, findings: &mut Findings) -> Result<(), StoreError> {
-    app.store.ping().await?;
     match migrate::compare(&app.store).await?.mismatch() {
         None => findings.add(Level::Ok, "database", "answers, and the schema `reprieve` fits this program"),
         Some(why) => findings.add(Level::Problem, "database", why),
@@ -94,6 +152,7 @@ async fn check_database(app: &App, findings: &mut Findings) -> Result<(), StoreE
     let mut conn = app.store.conn().await?;
     inspect::look_only(&mut conn).await?;
     check_overlaps(app, findings);
+    check_shared_rows(app, findings);
     check_prefixes_over_names(app, findings);
     believed::queried_prefixes(app.trash.map(), findings);
     believed::buckets_of_one_name(&app.config.stores, findings);
@@ -132,6 +191,21 @@ fn check_overlaps(app: &App, findings: &mut Findings) {
                     inner.kind
                 );
                 findings.add(Level::Warning, outer.kind.to_string(), found);
+            }
+        }
+    }
+}
+
+/// Kinds whose rows are those of another kind, too: what is trashed as the one would be missing as the other.
+fn check_shared_rows(app: &App, findings: &mut Findings) {
+    for kind in app.trash.map().kinds() {
+        for other in app.trash.map().kinds().filter(|other| other.kind > kind.kind && other.table == kind.table) {
+            if kind.filter.is_none() || other.filter.is_none() {
+                let found = format!(
+                    "it and the kind {} can be the same rows of {}: a purge deletes a row and the objects of its own kind                      alone; say with `where` which rows are of which kind",
+                    other.kind, kind.table
+                );
+                findings.add(Level::Warning, kind.kind.to_string(), found);
             }
         }
     }
@@ -285,116 +359,5 @@ async fn check_foreign_keys(
     }
     if let Err(error) = answers {
         findings.add(Level::Problem, kind.kind.to_string(), error.to_string());
-    }
-}
-
-async fn check_stores(app: &App, findings: &mut Findings) {
-    for (name, store) in app.stores.iter() {
-        for bucket in &store.buckets {
-            let about = format!("store {name}, bucket {bucket}");
-            match store.objects.facts(bucket).await {
-                Ok(facts) => {
-                    let versions = match facts.versioning {
-                        Versioning::Off => "no versions",
-                        Versioning::Kept => "keeps versions",
-                    };
-                    let lock = match facts.object_lock {
-                        Some(true) => "object lock is on",
-                        Some(false) => "no object lock",
-                        None => "object lock unknown",
-                    };
-                    findings.add(
-                        Level::Ok,
-                        &about,
-                        format!("answers; {versions}, {lock}; deletes go {}", facts.deletes),
-                    );
-                    if facts.object_lock == Some(true) {
-                        findings.add(Level::Warning, &about, "locked objects cannot be purged before their date");
-                    }
-                    check_abilities(&facts, &about, findings);
-                    match facts.versioning {
-                        Versioning::Kept => check_conditions(app, name, bucket, &about, findings),
-                        Versioning::Off => believed::conditions(app.trash.map(), name, bucket, &about, findings),
-                    }
-                }
-                Err(error) => findings.add(Level::Problem, &about, error.to_string()),
-            }
-        }
-    }
-}
-
-/// Kinds whose objects are compared before they are deleted, in a bucket that keeps versions.
-fn check_conditions(app: &App, store: &StoreName, bucket: &str, about: &str, findings: &mut Findings) {
-    for kind in app.trash.map().kinds() {
-        if kind.named_objects().any(|named| named.only_if_unchanged && named.reaches(store, bucket)) {
-            let found = format!(
-                "keeps versions, where only_if_unchanged cannot be told: no object of the kind {} would be deleted",
-                kind.kind
-            );
-            findings.add(Level::Problem, about, found);
-        }
-    }
-}
-
-/// What of a bucket can surprise, or keep a purge from its end.
-fn check_abilities(facts: &BucketFacts, about: &str, findings: &mut Findings) {
-    if let Some(DefaultRetention { mode, days }) = facts.default_retention {
-        let mode = match mode {
-            LockMode::Governance => "governance",
-            LockMode::Compliance => "compliance",
-        };
-        let found = format!("every new object is locked in {mode} mode for {}", counted(days.into(), "day"));
-        findings.add(Level::Warning, about, found);
-    }
-    match &facts.uploads {
-        UploadsListed::Yes => {}
-        UploadsListed::NotOffered => {
-            findings.add(Level::Ok, about, "has no listing of unfinished uploads, and is taken to have none");
-        }
-        UploadsListed::Denied(code) => findings.add(
-            Level::Problem,
-            about,
-            format!("its unfinished uploads cannot be listed ({code}), so no purge would come to its end there"),
-        ),
-    }
-    if !facts.url_encoded {
-        let found = "does not encode names in listings: an object whose name XML cannot carry keeps its prefix from being listed";
-        findings.add(Level::Warning, about, found);
-    }
-}
-
-async fn check_broker(app: &App, findings: &mut Findings) {
-    let Some(queue) = app.rabbitmq() else {
-        findings.add(
-            Level::Warning,
-            "broker",
-            "there is no section [broker]: `serve` refuses the roles intake, relay and worker without",
-        );
-        return;
-    };
-    if let Err(error) = queue.publisher().await {
-        findings.add(Level::Problem, "broker", error.to_string());
-        return;
-    }
-    match queue.depths().await {
-        Ok(depths) => {
-            let waiting =
-                format!("waiting: {}, {}", counted(depths.requests, "request"), counted(depths.purge, "purge task"));
-            findings.add(Level::Ok, "broker", format!("answers, its queues are there; {waiting}"));
-            if depths.dead > 0 {
-                findings.add(
-                    Level::Warning,
-                    "broker",
-                    format!("{} in the dead-letter queue", counted(depths.dead, "message")),
-                );
-            }
-        }
-        Err(error) if app.config.broker.as_ref().is_some_and(|broker| broker.declare) => {
-            let error = error.to_string();
-            // what to do is said for those who declare nothing
-            let missing = error.split("; start once with").next().unwrap_or(&error);
-            findings.add(Level::Warning, "broker", format!("answers; `serve` declares what is missing ({missing})"));
-        }
-        Err(error) => findings.add(Level::Problem, "broker", error.to_string()),
     }
 }

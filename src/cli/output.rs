@@ -7,7 +7,7 @@ use std::{
     process::ExitCode,
 };
 
-use comfy_table::{ContentArrangement, Table, presets};
+use comfy_table::{ColumnConstraint, ContentArrangement, Table, Width, presets};
 use serde::Serialize;
 use time::{OffsetDateTime, macros::format_description};
 
@@ -27,17 +27,21 @@ impl Output {
 
     /// Prints `document` for programs, or what `text` makes of it for people.
     pub(super) fn print<T: Serialize>(self, document: &T, text: impl FnOnce(&T) -> String) -> Result<(), CliError> {
-        let rendered = if self.json {
-            serde_json::to_string_pretty(document).map_err(|error| CliError::Failed(error.to_string()))?
-        } else {
-            text(document)
-        };
-        match writeln!(io::stdout().lock(), "{}", rendered.trim_end()) {
-            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-                Err(CliError::Failed(format!("cannot print: {error}")))
-            }
-            _ => Ok(()),
+        self.document(document)?;
+        self.say(|| text(document))
+    }
+
+    /// Prints `document` for programs alone. A command does so once.
+    pub(super) fn document<T: Serialize>(self, document: &T) -> Result<(), CliError> {
+        if !self.json {
+            return Ok(());
         }
+        write(&serde_json::to_string_pretty(document).map_err(|error| CliError::Failed(error.to_string()))?)
+    }
+
+    /// Prints `text` for people alone, as often as there is something to say.
+    pub(super) fn say(self, text: impl FnOnce() -> String) -> Result<(), CliError> {
+        if self.json { Ok(()) } else { write(&text()) }
     }
 
     /// Prints how a command ended badly.
@@ -60,11 +64,32 @@ impl Output {
     }
 }
 
+fn write(rendered: &str) -> Result<(), CliError> {
+    match writeln!(io::stdout().lock(), "{}", rendered.trim_end()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(CliError::Failed(format!("cannot print: {error}")))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// A table without frames; as wide as the terminal, if there is one.
 pub(super) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+    aligned(header, rows, &[])
+}
+
+/// As [`table`], the first columns at least so wide, so that several make one.
+pub(super) fn aligned(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>, widths: &[usize]) -> String {
     let mut table = Table::new();
     let rows = rows.into_iter().map(|cells| cells.iter().map(|cell| plain(cell)).collect::<Vec<_>>());
-    table.load_preset(presets::NOTHING).set_header(header).add_rows(rows);
+    table.load_preset(presets::NOTHING).add_rows(rows);
+    if !header.is_empty() {
+        table.set_header(header);
+    }
+    for (column, width) in table.column_iter_mut().zip(widths) {
+        let width = u16::try_from(*width).unwrap_or(u16::MAX).saturating_add(column.padding_width());
+        column.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(width)));
+    }
     if io::stdout().is_terminal() {
         table.set_content_arrangement(ContentArrangement::Dynamic);
     }

@@ -171,6 +171,13 @@ impl Store {
         Ok(in_time(2 * self.acquire_timeout, options.connect()).await?)
     }
 
+    /// Where it is, without who asks there.
+    pub fn address(&self) -> String {
+        let options = self.pool.connect_options();
+        let host = options.get_socket().map_or_else(|| options.get_host().into(), |path| path.display().to_string());
+        format!("{host}:{}", options.get_port())
+    }
+
     /// How the pool is used.
     pub fn usage(&self) -> Usage {
         let idle = u32::try_from(self.pool.num_idle()).unwrap_or(u32::MAX);

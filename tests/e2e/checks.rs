@@ -4,7 +4,7 @@ use reprieve::embedded::keeper::free_port;
 use reprieve::embedded::postgres::{Options, PrivatePostgres};
 use serde_json::Value;
 
-use crate::process::Ended;
+use crate::process::{Ended, Service};
 use crate::support::heimdall::Shape;
 use crate::support::seaweedfs;
 use crate::world::{Places, Settings, World};
@@ -232,6 +232,71 @@ async fn servers_that_are_away_or_refuse_are_each_named_and_no_secret_is_shown()
         assert!(found.iter().any(|one| one.contains(about)), "{about}: {found:#?}");
     }
     assert!(!ended.all().contains(SECRET), "{}", ended.all());
+}
+
+/// An address where connections are accepted by nobody: whoever asks waits.
+async fn silent() -> (tokio::net::TcpListener, String) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    let address = listener.local_addr().expect("has one").to_string();
+    (listener, address)
+}
+
+#[tokio::test]
+async fn servers_that_stand_still_are_each_named_after_seconds() {
+    let world = World::new(Settings::default()).await;
+    let config = config(&world);
+    let line = |key: &str| config.lines().find(|line| line.starts_with(key)).expect("is there").to_owned();
+    let ((_postgres, postgres), (_store, store), (_broker, broker)) = tokio::join!(silent(), silent(), silent());
+    let still = config
+        .replace(&line("url = \"postgres"), &format!("url = \"postgres://app:{SECRET}@{postgres}/platform\""))
+        .replace(&line("url = \"amqp"), &format!("url = \"amqp://app:{SECRET}@{broker}/%2f\""))
+        .replace(&line("endpoint"), &format!("endpoint = \"http://{store}\""))
+        .replace(&format!("[\"{}\"]", world.bucket), &format!("[\"{}\", \"another\"]", world.bucket));
+    let ended = check(&world, &still, &world.map_text()).await.with(7);
+    let found = problems(&ended);
+    for (about, address) in [("database", &postgres), ("store main", &store), ("broker", &broker)] {
+        // the client of the broker has a limit of its own, which is as long
+        let is_bound = |one: &String| one.contains("within 10s") || one.contains("no answer from the broker in time");
+        let says = |one: &String| one.contains(about) && one.contains(address.as_str()) && is_bound(one);
+        assert!(found.iter().any(says), "{about} at {address}: {found:#?}");
+    }
+    assert!(found.iter().any(|one| one.contains("bucket another") && one.contains("not looked at")), "{found:#?}");
+    assert!(!ended.all().contains(SECRET), "{}", ended.all());
+}
+
+#[tokio::test]
+async fn what_is_known_of_one_server_is_shown_while_another_is_waited_for() {
+    let world = World::new(Settings::default()).await;
+    let config = config(&world);
+    let endpoint = config.lines().find(|line| line.starts_with("endpoint")).expect("is there");
+    let (store, address) = silent().await;
+    let file = world.write("still.toml", &config.replace(endpoint, &format!("endpoint = \"http://{address}\"")));
+    let mut command = crate::process::reprieve();
+    command.args(["--config", &file.display().to_string(), "check"]);
+    let mut checking = Service::spawn(command, &world.dir().join("check.log"));
+    checking.says("fits this program").await;
+    assert!(!checking.log().contains("store main"), "nothing is known of it yet: {}", checking.log());
+    // now it refuses, and is known to be away
+    drop(store);
+    assert_eq!(checking.end(crate::support::SOON).await.code(), Some(7));
+    let log = checking.log();
+    assert!(log.contains("PROBLEM  store main") && log.contains("broker"), "{log}");
+    assert_eq!(log.matches("finding").count(), 1, "one table: {log}");
+}
+
+#[tokio::test]
+async fn two_kinds_over_the_same_rows_are_pointed_out() {
+    let world = World::new(Settings::default()).await;
+    let twin = "\n[[resource]]\nkind = \"twin\"\ntable = \"heimdall.synthetic_datasets\"\n";
+    let warned = async |map: String| {
+        let ended = check(&world, &config(&world), &map).await;
+        let findings: Vec<Value> = serde_json::from_str(&ended.stdout).expect("one document");
+        findings.iter().any(|one| one["level"] == "warning" && one["finding"].to_string().contains("same rows"))
+    };
+    assert!(!warned(world.map_text()).await);
+    assert!(warned(format!("{}{twin}", world.map_text())).await);
+    let parts = format!("{}{twin}where = \"name like 'x%'\"\n", world.map_text());
+    assert!(warned(parts).await, "the other has no `where`");
 }
 
 #[tokio::test]

@@ -91,6 +91,12 @@ impl RabbitQueue {
         let topology = Arc::new(Topology::new(&settings.namespace, settings.delivery_limit));
         Self { settings: Arc::new(settings), topology }
     }
+
+    /// Where it is, without who asks there.
+    pub fn address(&self) -> String {
+        let parts = self.settings.uri().map(|uri| uri.authority);
+        parts.map_or_else(|error| error.to_string(), |at| format!("{}:{}", at.host, at.port))
+    }
 }
 
 impl fmt::Debug for RabbitQueue {

@@ -203,11 +203,8 @@ impl Purger {
                 self.keep_counts(&claimed).await?;
                 return Ok(Outcome::OutOfTime(claimed.lease));
             }
-            Verification::Refilled(mut claimed, found) => {
+            Verification::Refilled(mut claimed, reason) => {
                 self.begin_anew(&mut claimed).await?;
-                let reason = format!(
-                    "objects appeared after their prefix was emptied, such as {found}: is a writer still running?"
-                );
                 return Ok(Outcome::Leftovers { lease: claimed.lease, reason, then: Then::TryAgain });
             }
         };

@@ -4,7 +4,7 @@
 //! without showing one object, version or delete marker, and every recorded key has been looked for as well.
 
 use super::{Budget, PurgeError, Purger, claim::Claimed, empty::Left, uploads::NoUploads};
-use crate::failpoint;
+use crate::{domain::outcome::EntryKind, failpoint, objects::ObjectEntry};
 
 /// Nothing is left below any of the tombstone's prefixes.
 #[derive(Debug)]
@@ -18,7 +18,7 @@ pub(super) struct Verified {
 pub(super) enum Verification {
     /// Nothing.
     Verified(Verified),
-    /// Objects that came after they were listed: a late writer. The first of them.
+    /// Something came after its place was listed: what, with the first of it.
     Refilled(Box<Claimed>, String),
     /// The slice is over; recorded objects are left to look for.
     OutOfTime(Box<Claimed>),
@@ -28,15 +28,18 @@ impl Purger {
     pub(super) async fn verify(&self, no_uploads: NoUploads, budget: &Budget) -> Result<Verification, PurgeError> {
         let NoUploads { mut claimed } = no_uploads;
         failpoint::at("verify.begun");
+        let mut marker = None;
         for location in &claimed.tombstone.locations {
             let store = self.stores.at(location)?;
             let mut after = None;
             loop {
                 let page = store.objects.list(&location.bucket, location.prefix.as_str(), after.as_ref()).await?;
-                if let Some(entry) = page.entries.first() {
-                    let found = format!("s3://{}/{}", location.bucket, entry.object.key);
-                    return Ok(Verification::Refilled(claimed, found));
+                let place = |entry: &ObjectEntry| format!("s3://{}/{}", location.bucket, entry.object.key);
+                if let Some(object) = page.entries.iter().find(|entry| entry.kind != EntryKind::Marker) {
+                    let why = appeared(&place(object));
+                    return Ok(Verification::Refilled(claimed, why));
                 }
+                marker = marker.or_else(|| page.entries.first().map(place));
                 match page.next {
                     Some(next) => after = Some(next),
                     None => break,
@@ -44,12 +47,28 @@ impl Purger {
             }
             failpoint::at("verify.location_empty");
         }
+        if let Some(found) = marker {
+            return Ok(Verification::Refilled(claimed, left_markers(&found)));
+        }
         match self.find_recorded(&mut claimed, budget).await? {
             Left::Nothing => {}
-            Left::Some(found) => return Ok(Verification::Refilled(claimed, found)),
+            Left::Some(found) => return Ok(Verification::Refilled(claimed, appeared(&found))),
             Left::OutOfTime => return Ok(Verification::OutOfTime(claimed)),
         }
         failpoint::at("verify.done");
         Ok(Verification::Verified(Verified { claimed }))
     }
+}
+
+fn appeared(found: &str) -> String {
+    format!("objects appeared after their prefix was emptied, such as {found}: is a writer still running?")
+}
+
+/// Seen of SeaweedFS where versioning is suspended: a deleted marker of the version "null" is answered as deleted, and
+/// is there again.
+fn left_markers(found: &str) -> String {
+    format!(
+        "delete markers, and nothing else, are below a prefix that was emptied, such as {found}: either the store does not \
+         let them go (some do not while versioning is suspended), or somebody deletes there"
+    )
 }

@@ -293,6 +293,28 @@ async fn what_a_late_writer_puts_is_found_by_the_verification_and_goes_in_the_ne
 }
 
 #[tokio::test]
+async fn delete_markers_that_come_late_are_not_called_the_work_of_a_writer() {
+    let map = crate::bench::HEIMDALL.replace("heimdall-synthetic-iq", "second-bucket");
+    let bench = Bench::with(&map, "", |_| ()).await;
+    let dataset = bench.dataset("set a", 0).await;
+    bench.objects.memory().make_bucket("second-bucket", Versioning::Kept);
+    let marked = key(dataset, 77, 0);
+    let id = bench.trash_due("dataset", dataset).await;
+    bench.objects.mark_late(2, "second-bucket", &marked);
+    let end = bench.slice(id).await;
+    let SliceEnd::Failed(why) = &end else { panic!("{end:?}") };
+    assert!(why.contains("delete marker") && why.contains(&marked) && !why.contains("writer"), "{why}");
+    // one object among them is a writer's
+    bench.make_due(id).await;
+    bench.objects.mark_late(2, "second-bucket", &key(dataset, 1, 0));
+    bench.objects.write_late(2, "second-bucket", &marked);
+    let end = bench.slice(id).await;
+    assert!(matches!(&end, SliceEnd::Failed(why) if why.contains("writer") && why.contains(&marked)), "{end:?}");
+    bench.make_due(id).await;
+    assert_eq!(bench.slice(id).await, SliceEnd::Purged);
+}
+
+#[tokio::test]
 async fn what_comes_late_into_the_second_place_keeps_the_rows_too() {
     let (bench, dataset, id) = due(3).await;
     let late = format!("synthetic/dataset-{dataset}/late");

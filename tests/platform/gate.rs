@@ -58,6 +58,15 @@ impl Keeper {
     }
 }
 
+/// What comes when so many listings have been answered.
+#[derive(Debug)]
+struct Late {
+    lists: usize,
+    bucket: String,
+    key: String,
+    kind: EntryKind,
+}
+
 /// The store of the tests.
 #[derive(Debug)]
 pub struct GateStore {
@@ -65,7 +74,7 @@ pub struct GateStore {
     pub faults: FaultyStore<MemoryStore>,
     gate: Mutex<Option<Gate>>,
     ignored: Mutex<HashSet<String>>,
-    late: Mutex<Vec<(usize, String, String)>>,
+    late: Mutex<Vec<Late>>,
     failing_list: Mutex<Option<(usize, KeyFailure)>>,
     hollow_lists: Mutex<Vec<usize>>,
     finishing: Mutex<Option<String>>,
@@ -124,7 +133,17 @@ impl GateStore {
 
     /// A writer that does not know: puts `key` when `lists` more listings have been answered.
     pub fn write_late(&self, lists: usize, bucket: &str, key: &str) {
-        self.late.lock().expect("no panic").push((lists, bucket.to_owned(), key.to_owned()));
+        self.come_late(lists, bucket, key, EntryKind::Current);
+    }
+
+    /// As [`GateStore::write_late`], a delete marker.
+    pub fn mark_late(&self, lists: usize, bucket: &str, key: &str) {
+        self.come_late(lists, bucket, key, EntryKind::Marker);
+    }
+
+    fn come_late(&self, lists: usize, bucket: &str, key: &str, kind: EntryKind) {
+        let late = Late { lists, bucket: bucket.to_owned(), key: key.to_owned(), kind };
+        self.late.lock().expect("no panic").push(late);
     }
 
     /// The uploads below `prefix` are completed by their writers, right after they were listed.
@@ -172,15 +191,24 @@ impl GateStore {
         }
     }
 
-    fn write_what_is_late(&self) {
-        self.late.lock().expect("no panic").retain_mut(|(lists, bucket, key)| {
-            if *lists > 1 {
-                *lists -= 1;
-                return true;
+    async fn write_what_is_late(&self) {
+        let mut due = Vec::new();
+        self.late.lock().expect("no panic").retain_mut(|late| {
+            late.lists -= 1;
+            if late.lists == 0 {
+                due.push((late.bucket.clone(), late.key.clone(), late.kind));
             }
-            self.memory().put(bucket, key, 1);
-            false
+            late.lists > 0
         });
+        for (bucket, key, kind) in due {
+            match kind {
+                EntryKind::Marker => {
+                    let hidden = ObjectRef { key, version: None };
+                    assert!(self.memory().delete(&bucket, &[hidden]).await.lost_answer().is_none());
+                }
+                _ => self.memory().put(&bucket, &key, 1),
+            }
+        }
     }
 }
 
@@ -212,7 +240,7 @@ impl ObjectStore for GateStore {
             true => Ok(self.page_by_path(bucket, prefix, after)),
             false => self.faults.list(bucket, prefix, after).await,
         };
-        self.write_what_is_late();
+        self.write_what_is_late().await;
         page
     }
 

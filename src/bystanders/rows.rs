@@ -33,12 +33,18 @@ pub async fn refusing(
 }
 
 fn blocker(resource: &ResourceRef, found: &Refusing) -> Blocker {
-    let Refusing { table, key, rows, at_least } = found;
+    let Refusing { table, key, rows, at_least, too_late_for } = found;
     let some = match (rows, at_least) {
         (1, false) => "1 row".to_owned(),
         (_, false) => format!("{rows} rows"),
         (_, true) => format!("more than {rows} rows"),
     };
-    let label = format!("{some} of {table}, which nothing deletes in time, would refuse its deletion");
+    let label = match too_late_for {
+        None => format!("{some} of {table}, which nothing deletes in time, would refuse its deletion"),
+        Some(other) => format!(
+            "{some} of {table}, which the map deletes after those of {other}, would refuse its deletion: their \
+             [[resource.rows]] belongs before that of {other}"
+        ),
+    };
     Blocker { resource: resource.to_string(), reference: FOREIGN_KEY.into(), id: key.clone(), label }
 }

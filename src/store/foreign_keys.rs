@@ -41,6 +41,8 @@ pub struct Refusing {
     pub rows: u64,
     /// There are more.
     pub at_least: bool,
+    /// The map deletes rows of their table, and does so after those of this one that they point at.
+    pub too_late_for: Option<String>,
 }
 
 /// Rows that a purge deletes: those that one table of the map holds for a resource, or those that go in a cascade.
@@ -100,6 +102,7 @@ pub struct Met<'k> {
 /// What to ask about one key.
 struct Question<'k> {
     key: &'k Key,
+    too_late_for: Option<String>,
     sql: String,
     /// Whether it mentions `$2`.
     names_earlier: bool,
@@ -192,7 +195,8 @@ impl ForeignKeys {
         let mut found: Vec<Refusing> = Vec::new();
         for row in query.fetch_all(conn).await.map_err(|error| StoreError::of_platform(error, what))? {
             let (at, rows): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
-            let Some(Question { key, .. }) = usize::try_from(at).ok().and_then(|at| questions.get(at)) else {
+            let Some(Question { key, too_late_for, .. }) = usize::try_from(at).ok().and_then(|at| questions.get(at))
+            else {
                 continue;
             };
             let rows = u64::try_from(rows).unwrap_or(0);
@@ -203,7 +207,8 @@ impl ForeignKeys {
                 Some(known) => (known.rows, known.at_least) = (known.rows.max(counted), known.at_least || at_least),
                 None if rows > 0 => {
                     let (table, key) = (key.table.clone(), key.name.clone());
-                    found.push(Refusing { table, key, rows: counted, at_least });
+                    let too_late_for = too_late_for.clone();
+                    found.push(Refusing { table, key, rows: counted, at_least, too_late_for });
                 }
                 None => {}
             }
@@ -263,7 +268,8 @@ impl ForeignKeys {
                      where exists (select from {onto} where {joins}){stays} limit {}) q",
                     MOST_COUNTED + 1
                 );
-                questions.push(Question { key, sql, names_earlier });
+                let too_late_for = too_late_for(&doomed, at, key);
+                questions.push(Question { key, too_late_for, sql, names_earlier });
             }
         }
         Ok(questions)
@@ -324,6 +330,19 @@ impl ForeignKeys {
 fn gone_before(doomed: &[Doomed<'_>], key: &Key, onto: usize, last: usize) -> Vec<(usize, Gone)> {
     let own = doomed.iter().enumerate().filter(|(_, own)| own.table_oid == key.table_oid);
     own.filter_map(|(at, own)| Some((at, own.goes_before(key, onto, doomed, last)?))).collect()
+}
+
+/// The table of the map whose child rows go before those of the key's own table, although these point at them, or at what
+/// goes with them.
+fn too_late_for(doomed: &[Doomed<'_>], mut onto: usize, key: &Key) -> Option<String> {
+    let turn = doomed[onto].turn;
+    let last = doomed.iter().map(|own| own.turn).max()?;
+    let is_later = |own: &Doomed<'_>| own.table_oid == key.table_oid && own.turn > turn && own.turn < last;
+    let mut name = &key.onto;
+    while let Why::Cascade(by, from) = doomed[onto].why {
+        (name, onto) = (&by.onto, from);
+    }
+    doomed.iter().any(|own| matches!(own.why, Why::Mapped(_)) && is_later(own)).then(|| name.clone())
 }
 
 /// Whether rows go by that key already on the way to them: a key onto its own table is followed once.

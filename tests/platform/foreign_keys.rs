@@ -96,6 +96,23 @@ async fn rows_that_a_foreign_key_keeps_and_the_map_does_not_know_refuse_the_tras
 }
 
 #[tokio::test]
+async fn child_rows_that_the_map_deletes_too_late_are_named_with_the_order_that_is_right() {
+    let tables = format!(
+        "{TABLES} create table marks (step int references steps, experiment_id text);
+         insert into marks values (1, 'e1'), (3, 'e2');"
+    );
+    let marks = "[[resource.rows]]\ntable = \"plat.marks\"\ncolumn = \"experiment_id\"\n";
+    let wrong = MAP.replacen("[[resource.children]]", &format!("{marks}[[resource.children]]"), 1);
+    let bench = Bench::with(&wrong, &tables, |_| ()).await;
+    let why = refused(&bench, &[]).await;
+    assert!(why.contains("before that of plat.steps") && !why.contains("nothing deletes"), "{why}");
+    let right = MAP.replacen("[[resource.rows]]", &format!("{marks}[[resource.rows]]"), 1);
+    let bench = Bench::with(&right, &tables, |_| ()).await;
+    bench.objects.memory().put(BUCKET, "experiments/e1/data.bin", 5);
+    is_purged(&bench).await;
+}
+
+#[tokio::test]
 async fn a_key_that_would_set_to_null_what_may_not_be_null_refuses() {
     for column in [
         "text not null references experiments on delete set null",

@@ -26,6 +26,15 @@ use crate::{
     },
 };
 
+/// What a child is called whose objects would go, and that can be asked to go along.
+const CHILD: &str = "child";
+
+/// The kind of the child that a blocker is.
+pub fn child_kind(blocker: &Blocker) -> Option<&str> {
+    // its label begins with the resource, and that with the kind
+    blocker.label.split(' ').next().filter(|_| blocker.reference == CHILD)
+}
+
 /// The resource that is to go, and where its objects lie.
 #[derive(Debug, Clone, Copy)]
 pub struct Leaving<'a> {
@@ -87,7 +96,7 @@ pub async fn of(
             let Some(row) = row.filter(|row| row.fits) else { continue };
             let inside = places::resolve(&mut *conn, other, &child.id, &row).await?;
             if inside.iter().any(|inner| locations.iter().any(|outer| outer.contains(inner))) {
-                found.push(blocker("child", &child, "its objects lie below the prefix of this one"));
+                found.push(blocker(CHILD, &child, "its objects lie below the prefix of this one"));
             }
         }
     }

@@ -1,12 +1,12 @@
 //! Why a request was not carried out. Each has a stable code, for programs.
 
-use std::{borrow::Cow, fmt};
+use std::{borrow::Cow, collections::BTreeSet, fmt};
 
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::{
-    bystanders::rows::FOREIGN_KEY,
+    bystanders::{child_kind, rows::FOREIGN_KEY},
     domain::{
         ids::{InvalidId, InvalidName, Kind, ResourceRef},
         location::UnsafePlace,
@@ -213,16 +213,7 @@ impl TrashError {
     /// What to do about it, for people; empty where the message says it.
     pub fn advice(&self) -> Cow<'static, str> {
         let advice = match self {
-            Self::Refused { refusals, .. }
-                if !refusals.blockers.is_empty()
-                    && refusals.blockers.iter().all(|blocker| blocker.reference == FOREIGN_KEY) =>
-            {
-                "delete these rows first, or name their table in the map: under [[resource.rows]] what goes along, under \
-                 [[resource.references]] what keeps it alive, as a kind and [[resource.children]] what can be trashed with it"
-            }
-            Self::Refused { refusals, .. } if !refusals.blockers.is_empty() => {
-                "end these uses first (deactivate or delete the models, stop the jobs), then try again"
-            }
+            Self::Refused { refusals, .. } if !refusals.blockers.is_empty() => return end_uses(&refusals.blockers),
             Self::Refused { refusals, .. } if !refusals.protected.is_empty() => {
                 "what is protected is never trashed; change `protect` in the resource map if it should be"
             }
@@ -245,4 +236,28 @@ impl TrashError {
         };
         advice.into()
     }
+}
+
+const END_USES: &str = "end these uses first (deactivate or delete the models, stop the jobs), then try again";
+
+const DELETE_ROWS: &str = "delete these rows first, or name their table in the map: under [[resource.rows]] what goes along, under \
+                           [[resource.references]] what keeps it alive, as a kind and [[resource.children]] what can be \
+                           trashed with it (--with KIND)";
+
+/// What to do about these blockers.
+fn end_uses(blockers: &[Blocker]) -> Cow<'static, str> {
+    let children: BTreeSet<&str> = blockers.iter().filter_map(child_kind).collect();
+    let is_row = |blocker: &Blocker| blocker.reference == FOREIGN_KEY;
+    if children.is_empty() {
+        return if blockers.iter().all(is_row) { DELETE_ROWS } else { END_USES }.into();
+    }
+    let mut advice = "trash the children along with it:".to_owned();
+    advice.extend(children.iter().map(|kind| format!(" --with {kind}")));
+    if blockers.iter().any(is_row) {
+        advice += "; their own rows, which a foreign key keeps, go with them";
+    }
+    if blockers.iter().any(|blocker| child_kind(blocker).is_none() && !is_row(blocker)) {
+        advice += "; and end the other uses first";
+    }
+    advice.into()
 }

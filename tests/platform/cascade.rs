@@ -182,3 +182,49 @@ async fn a_plan_with_children_does_not_call_kept_what_goes_with_the_last_of_them
     }
     assert_eq!(held(&bench), ["with another"]);
 }
+
+#[tokio::test]
+async fn children_that_block_are_said_to_go_along_when_they_are_asked_for() {
+    let bench = Bench::with(NESTED, NESTED_TABLES, |_| ()).await;
+    let refused = bench.try_trash("whole", "w1").await.expect_err("its parts would lose their objects");
+    let advice = refused.advice();
+    assert!(advice.contains("--with part") && !advice.contains("models"), "{advice}");
+    // with another use beside them, both ways are named
+    bench.run("insert into plat.users values ('u1', 'w1')").await;
+    let advice = bench.try_trash("whole", "w1").await.expect_err("in use").advice().into_owned();
+    assert!(advice.contains("--with part") && advice.contains("end the other uses"), "{advice}");
+    bench.run("delete from plat.users").await;
+    let with = vec![kind("part")];
+    let request = TrashRequest { with, ..bench.request("whole", "w1") };
+    assert_eq!(bench.bin.trash(&request).await.expect("all of it").children.len(), 2);
+}
+
+const NESTED: &str = r#"
+[[resource]]
+kind = "whole"
+table = "plat.wholes"
+id_type = "text"
+[[resource.objects]]
+store = "main"
+bucket = "heimdall-synthetic-iq"
+prefix = "wholes/{id}/"
+[[resource.references]]
+name = "user"
+query = "select id, id from plat.users where whole = $1"
+[[resource.children]]
+kind = "part"
+query = "select id from plat.parts where whole = $1"
+[[resource]]
+kind = "part"
+table = "plat.parts"
+id_type = "text"
+[[resource.objects]]
+store = "main"
+query = "select 's3://heimdall-synthetic-iq/wholes/' || whole || '/' || id || '/' from plat.parts where id = $1"
+"#;
+
+const NESTED_TABLES: &str = "create schema plat; set search_path to plat;
+    create table wholes (id text primary key);
+    create table parts (id text primary key, whole text references wholes);
+    create table users (id text primary key, whole text);
+    insert into wholes values ('w1'); insert into parts values ('p1', 'w1'), ('p2', 'w1');";

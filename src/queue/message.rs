@@ -118,13 +118,15 @@ impl Request {
     /// [`Malformed`].
     pub fn decode(body: &[u8]) -> Result<Self, Malformed> {
         let request: Self = decode(body)?;
-        let misplaced = match request.op {
-            Op::Trash if request.partial => Some("partial"),
-            Op::Restore | Op::Purge if !request.with.is_empty() => Some("with"),
-            Op::Restore | Op::Purge if request.retention.is_some() => Some("retention"),
-            Op::Purge if request.partial => Some("partial"),
-            _ => None,
+        let meaningless: &[&str] = match request.op {
+            Op::Trash => &["partial"],
+            Op::Restore => &["with", "retention"],
+            Op::Purge => &["with", "retention", "partial"],
         };
+        // by name and not by value: `[]` and `false` are as meaningless there as anything else
+        let given: serde_json::Map<String, Value> =
+            serde_json::from_slice(body).map_err(|error| Malformed::Shape(error.to_string()))?;
+        let misplaced = meaningless.iter().find(|field| given.contains_key(**field));
         match misplaced {
             Some(field) => Err(Malformed::Shape(format!("`{field}` has no meaning with op {:?}", request.op.as_str()))),
             None => Ok(request),
@@ -215,6 +217,10 @@ mod tests {
             (br#"{"v":1,"op":"trash","kind":"a","id":"1"}"#, "actor"),
             (br#"{"v":1,"op":"trash","kind":"a","id":"1","actor":"a","dry_run":true}"#, "dry_run"),
             (br#"{"v":1,"op":"restore","kind":"a","id":"1","actor":"a","with":["b"]}"#, "with"),
+            (br#"{"v":1,"op":"restore","kind":"a","id":"1","actor":"a","with":[]}"#, "with"),
+            (br#"{"v":1,"op":"purge","kind":"a","id":"1","actor":"a","with":[]}"#, "with"),
+            (br#"{"v":1,"op":"restore","kind":"a","id":"1","actor":"a","retention":null}"#, "retention"),
+            (br#"{"v":1,"op":"trash","kind":"a","id":"1","actor":"a","partial":false}"#, "partial"),
             (br#"{"v":1,"op":"trash","kind":"a","id":["1"],"actor":"a"}"#, "id"),
             (br#"{"v":1,"op":"restore","op":"trash","kind":"a","id":"1","actor":"a"}"#, "duplicate field"),
             (br#"{"v":1,"op":"trash","kind":"a","id":"1","actor":"a","reason":"x\u0000"}"#, "NUL"),

@@ -46,7 +46,7 @@ Exit codes:
   3  refused: in use, by whom is said
   4  not found, or not in the trash
   5  refused: protected, held, past the point of no return, not stuck, no safe place
-  6  the configuration has mistakes, or its map does not fit the database
+  6  the configuration has mistakes or lacks what is needed, or its map does not fit the database
   7  check found problems";
 
 /// A trash bin for data platforms: soft delete, a restore window, and a verified purge.
@@ -136,8 +136,8 @@ struct Who {
     /// Why, for the audit log
     #[arg(long)]
     reason: Option<String>,
-    /// The id by which this and all that comes of it are found again [default: a new one]
-    #[arg(long, env = "REPRIEVE_CORRELATION_ID", value_name = "ID")]
+    /// The id by which this and all that comes of it are found again [env: REPRIEVE_CORRELATION_ID; default: a new one]
+    #[arg(long, value_name = "ID")]
     correlation_id: Option<String>,
 }
 
@@ -147,14 +147,13 @@ impl Who {
         let actor = self.actor.clone().or_else(login).or_else(account).unwrap_or_else(|| "unknown".into());
         let usage = |error: InvalidName| CliError::Usage(error.to_string());
         let by = Provenance::parse(&actor, "cli", self.reason.clone()).map_err(usage)?;
-        // empty is as good as not set, as with other variables
-        let given = self
-            .correlation_id
-            .as_deref()
-            .filter(|id| !id.is_empty())
-            .map(CorrelationId::parse)
-            .transpose()
-            .map_err(usage)?;
+        let of_environment = || {
+            let set = std::env::var_os("REPRIEVE_CORRELATION_ID")?.to_string_lossy().into_owned();
+            // empty is as good as not set, as with other variables
+            Some(set).filter(|id| !id.is_empty())
+        };
+        let given = self.correlation_id.clone().or_else(of_environment);
+        let given = given.map(|id| CorrelationId::parse(&id)).transpose().map_err(usage)?;
         // where a pipeline that is traced runs a command, it says so in the environment
         let variable = |name: &str| std::env::var(name.to_uppercase()).ok();
         let state = variable(TraceContext::TRACESTATE);
@@ -181,7 +180,16 @@ fn account() -> Option<String> {
 
 /// Parses the command line, runs the verb, prints, and says how it ended.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        // help and version are no mistakes, and a person reads them
+        Err(mistake) if mistake.use_stderr() && std::env::args_os().any(|arg| arg == "--json") => {
+            let said = mistake.render().to_string();
+            let said = said.strip_prefix("error: ").unwrap_or(&said).trim_end();
+            return Output::new(true).fail(&CliError::Usage(said.to_owned()));
+        }
+        Err(other) => other.exit(),
+    };
     let output = Output::new(cli.json);
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,

@@ -234,9 +234,15 @@ async fn a_command_has_an_id_of_its_own_or_the_one_that_it_is_given() {
     let listed = world.json(&["list", "--all", "--correlation-id", "ticket-4711"]).await;
     assert_eq!(listed.as_array().map(Vec::len), Some(1), "{listed:#}");
     assert_eq!(world.json(&["list", "--all", "--correlation-id", "ticket-4712"]).await, json!([]));
-    for malformed in ["two words", "a\nb"] {
+    for malformed in ["two words", "a\nb", "", &"x".repeat(256)] {
         let args = ["restore", "dataset", &id.to_string(), "--correlation-id", malformed];
         let ended = world.cli(&args).await.with(2);
         assert!(ended.stderr.contains("correlation id"), "{}", ended.stderr);
     }
+    // a variable that is set to nothing is as good as none, as with other variables
+    let mut command = world.command(&["restore", "dataset", &id.to_string()]);
+    command.env("REPRIEVE_CORRELATION_ID", "");
+    crate::process::Ended::of(command).await.with(0);
+    let ended = world.cli(&["list", "--correlation-id", ""]).await.with(2);
+    assert!(ended.stderr.contains("correlation id"), "{}", ended.stderr);
 }

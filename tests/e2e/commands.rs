@@ -118,14 +118,15 @@ async fn every_way_to_fail_has_its_exit_code_and_says_what_to_do() {
         }
         assert!(!ended.stderr.is_empty() && ended.stdout.is_empty(), "{args:?}");
         ended.with(*code);
-        // usage errors are clap's own and come before --json is known
-        if !says.iter().any(|text| text.starts_with("--") || *text == "ID") && args[0] != "serve" && args[0] != "list" {
-            let json: Vec<&str> = args.iter().copied().chain(["--json"]).collect();
-            let ended = world.cli(&json).await.with(*code);
-            let json = ended.json();
-            assert_eq!(json["ok"], false, "{json:#}");
-            assert!(json["error"]["code"].is_string() && json["error"]["message"].is_string(), "{json:#}");
-        }
+        let json: Vec<&str> = args.iter().copied().chain(["--json"]).collect();
+        let json = world.cli(&json).await.with(*code).json();
+        assert_eq!(json["ok"], false, "{json:#}");
+        assert!(json["error"]["code"].is_string() && json["error"]["message"].is_string(), "{json:#}");
+    }
+    for args in [&["--json", "trash", "dataset"][..], &["bury", "--json"]] {
+        let ended = world.cli(args).await.with(2);
+        assert_eq!(ended.json()["error"]["code"], "usage", "{args:?}");
+        assert!(ended.stderr.is_empty(), "{args:?}: {}", ended.stderr);
     }
     assert_eq!(everything(&world).await, before, "a refusal changes nothing");
     let refused = world.cli(&["trash", "dataset", &used, "--execute", "--json"]).await.with(3).json();

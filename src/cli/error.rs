@@ -67,7 +67,7 @@ impl CliError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) => 2,
-            Self::Config(_) | Self::Traces(_) | Self::Serve(ServeError::BrokenMap(_)) => 6,
+            Self::Config(_) | Self::Traces(_) | Self::Serve(ServeError::BrokenMap(_) | ServeError::NoBroker) => 6,
             Self::Check(_) => 7,
             Self::Trash(error) if error.is_malformed() => 2,
             Self::Trash(TrashError::RetentionTooShort { .. }) => 2,

@@ -285,6 +285,19 @@ async fn what_is_known_of_one_server_is_shown_while_another_is_waited_for() {
 }
 
 #[tokio::test]
+async fn serve_without_a_section_that_its_roles_need_ends_as_with_any_mistake_of_the_configuration() {
+    let world = World::new(Settings::default()).await;
+    let config = config(&world);
+    let (before, broker) = config.split_once("[broker]").expect("a section");
+    let after = broker.find("\n[").map_or("", |end| &broker[end..]);
+    let file = world.write("without.toml", &format!("{before}{after}"));
+    let mut command = crate::process::reprieve();
+    command.args(["--config", &file.display().to_string(), "serve"]);
+    let ended = Ended::of(command).await.with(6);
+    assert!(ended.stderr.contains("need a section [broker]"), "{}", ended.stderr);
+}
+
+#[tokio::test]
 async fn two_kinds_over_the_same_rows_are_pointed_out() {
     let world = World::new(Settings::default()).await;
     let twin = "\n[[resource]]\nkind = \"twin\"\ntable = \"heimdall.synthetic_datasets\"\n";

@@ -44,7 +44,13 @@ impl Health {
         let address = here(config.service.listen.unwrap_or(config.api.listen));
         let asked = timeout(ANSWER, ask(address, path)).await;
         let (is_well, answer) = match asked {
-            Ok(Ok(answered)) => answered,
+            Ok(Ok(Some(answered))) => answered,
+            Ok(Ok(None)) => {
+                let why = format!(
+                    "what answers at {address} is not a service of reprieve: another server listens there, or                      service.listen or api.listen is not the address of this one"
+                );
+                return Err(CliError::Failed(why));
+            }
             Ok(Err(error)) => return Err(CliError::Failed(format!("{address} does not answer: {error:#}"))),
             Err(_) => {
                 let limit = humantime::format_duration(ANSWER);
@@ -73,12 +79,15 @@ fn here(listens: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, listens.port())
 }
 
-async fn ask(address: SocketAddr, path: &str) -> anyhow::Result<(bool, Value)> {
+/// Whether all is well, and what was answered. `None`: nothing that a service of ours would answer.
+async fn ask(address: SocketAddr, path: &str) -> anyhow::Result<Option<(bool, Value)>> {
     let client = Client::builder(TokioExecutor::new()).build_http::<Body>();
     let answer = client.get(format!("http://{address}{path}").parse()?).await?;
     let is_well = answer.status().is_success();
     let body = to_bytes(Body::new(answer.into_body()), MOST_BYTES).await?;
-    Ok((is_well, serde_json::from_slice(&body)?))
+    let Ok(answer) = serde_json::from_slice::<Value>(&body) else { return Ok(None) };
+    let status = if is_well { answer["status"].is_string() } else { answer["detail"].is_string() };
+    Ok(status.then_some((is_well, answer)))
 }
 
 #[cfg(test)]

@@ -99,6 +99,21 @@ async fn the_program_itself_asks_the_service_and_says_in_one_line_what_is_missin
     };
     let told = ask(&[]).await.with(1).stderr;
     assert!(told.contains(&listen) && told.contains("does not answer"), "{told}");
+    for (status, body) in [("200 OK", ""), ("200 OK", "{}"), ("404 Not Found", "<p>gone</p>"), ("403 Forbidden", "{}")]
+    {
+        let other = tokio::net::TcpListener::bind(&listen).await.expect("it is free");
+        let answering = tokio::spawn(async move {
+            use tokio::io::{AsyncReadExt, AsyncWriteExt};
+            let (mut asked, _) = other.accept().await.expect("it is asked");
+            let _ = asked.read(&mut [0; 4096]).await.expect("a request");
+            let answer =
+                format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}", body.len());
+            asked.write_all(answer.as_bytes()).await.expect("is taken");
+        });
+        let told = ask(&[]).await.with(1).stderr;
+        answering.await.expect("it was asked");
+        assert!(told.contains(&listen) && told.contains("another server") && !told.contains("EOF"), "{told}");
+    }
 
     postgres.stop().expect("ends");
     let service = world.serve_with(&["--roles", "worker,relay,intake"], &[own[0], ("REPRIEVE__BROKER__URL", &nobody)]);

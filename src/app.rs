@@ -90,13 +90,12 @@ pub enum ServeError {
     #[error(transparent)]
     Backoff(#[from] InvalidBackoff),
     /// The API's address is taken, or not ours.
-    #[error("cannot listen on {address} (api.listen, service.listen)")]
+    #[error("cannot listen on {address} (api.listen, service.listen): {error}")]
     Listen {
         /// The address.
         address: SocketAddr,
         /// Why.
-        #[source]
-        source: std::io::Error,
+        error: std::io::Error,
     },
     /// A role, or a listener, panicked or ended by itself.
     #[error("the role {0} ended by itself, and the process with it; the log says why")]

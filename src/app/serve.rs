@@ -194,7 +194,7 @@ impl App {
 }
 
 async fn bind(address: SocketAddr) -> Result<TcpListener, ServeError> {
-    TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })
+    TcpListener::bind(address).await.map_err(|error| ServeError::Listen { address, error })
 }
 
 /// Consumers may come up before any relay has declared their queue.

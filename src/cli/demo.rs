@@ -15,6 +15,7 @@ use crate::{
     app::{App, Role},
     config::LogFormat,
     domain::{
+        cause::{Cause, CorrelationId},
         ids::ResourceRef,
         state::State,
         tombstone::{Provenance, Tombstone},
@@ -220,7 +221,8 @@ fn request(app: &App, dataset: &Dataset) -> anyhow::Result<TrashRequest> {
 }
 
 fn by() -> anyhow::Result<Provenance> {
-    Ok(Provenance::parse("demo", "cli", Some("the demo's story".into()))?)
+    let cause = Cause { correlation_id: Some(CorrelationId::new()), trace: None };
+    Ok(Provenance::parse("demo", "cli", Some("the demo's story".into()))?.within(cause))
 }
 
 fn count(platform: &Platform, dataset: &Dataset) -> usize {

@@ -2,10 +2,11 @@
 
 use std::{sync::Arc, time::Duration};
 
+use anyhow::bail;
 use clap::Args;
 
 use crate::{
-    app::Role,
+    app::{Role, ServeError},
     embedded::{
         keeper::free_port,
         platform::{Options, Platform},
@@ -61,7 +62,10 @@ impl Dev {
         while !standing.has_started() {
             if let Ok(ended) = tokio::time::timeout(LOOK, &mut service).await {
                 // its port is taken, or somebody has stopped it already
-                return Ok(ended??);
+                return match ended? {
+                    Err(ServeError::Listen { address, error }) => bail!("cannot listen on {address} (--port): {error}"),
+                    ended => Ok(ended?),
+                };
             }
         }
         println!(

@@ -42,6 +42,8 @@ async fn the_demo_tells_the_whole_story_and_touches_nothing_of_the_callers() {
     ] {
         rest = rest.split_once(landmark).unwrap_or_else(|| panic!("{landmark:?} is missing in {}", ended.stdout)).1;
     }
+    let correlation = ended.stdout.split("\"correlation_id\": ").nth(1).expect("is in the receipt");
+    assert!(correlation.starts_with('"'), "each receipt has one: {correlation}");
     assert!(!ended.stdout.contains('\u{1b}'), "no terminal codes outside of a terminal");
     assert_eq!(databases(&world).await, before);
     assert_eq!(world.json(&["list", "--all"]).await, json!([]));
@@ -86,7 +88,13 @@ async fn a_development_platform_takes_commands_and_goes_without_a_trace() {
     let mut second = reprieve();
     second.args(["dev", "--port", &port.to_string()]);
     let ended = Ended::of(second).await.with(1);
-    assert!(ended.stderr.contains("cannot listen") && !ended.all().contains("is running"), "{ended:?}");
+    assert_eq!(ended.stderr.matches("Address already in use").count(), 1, "{ended:?}");
+    assert!(
+        ended.stderr.contains("cannot listen")
+            && ended.stderr.contains("--port")
+            && !ended.all().contains("is running"),
+        "{ended:?}"
+    );
     let cli = async |args: &[&str]| {
         let mut command = reprieve();
         command.arg("--config").arg(&config).args(args);

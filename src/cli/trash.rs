@@ -5,11 +5,11 @@ use serde::Serialize;
 
 use super::{
     CliError, Target, Who,
-    output::{Output, at, below, distance, table},
+    output::{Output, at, below, distance, plain, table},
 };
 use crate::{
     app::App,
-    domain::retention::Retention,
+    domain::{retention::Retention, state::State, tombstone::Tombstone},
     trash::{Count, KeyPlan, Plan, TrashError, TrashRequest, count},
 };
 
@@ -64,6 +64,10 @@ impl Trash {
             if trashed.already {
                 let (resource, state) = (&tombstone.resource, tombstone.state);
                 let left = if self.with.is_empty() { "" } else { "; its children are left as they are" };
+                if tombstone.state == State::Stuck {
+                    return format!("{}{left}", stuck(tombstone));
+                }
+                let left = left.to_owned() + &not_taken(&trashed.not_taken);
                 return format!("{resource} is in the trash already ({state}); purge after {due}{left}");
             }
             let mut lines = vec![format!("trashed {}; purge after {due}", tombstone.resource)];
@@ -76,11 +80,29 @@ impl Trash {
     }
 }
 
+/// What of a request would have to be another tombstone's.
+fn not_taken(fields: &[&str]) -> String {
+    match fields {
+        [] => String::new(),
+        fields => format!("; another {} is not taken: restore it and trash it again for that", fields.join(" and ")),
+    }
+}
+
+/// What is in the trash already and waits for somebody.
+fn stuck(open: &Tombstone) -> String {
+    let why = open.last_error.as_deref().map(|why| format!(": {}", plain(why))).unwrap_or_default();
+    let resource = &open.resource;
+    format!(
+        "{resource} is in the trash already, and its purge is stuck{why}\nmend that, and then: reprieve retry {resource} --execute"
+    )
+}
+
 /// Objects that are named one by one.
 fn show_keys(keys: &KeyPlan) -> String {
     let shared = match (keys.shared, keys.at_least) {
         (0, false) => String::new(),
         (0, true) => ", of which none is known to stay: not all were asked about".to_owned(),
+        (1, false) => ", of which 1 stays: another resource names it too".to_owned(),
         (shared, false) => format!(", of which {shared} stay: another resource names them too"),
         (shared, true) => format!(", of which at least {shared} stay: another resource names them too"),
     };
@@ -89,9 +111,16 @@ fn show_keys(keys: &KeyPlan) -> String {
 
 fn show_plan(counted: &CountedPlan) -> String {
     let plan = &counted.plan;
+    if let Some(open) = plan.already.as_ref().filter(|open| open.state == State::Stuck) {
+        return stuck(open);
+    }
     if let Some(open) = &plan.already {
         let due = distance(open.purge_after);
-        return format!("{} is in the trash already ({}), due {due}; nothing to do", open.resource, open.state);
+        let not_taken = not_taken(&plan.not_taken);
+        return format!(
+            "{} is in the trash already ({}), due {due}; nothing to do{not_taken}",
+            open.resource, open.state
+        );
     }
     let members = plan.members.iter().map(|member| {
         let name = member.name.clone().unwrap_or_default();
@@ -135,6 +164,7 @@ mod tests {
         assert_eq!(told(0, false), None);
         assert_eq!(told(0, true).as_deref(), Some("none is known to stay: not all were asked about"));
         assert_eq!(told(2, true).as_deref(), Some("at least 2 stay: another resource names them too"));
+        assert_eq!(told(1, false).as_deref(), Some("1 stays: another resource names it too"));
         assert_eq!(told(2, false).as_deref(), Some("2 stay: another resource names them too"));
     }
 }

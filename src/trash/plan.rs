@@ -40,6 +40,9 @@ pub struct Plan {
     pub already: Option<Tombstone>,
     /// Children that are in the trash already, by tombstones of their own, which stay as they are.
     pub children_already: Vec<Tombstone>,
+    /// What the request asks for otherwise than the tombstone has it, if the resource is in the trash already.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub not_taken: Vec<&'static str>,
 }
 
 /// Objects that would be recorded by key.
@@ -87,6 +90,18 @@ impl Plan {
     /// Everything that would be trashed.
     fn resources(&self) -> BTreeSet<ResourceRef> {
         self.members.iter().map(|member| member.resource.clone()).collect()
+    }
+
+    /// For what is in the trash already: a window once begun, and its reason, stay what they are until it is restored.
+    fn in_trash(mut self, open: Tombstone, request: &TrashRequest) -> Self {
+        let has_reason = request.by.reason.is_none() || request.by.reason == open.reason;
+        let window = open.purge_after - open.trashed_at;
+        let has_window =
+            request.retention.is_none_or(|asked| (window - asked.duration()).abs() < time::Duration::SECOND);
+        let differs = [("reason", has_reason), ("retention", has_window)];
+        self.not_taken = differs.into_iter().filter(|(_, is_so)| !is_so).map(|(field, _)| field).collect();
+        self.already = Some(open);
+        self
     }
 
     /// Every place that a purge of its members would empty.
@@ -172,7 +187,7 @@ impl TrashBin {
     /// Plans in the caller's transaction, with the rows locked until it ends.
     pub(super) async fn plan_in(&self, conn: &mut PgConnection, request: &TrashRequest) -> Result<Plan, TrashError> {
         self.check_cascade(request)?;
-        let mut plan = Plan { members: Vec::new(), already: None, children_already: Vec::new() };
+        let mut plan = Plan { members: Vec::new(), already: None, children_already: Vec::new(), not_taken: Vec::new() };
         let mut refusals = Refusals::default();
         let mut seen = BTreeSet::from([request.resource.clone()]);
         let mut waiting = VecDeque::from([(request.resource.clone(), None)]);
@@ -185,16 +200,17 @@ impl TrashBin {
                     continue;
                 }
                 // the platform may have removed its row since
-                plan.already = tombstones::open_of(&mut *conn, &resource).await?;
-                return if plan.already.is_some() { Ok(plan) } else { Err(TrashError::NotFound(resource)) };
+                return match tombstones::open_of(&mut *conn, &resource).await? {
+                    Some(open) => Ok(plan.in_trash(open, request)),
+                    None => Err(TrashError::NotFound(resource)),
+                };
             };
             if let Some(open) = tombstones::open_of(&mut *conn, &resource).await? {
                 if parent.is_some() {
                     plan.children_already.push(open);
                     continue;
                 }
-                plan.already = Some(open);
-                return Ok(plan);
+                return Ok(plan.in_trash(open, request));
             }
             self.refusals_of(&mut *conn, kind, &resource, &row, &mut refusals).await?;
             let at = plan.members.len();

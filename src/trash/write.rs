@@ -31,6 +31,9 @@ pub struct Trashed {
     pub children: Vec<Tombstone>,
     /// Children that were in the trash before, by tombstones of their own.
     pub children_already: Vec<Tombstone>,
+    /// What the request asked for otherwise than the tombstone has it, where it was in the trash before.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub not_taken: Vec<&'static str>,
 }
 
 impl Trashed {
@@ -70,9 +73,9 @@ impl TrashBin {
     /// # Errors
     /// [`TrashError`].
     pub async fn trash_in(&self, conn: &mut PgConnection, request: &TrashRequest) -> Result<Trashed, TrashError> {
-        let Plan { mut members, already, children_already } = self.plan_in(&mut *conn, request).await?;
+        let Plan { mut members, already, children_already, not_taken } = self.plan_in(&mut *conn, request).await?;
         if let Some(tombstone) = already {
-            return Ok(Trashed { tombstone, already: true, children: Vec::new(), children_already });
+            return Ok(Trashed { tombstone, already: true, children: Vec::new(), children_already, not_taken });
         }
         let ids: Vec<TombstoneId> = members.iter().map(|_| TombstoneId::new()).collect();
         let mut written = Vec::with_capacity(members.len());
@@ -104,6 +107,6 @@ impl TrashBin {
             written.push(tombstone);
         }
         let tombstone = written.remove(0);
-        Ok(Trashed { tombstone, already: false, children: written, children_already })
+        Ok(Trashed { tombstone, already: false, children: written, children_already, not_taken })
     }
 }

@@ -74,6 +74,21 @@ async fn trashing_is_a_dry_run_until_told_otherwise_and_happens_once() {
 }
 
 #[tokio::test]
+async fn what_is_stuck_is_never_said_to_need_nothing() {
+    let world = world().await;
+    let (id, _) = world.dataset("stuck", SHAPE).await;
+    let id = id.to_string();
+    world.cli(&["trash", "dataset", &id, "--execute"]).await.with(0);
+    let stuck = "update reprieve.tombstones set state = 'stuck', purging_at = now(), last_error = 'NoSuchBucket'";
+    sqlx::raw_sql(stuck).execute(&world.pool).await.expect("marked");
+    for args in [&["trash", "dataset", &id][..], &["trash", "dataset", &id, "--execute"]] {
+        let told = world.cli(args).await.with(0).stdout;
+        assert!(told.contains("NoSuchBucket") && told.contains(&format!("reprieve retry dataset {id}")), "{told}");
+        assert!(!told.contains("nothing to do"), "{told}");
+    }
+}
+
+#[tokio::test]
 async fn every_way_to_fail_has_its_exit_code_and_says_what_to_do() {
     let world = world().await;
     let (used, _) = world.dataset("used", SHAPE).await;

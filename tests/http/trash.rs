@@ -1,4 +1,4 @@
-use serde_json::json;
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::fixture::{BUCKET, Platform};
@@ -57,6 +57,17 @@ async fn asked_to_do_it_it_does_once_and_says_so_when_asked_again() {
     for more in [json!({}), json!({ "dry_run": false })] {
         assert_eq!(platform.api.ask(dataset, "trash", more).await.ok()["status"], "already_trashed");
     }
+    assert_eq!(platform.traces().await, traces);
+
+    let again = async |more: Value| platform.api.ask(dataset, "trash", more).await.ok();
+    let same = again(json!({ "dry_run": false, "reason": "test" })).await;
+    assert_eq!(same["result"].get("not_taken"), None, "{same}");
+    let other = again(json!({ "dry_run": false, "reason": "other", "retention": "400d" })).await;
+    assert_eq!(other["result"]["not_taken"], json!(["reason", "retention"]), "{other}");
+    assert_eq!(other["result"]["tombstone"]["reason"], "test", "what is in force");
+    assert_eq!(other["result"]["tombstone"]["purge_after"], same["result"]["tombstone"]["purge_after"]);
+    let planned = again(json!({ "retention": "400d" })).await;
+    assert_eq!(planned["plan"]["not_taken"], json!(["retention"]), "{planned}");
     assert_eq!(platform.traces().await, traces);
 }
 

@@ -324,7 +324,7 @@ async fn check_foreign_keys(
     kind: &ResourceKind,
     findings: &mut Findings,
 ) {
-    for Met { key, spares_few } in keys.met_by(kind) {
+    for Met { key, spares_few, too_late_for } in keys.met_by(kind) {
         let (place, onto) = (format!("{}.{}", key.table, key.columns.join(", ")), &key.onto);
         let found = match (key.action.as_str(), keys.kind_of(map, key)) {
             ("n" | "d", _) => {
@@ -338,6 +338,11 @@ async fn check_foreign_keys(
             ("c", None) => format!(
                 "the foreign key {place} deletes its rows in one cascade with those of {onto}, and no plan counts them; \
                  with many rows map them as [[resource.rows]]"
+            ),
+            _ if let Some(other) = too_late_for => format!(
+                "the foreign key {place} refuses the deletion of rows of {onto} that it points at, and the map deletes \
+                 those of {other} first: the [[resource.rows]] of {} belongs before that of {other}",
+                key.table
             ),
             _ if spares_few => format!(
                 "the foreign key {place} refuses the deletion of rows of {onto} that it points at, unless they go in one \

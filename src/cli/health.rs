@@ -35,14 +35,14 @@ pub(super) struct Health {
 
 impl Health {
     pub(super) async fn run(self, config: Config, output: Output) -> Result<(), CliError> {
-        let path = match (self.live, self.startup) {
-            (true, _) => "/health/live",
-            (_, true) => "/health/startup",
-            _ => "/health/ready",
+        let (path, well) = match (self.live, self.startup) {
+            (true, _) => ("/health/live", "live"),
+            (_, true) => ("/health/startup", "started"),
+            _ => ("/health/ready", "ready"),
         };
         // every role listens there; the other is the role `api` alone
         let address = here(config.service.listen.unwrap_or(config.api.listen));
-        let asked = timeout(ANSWER, ask(address, path)).await;
+        let asked = timeout(ANSWER, ask(address, path, well)).await;
         let (is_well, answer) = match asked {
             Ok(Ok(Some(answered))) => answered,
             Ok(Ok(None)) => {
@@ -80,14 +80,15 @@ fn here(listens: SocketAddr) -> SocketAddr {
 }
 
 /// Whether all is well, and what was answered. `None`: nothing that a service of ours would answer.
-async fn ask(address: SocketAddr, path: &str) -> anyhow::Result<Option<(bool, Value)>> {
+async fn ask(address: SocketAddr, path: &str, well: &str) -> anyhow::Result<Option<(bool, Value)>> {
     let client = Client::builder(TokioExecutor::new()).build_http::<Body>();
     let answer = client.get(format!("http://{address}{path}").parse()?).await?;
     let is_well = answer.status().is_success();
     let body = to_bytes(Body::new(answer.into_body()), MOST_BYTES).await?;
     let Ok(answer) = serde_json::from_slice::<Value>(&body) else { return Ok(None) };
-    let status = if is_well { answer["status"].is_string() } else { answer["detail"].is_string() };
-    Ok(status.then_some((is_well, answer)))
+    let is_problem = |answer: &Value| answer["type"].as_str().is_some_and(|of| of.starts_with("urn:reprieve:"));
+    let is_ours = if is_well { answer["status"] == well } else { is_problem(&answer) };
+    Ok(is_ours.then_some((is_well, answer)))
 }
 
 #[cfg(test)]

@@ -97,12 +97,14 @@ pub struct Met<'k> {
     pub key: &'k Key,
     /// It refuses nothing where all child rows of a resource are fewer than go in one transaction.
     pub spares_few: bool,
+    /// The map deletes rows of its table, and does so after those of this one that they point at.
+    pub too_late_for: Option<&'k str>,
 }
 
 /// What to ask about one key.
 struct Question<'k> {
     key: &'k Key,
-    too_late_for: Option<String>,
+    too_late_for: Option<&'k str>,
     sql: String,
     /// Whether it mentions `$2`.
     names_earlier: bool,
@@ -156,7 +158,8 @@ impl ForeignKeys {
                 let always = key.refuses() && gone.iter().any(|(_, when)| *when == Gone::Always);
                 let is_mapped = |own: &Doomed<'_>| matches!(own.why, Why::Mapped(_)) && own.table_oid == key.table_oid;
                 let spared = always || key.action == "c" && doomed.iter().any(is_mapped);
-                let this = Met { key, spares_few: key.refuses() && !gone.is_empty() };
+                let too_late_for = too_late_for(&doomed, at, key).filter(|_| key.refuses());
+                let this = Met { key, spares_few: key.refuses() && !gone.is_empty(), too_late_for };
                 if !spared && !met.contains(&this) {
                     met.push(this);
                 }
@@ -207,7 +210,7 @@ impl ForeignKeys {
                 Some(known) => (known.rows, known.at_least) = (known.rows.max(counted), known.at_least || at_least),
                 None if rows > 0 => {
                     let (table, key) = (key.table.clone(), key.name.clone());
-                    let too_late_for = too_late_for.clone();
+                    let too_late_for = too_late_for.map(str::to_owned);
                     found.push(Refusing { table, key, rows: counted, at_least, too_late_for });
                 }
                 None => {}
@@ -334,15 +337,15 @@ fn gone_before(doomed: &[Doomed<'_>], key: &Key, onto: usize, last: usize) -> Ve
 
 /// The table of the map whose child rows go before those of the key's own table, although these point at them, or at what
 /// goes with them.
-fn too_late_for(doomed: &[Doomed<'_>], mut onto: usize, key: &Key) -> Option<String> {
+fn too_late_for<'k>(doomed: &[Doomed<'k>], mut onto: usize, key: &'k Key) -> Option<&'k str> {
     let turn = doomed[onto].turn;
     let last = doomed.iter().map(|own| own.turn).max()?;
     let is_later = |own: &Doomed<'_>| own.table_oid == key.table_oid && own.turn > turn && own.turn < last;
-    let mut name = &key.onto;
+    let mut name = key.onto.as_str();
     while let Why::Cascade(by, from) = doomed[onto].why {
-        (name, onto) = (&by.onto, from);
+        (name, onto) = (by.onto.as_str(), from);
     }
-    doomed.iter().any(|own| matches!(own.why, Why::Mapped(_)) && is_later(own)).then(|| name.clone())
+    doomed.iter().any(|own| matches!(own.why, Why::Mapped(_)) && is_later(own)).then_some(name)
 }
 
 /// Whether rows go by that key already on the way to them: a key onto its own table is followed once.

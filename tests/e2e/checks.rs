@@ -107,6 +107,8 @@ async fn rows_that_would_refuse_a_purge_its_end_are_named_by_check_and_refuse_th
         create table pages (id int primary key, report int references reports on delete cascade);
         create table notes (id int primary key, page int, constraint notes_page foreign key (page) references pages);
         alter table training_jobs add made_for uuid references synthetic_datasets on delete cascade;
+        alter table measurement_features add sample_at timestamptz, add sample uuid,
+            add foreign key (sample_at, sample) references synthetic_iq_samples (timestamp, id);
         alter table synthetic_iq_samples add before_at timestamptz, add before uuid,
             add foreign key (before_at, before) references synthetic_iq_samples (timestamp, id)";
     sqlx::raw_sql(schema).execute(&world.pool).await.expect("new tables");
@@ -118,6 +120,7 @@ async fn rows_that_would_refuse_a_purge_its_end_are_named_by_check_and_refuse_th
         "heimdall.training_jobs.made_for deletes rows of the kind job",
         "heimdall.synthetic_iq_samples.before_at, before refuses the deletion of rows of heimdall.synthetic_iq_samples that it \
          points at, unless they go in one transaction",
+        "the [[resource.rows]] of heimdall.measurement_features belongs before that of heimdall.synthetic_iq_samples",
     ] {
         assert!(text.contains(found), "{found:?} is missing in {text}");
     }

@@ -99,8 +99,12 @@ async fn the_program_itself_asks_the_service_and_says_in_one_line_what_is_missin
     };
     let told = ask(&[]).await.with(1).stderr;
     assert!(told.contains(&listen) && told.contains("does not answer"), "{told}");
-    for (status, body) in [("200 OK", ""), ("200 OK", "{}"), ("404 Not Found", "<p>gone</p>"), ("403 Forbidden", "{}")]
-    {
+    for (status, body) in [
+        ("200 OK", ""),
+        ("200 OK", r#"{"status":"ok"}"#),
+        ("404 Not Found", "<p>gone</p>"),
+        ("403 Forbidden", r#"{"detail":"no"}"#),
+    ] {
         let other = tokio::net::TcpListener::bind(&listen).await.expect("it is free");
         let answering = tokio::spawn(async move {
             use tokio::io::{AsyncReadExt, AsyncWriteExt};

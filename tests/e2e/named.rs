@@ -54,7 +54,8 @@ async fn they_are_counted_in_the_plan_purged_and_told_of_and_a_shared_one_stays(
     assert!(!told.contains("no index of attachments"), "{told}");
 
     let plan = world.cli(&["trash", "dataset", &id.to_string()]).await.with(0).stdout;
-    let line = format!("4 keys in s3://{}/ (store main), of which 1 stays: another resource names it too", world.bucket);
+    let line =
+        format!("4 keys in s3://{}/ (store main), of which 1 stays: another resource names it too", world.bucket);
     assert!(plan.contains(&line), "{plan}");
     let _service = world.serve(&[]);
     world.trash("dataset", id).await;

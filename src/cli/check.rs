@@ -34,9 +34,6 @@ use crate::{
 /// For a server to say anything. Whoever looks at the output waits for it.
 const ANSWER: Duration = Duration::from_secs(10);
 
-/// For all questions to a database that has answered once: about each kind there are several.
-const MAP: Duration = Duration::from_secs(60);
-
 #[derive(Debug, Args)]
 pub(super) struct Check {}
 
@@ -126,11 +123,16 @@ fn shown(part: &Findings, is_first: bool, width: usize) -> String {
 async fn database(app: &App) -> Findings {
     let mut findings = Findings::default();
     let problem = match timeout(ANSWER, app.store.own_conn()).await {
-        Ok(Ok(_answers)) => match timeout(MAP, check_database(app, &mut findings)).await {
-            Ok(Ok(())) => None,
-            Ok(Err(error)) => Some(error.to_string()),
-            Err(_) => Some(silent(&app.store.address(), MAP)),
-        },
+        Ok(Ok(_answers)) => {
+            // each question has its own limit in the database; this one is for a database that falls silent
+            let kinds = u32::try_from(app.trash.map().kinds().count()).unwrap_or(u32::MAX);
+            let limit = app.config.database.statement_timeout.saturating_mul(kinds.saturating_add(1)) + ANSWER;
+            match timeout(limit, check_database(app, &mut findings)).await {
+                Ok(Ok(())) => None,
+                Ok(Err(error)) => Some(error.to_string()),
+                Err(_) => Some(silent(&app.store.address(), limit)),
+            }
+        }
         Ok(Err(error)) => Some(format!("{}: {error}", app.store.address())),
         Err(_) => Some(silent(&app.store.address(), ANSWER)),
     };
@@ -202,7 +204,8 @@ fn check_shared_rows(app: &App, findings: &mut Findings) {
         for other in app.trash.map().kinds().filter(|other| other.kind > kind.kind && other.table == kind.table) {
             if kind.filter.is_none() || other.filter.is_none() {
                 let found = format!(
-                    "it and the kind {} can be the same rows of {}: a purge deletes a row and the objects of its own kind                      alone; say with `where` which rows are of which kind",
+                    "it and the kind {} can be the same rows of {}: a purge deletes a row and the objects of its own kind \
+                     alone; say with `where` which rows are of which kind",
                     other.kind, kind.table
                 );
                 findings.add(Level::Warning, kind.kind.to_string(), found);

@@ -47,7 +47,8 @@ impl Health {
             Ok(Ok(Some(answered))) => answered,
             Ok(Ok(None)) => {
                 let why = format!(
-                    "what answers at {address} is not a service of reprieve: another server listens there, or                      service.listen or api.listen is not the address of this one"
+                    "what answers at {address} is not a service of reprieve: another server listens there, or \
+                     service.listen or api.listen is not the address of this one"
                 );
                 return Err(CliError::Failed(why));
             }

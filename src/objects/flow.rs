@@ -304,7 +304,7 @@ impl State {
     fn price(&mut self, keys: usize, ceiling: Ceiling, now: Instant) -> Duration {
         let at = |rate: f64| Duration::try_from_secs_f64(keys as f64 / rate).unwrap_or(Duration::MAX);
         // whatever was measured, nobody stands first in the row for longer than this
-        let measured = self.pace.in_force(now).map_or(Duration::ZERO, |rate| at(rate).min(LONGEST_PAUSE));
+        let measured = self.pace.in_force(keys, now).map_or(Duration::ZERO, |rate| at(rate).min(LONGEST_PAUSE));
         measured.max(ceiling.objects_per_second.map_or(Duration::ZERO, |most| at(f64::from(most.get()))))
     }
 

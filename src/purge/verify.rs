@@ -28,27 +28,23 @@ impl Purger {
     pub(super) async fn verify(&self, no_uploads: NoUploads, budget: &Budget) -> Result<Verification, PurgeError> {
         let NoUploads { mut claimed } = no_uploads;
         failpoint::at("verify.begun");
-        let mut marker = None;
         for location in &claimed.tombstone.locations {
             let store = self.stores.at(location)?;
             let mut after = None;
             loop {
                 let page = store.objects.list(&location.bucket, location.prefix.as_str(), after.as_ref()).await?;
                 let place = |entry: &ObjectEntry| format!("s3://{}/{}", location.bucket, entry.object.key);
-                if let Some(object) = page.entries.iter().find(|entry| entry.kind != EntryKind::Marker) {
-                    let why = appeared(&place(object));
+                let object = page.entries.iter().find(|entry| entry.kind != EntryKind::Marker);
+                let why = object.map(|object| appeared(&place(object)));
+                if let Some(why) = why.or_else(|| page.entries.first().map(|marker| left_markers(&place(marker)))) {
                     return Ok(Verification::Refilled(claimed, why));
                 }
-                marker = marker.or_else(|| page.entries.first().map(place));
                 match page.next {
                     Some(next) => after = Some(next),
                     None => break,
                 }
             }
             failpoint::at("verify.location_empty");
-        }
-        if let Some(found) = marker {
-            return Ok(Verification::Refilled(claimed, left_markers(&found)));
         }
         match self.find_recorded(&mut claimed, budget).await? {
             Left::Nothing => {}
@@ -68,7 +64,7 @@ fn appeared(found: &str) -> String {
 /// is there again.
 fn left_markers(found: &str) -> String {
     format!(
-        "delete markers, and nothing else, are below a prefix that was emptied, such as {found}: either the store does not \
+        "delete markers are below a prefix that was emptied, and no object beside them, such as {found}: either the store does not \
          let them go (some do not while versioning is suspended), or somebody deletes there"
     )
 }

@@ -123,10 +123,10 @@ impl Request {
             Op::Restore => &["with", "retention"],
             Op::Purge => &["with", "retention", "partial"],
         };
-        // by name and not by value: `[]` and `false` are as meaningless there as anything else
+        // by name and not by value: `[]` and `false` are as meaningless there as anything else; null is as good as absent
         let given: serde_json::Map<String, Value> =
             serde_json::from_slice(body).map_err(|error| Malformed::Shape(error.to_string()))?;
-        let misplaced = meaningless.iter().find(|field| given.contains_key(**field));
+        let misplaced = meaningless.iter().find(|field| given.get(**field).is_some_and(|value| !value.is_null()));
         match misplaced {
             Some(field) => Err(Malformed::Shape(format!("`{field}` has no meaning with op {:?}", request.op.as_str()))),
             None => Ok(request),

@@ -39,12 +39,31 @@ pub enum Locking {
     ForUpdate,
 }
 
+/// How often a row is looked for that is replaced whenever somebody waits for it.
+const LOOKS: usize = 3;
+
 /// Reads a resource's row by its id.
 ///
 /// # Errors
 /// [`StoreError::Platform`] where table or columns do not fit the map, [`StoreError::Unusable`] where the id is not
-/// unique.
+/// unique, or the row was replaced each time that this waited for it.
 pub async fn find(
+    conn: &mut PgConnection,
+    kind: &ResourceKind,
+    id: &ResourceId,
+    locking: Locking,
+) -> Result<Option<ResourceRow>, StoreError> {
+    for _ in 0..LOOKS {
+        let found = look_for(&mut *conn, kind, id, locking).await?;
+        // who waits for a row that is deleted and inserted again finds neither: the new one is younger than its statement
+        if found.is_some() || locking == Locking::None || !has_row(&mut *conn, kind, id).await? {
+            return Ok(found);
+        }
+    }
+    Err(StoreError::Unusable(format!("the row {id} of {} is replaced again and again", kind.table)))
+}
+
+async fn look_for(
     conn: &mut PgConnection,
     kind: &ResourceKind,
     id: &ResourceId,
@@ -69,7 +88,7 @@ pub async fn find(
     ];
     selected.extend(columns.iter().map(|column| format!("\"{column}\"::text")));
     selected.push(format!("{}::text", kind.id));
-    // without a `where`, nothing but the row is read
+    // without a `where`, nothing but the row is asked for
     let lock = if locks && kind.filter.is_none() { " for update" } else { "" };
     let sql = format!("select {} from {} where {} = $1 limit 2{lock}", selected.join(", "), kind.table, kind.id);
     let rows = bind_id(query(sql), kind.id_type, id)?.fetch_all(conn).await;

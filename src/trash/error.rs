@@ -254,7 +254,8 @@ fn end_uses(blockers: &[Blocker]) -> Cow<'static, str> {
     let mut advice = "trash the children along with it:".to_owned();
     advice.extend(children.iter().map(|kind| format!(" --with {kind}")));
     if blockers.iter().any(is_row) {
-        advice += "; their own rows, which a foreign key keeps, go with them";
+        advice += "; rows of theirs that a foreign key keeps go with them, and others have to be deleted first, or their table \
+                   named in the map";
     }
     if blockers.iter().any(|blocker| child_kind(blocker).is_none() && !is_row(blocker)) {
         advice += "; and end the other uses first";

@@ -68,7 +68,13 @@ async fn what_changes_while_the_claim_waits_for_the_row_is_seen() {
         ("soft_delete = \"gone_at\"", "where = \"exists (select from plat.live l where l.id = things.id)\"");
     for (more, change, expected) in [
         (alone, "update plat.things set gone_at = null where id = 1", "undeleted row"),
+        (alone, "delete from plat.things; insert into plat.things values (1)", "undeleted row"),
         (with_another, "delete from plat.live where id = 1", "changed kind"),
+        (
+            with_another,
+            "delete from plat.things; insert into plat.things values (1); delete from plat.live",
+            "changed kind",
+        ),
     ] {
         let columns = "id int primary key, gone_at timestamptz); create table plat.live (id int primary key";
         let bench = things(columns, &format!("id_type = \"integer\"\n{more}")).await;
@@ -76,7 +82,7 @@ async fn what_changes_while_the_claim_waits_for_the_row_is_seen() {
         let id = bench.trash_due("thing", 1).await;
         let mut platform = bench.pool.begin().await.expect("begins");
         sqlx::query("select from plat.things for update").execute(&mut *platform).await.expect("locks");
-        sqlx::query(change).execute(&mut *platform).await.expect("changes");
+        sqlx::raw_sql(change).execute(&mut *platform).await.expect("changes");
         let purger = bench.purger();
         let slice = tokio::spawn(async move { purger.run_slice(id, &budget()).await });
         bench.until_waiting("the claim waits for the row", 1).await;

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::FEW;
+
 /// The protocol allows no more.
 const MOST: usize = 1000;
 
@@ -20,16 +22,27 @@ const HOLDS: Duration = Duration::from_secs(10);
 /// The longest such time.
 const HOLDS_AT_MOST: Duration = Duration::from_secs(600);
 
+/// So long after the last refusal even requests with far fewer keys than they might have let more be tried.
+const LULL: Duration = Duration::from_secs(60);
+
 #[derive(Debug, Default)]
 pub(super) struct AtOnce {
     /// `None`: as many as a batch has.
     keys: Option<usize>,
-    /// Whole refusals in a row, and of how many keys the last one was. What fewer keys meet meanwhile says nothing.
+    /// Whole refusals in a row, and of how many keys the largest was. What half as many keys meet meanwhile says nothing.
     refused: (u32, usize),
     /// So many are being tried, since half of them were granted.
     trying: Option<usize>,
     /// No such try before, and how long the last one that was refused has been held against it.
     held: Option<(Instant, Duration)>,
+    /// The last refusal or try.
+    changed_at: Option<Instant>,
+}
+
+/// Whether what became of so many keys says something of a request of this size. Batches are not always full: versions of a
+/// key are not parted, and objects that are kept are left out.
+fn speaks_for(asked: usize, size: usize) -> bool {
+    2 * asked > size
 }
 
 impl AtOnce {
@@ -39,35 +52,48 @@ impl AtOnce {
 
     /// All of a request was granted.
     pub(super) fn grant(&mut self, asked: usize, now: Instant) {
-        if 2 * asked > self.refused.1 {
+        if speaks_for(asked, self.refused.1) {
             self.refused = (0, 0);
         }
-        if self.trying.is_some_and(|trying| asked >= trying) {
+        if self.trying.is_some_and(|trying| speaks_for(asked, trying)) {
             (self.trying, self.held) = (None, None);
         }
         let is_held = self.held.is_some_and(|(until, _)| now < until);
-        let Some(keys) = self.keys.filter(|keys| asked >= *keys && !is_held) else { return };
+        let is_calm = self.changed_at.is_none_or(|at| now - at >= LULL);
+        let may_grow = |keys: &usize| !is_held && (is_calm || speaks_for(asked, *keys));
+        let Some(keys) = self.keys.filter(may_grow) else { return };
         self.trying = Some((2 * keys).min(MOST));
         self.keys = self.trying.filter(|keys| *keys < MOST);
+        self.changed_at = Some(now);
     }
 
     /// All of a request was refused.
     pub(super) fn refuse(&mut self, asked: usize, now: Instant) {
-        // sent before it was known, or as small as can be
-        if self.keys.is_some_and(|keys| asked > keys) || asked == 1 {
+        // sent before it was known, or as small as a request gets: of fewer keys the gate would not hear that they are refused
+        if self.keys.is_some_and(|keys| asked > keys) || asked <= FEW {
             return;
         }
-        if self.trying.take().is_some_and(|trying| asked >= trying) {
-            let time = self.held.map_or(HOLDS, |(_, time)| (2 * time).min(HOLDS_AT_MOST));
-            self.held = Some((now + time, time));
-        } else {
-            self.refused = (self.refused.0 + 1, asked);
-            let enough = if self.keys.is_none() { REFUSALS } else { FURTHER };
-            if self.refused.0 < enough {
-                return;
+        self.changed_at = Some(now);
+        let size = match self.trying.take_if(|trying| speaks_for(asked, *trying)) {
+            Some(trying) => {
+                let time = self.held.map_or(HOLDS, |(_, time)| (2 * time).min(HOLDS_AT_MOST));
+                self.held = Some((now + time, time));
+                trying
             }
-        }
-        self.keys = Some(asked / 2);
-        self.refused = (0, 0);
+            None => {
+                let (times, size) = self.refused;
+                if !speaks_for(asked, size) {
+                    return;
+                }
+                self.refused = if asked > 2 * size { (1, asked) } else { (times + 1, size.max(asked)) };
+                let enough = if self.keys.is_none() { REFUSALS } else { FURTHER };
+                if self.refused.0 < enough {
+                    return;
+                }
+                self.refused.1
+            }
+        };
+        self.keys = Some((size / 2).max(FEW));
+        (self.refused, self.trying) = ((0, 0), None);
     }
 }

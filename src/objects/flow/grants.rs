@@ -78,7 +78,7 @@ async fn a_store_that_answers_late_and_refuses_at_first_is_used_from_the_first_m
         let store = Granting::new(3_500.0);
         for minute in 0..5 {
             let (used, _) = send(&gate, &store, takes(1000 * seconds, 20), MINUTE).await;
-            let least = if minute == 0 { 0.45 } else { 0.85 };
+            let least = if minute == 0 { 0.45 } else { 0.75 };
             assert!(used > least, "{used} in minute {minute}, answers in {seconds} s");
         }
     }
@@ -130,7 +130,7 @@ async fn one_refusal_on_the_way_back_to_whole_batches_holds_for_seconds() {
         let keys = at_once.keys().unwrap_or(1000);
         at_once.refuse(keys, Instant::now());
     }
-    assert_eq!(at_once.keys(), Some(1));
+    assert_eq!(at_once.keys(), Some(FEW));
     let mut requests = 0;
     while let Some(keys) = at_once.keys() {
         requests += 1;
@@ -142,6 +142,70 @@ async fn one_refusal_on_the_way_back_to_whole_batches_holds_for_seconds() {
         tokio::time::sleep(Duration::from_secs(1)).await;
         assert!(requests < 30, "{at_once:?}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_gate_stays_closed_to_a_store_that_refuses_however_small_requests_have_become() {
+    let gate = Flow::new(ceiling(16, None)).gate("b");
+    let (began, mut requests) = (Instant::now(), 0);
+    while began.elapsed() < 10 * MINUTE {
+        let keys = gate.keys_at_once(1000);
+        match gate.enter(keys).await {
+            Ok(pass) => {
+                pass.heard(&answer(keys, &slow_down()));
+                requests += 1;
+            }
+            Err(Closed(time)) => tokio::time::sleep(time).await,
+        }
+    }
+    assert!(requests <= 10 + 600 / LONGEST_PAUSE.as_secs(), "{requests} in ten minutes");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_small_request_among_large_ones_does_not_say_how_small_they_get() {
+    let mut at_once = AtOnce::default();
+    for asked in [1000, 1000, 12, 1000, 12, 12, 12] {
+        at_once.refuse(asked, Instant::now());
+        assert_eq!(at_once.keys(), None);
+    }
+    at_once.refuse(900, Instant::now());
+    assert_eq!(at_once.keys(), Some(500));
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_that_are_never_quite_full_get_whole_again() {
+    // of the versions of a key, of which there are so many, none is parted from the others; or of a batch, most are kept
+    for (a_key, share) in [(2, 1), (3, 1), (7, 1), (1, 5)] {
+        let mut at_once = AtOnce::default();
+        while at_once.keys() != Some(FEW) {
+            at_once.refuse(at_once.keys().unwrap_or(1000), Instant::now());
+        }
+        let mut seconds = 0;
+        while let Some(keys) = at_once.keys() {
+            at_once.grant(keys / a_key * a_key / share, Instant::now());
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            seconds += 1;
+            assert!(seconds < 600, "{a_key}, {share}: {at_once:?}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rate_grows_only_where_it_is_used() {
+    let gate = Flow::new(ceiling(16, None)).gate("b");
+    let store = Granting::new(2_000.0);
+    send(&gate, &store, takes(20, 20), MINUTE).await;
+    let rate = gate.open().keys_per_second.expect("refused twice");
+    for _ in 0..600 {
+        tokio::time::sleep(Duration::from_secs(6)).await;
+        gate.enter(10).await.expect("open").heard(&answer(10, &KeyOutcome::Deleted));
+    }
+    let later = gate.open().keys_per_second.expect("known still");
+    assert!(later < 1.1 * rate, "{rate}, and an hour later {later}");
+    store.lock().expect("no panic").rate = 20_000.0;
+    send(&gate, &store, takes(20, 20), MINUTE).await;
+    let (used, _) = send(&gate, &store, takes(20, 20), MINUTE).await;
+    assert!(used > 0.8, "{used}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -34,8 +34,10 @@ const STEP_GROWS: f64 = 1.5;
 const ABOUT: f64 = 1.5;
 /// Since keys come a request at a time, fewer requests than these measure a rate less exactly than the steps do.
 const EXACT: f64 = 30.0;
-/// Where less than this share of a rate was taken, nobody asked for more.
+/// Where less than this share of a rate was taken, something else than the rate was too little.
 const ASKED: f64 = 0.8;
+/// Where less than this share of a rate was asked for, nobody needs more.
+const USED: f64 = 0.5;
 
 /// How long a rate holds before a little more is tried, and by how much more. Twice as much after each [`CALM`] without
 /// a refusal, so that a store that was busy for a while is soon asked for all that it gives.
@@ -130,8 +132,9 @@ pub(super) struct Pace {
     first: Option<First>,
     /// Until a rate is confirmed: what the trial of more goes by.
     trial: Option<Trial>,
-    /// When more was tried last.
+    /// When more was tried last, or might have been, and the keys that were asked for since.
     probed_at: Instant,
+    asked: f64,
     /// Refusals that came soon although the rate had been lowered.
     in_vain: u32,
     /// Until then refusals say nothing of a rate.
@@ -150,6 +153,7 @@ impl Pace {
             measured_from: None,
             taken: 0.0,
             probed_at: now,
+            asked: 0.0,
             in_vain: 0,
             unpaced_until: now,
         }
@@ -166,7 +170,7 @@ impl Pace {
     /// taken, and what left before this request and is being worked on.
     pub(super) fn refuse(&mut self, keys: usize, sent: Sent, in_flight: &InFlight, now: Instant) {
         self.refused_at = Some(now);
-        self.probed_at = now;
+        (self.probed_at, self.asked) = (now, 0.0);
         if now < self.unpaced_until {
             return;
         }
@@ -197,23 +201,23 @@ impl Pace {
         let Some(first) = &mut self.first else { return };
         if (first.between.0 + 1..first.between.1).contains(&sent.number) {
             first.taken = (first.taken - keys as f64).max(0.0);
-            self.best = first.rate();
-            self.rate = Some(self.best * SHARE);
-            self.trial = self.rate.map(Trial::of);
+            let first = *first;
+            self.believe(first);
         }
+    }
+
+    fn believe(&mut self, first: First) {
+        let rate = Some(first.rate()).filter(|rate| *rate >= LEAST);
+        self.best = rate.unwrap_or_default();
+        self.rate = rate.map(|rate| rate * SHARE);
+        self.trial = self.rate.map(Trial::of);
+        self.first = rate.map(|_| first);
     }
 
     fn measure(&mut self, keys: f64, spell: Duration, between: (u64, u64)) {
         let seconds = spell.as_secs_f64();
         let Some(rate) = self.rate else {
-            let first = First { between, taken: self.taken, refused: keys, seconds };
-            if first.rate() < LEAST {
-                return;
-            }
-            self.best = first.rate();
-            self.rate = Some(self.best * SHARE);
-            self.trial = self.rate.map(Trial::of);
-            self.first = Some(first);
+            self.believe(First { between, taken: self.taken, refused: keys, seconds });
             return;
         };
         self.first = None;
@@ -243,25 +247,32 @@ impl Pace {
         self.rate.is_none() && self.measured_from.is_some_and(|from| now - from.at < LONG_SPELL)
     }
 
-    /// The rate, a little more of it from time to time.
-    pub(super) fn in_force(&mut self, now: Instant) -> Option<f64> {
+    /// The rate, for a request of so many keys that leaves now; a little more of it from time to time, if nearly as much was
+    /// asked for.
+    pub(super) fn in_force(&mut self, keys: usize, now: Instant) -> Option<f64> {
         let rate = self.rate?;
-        if let Some(trial) = &mut self.trial {
-            if now - self.probed_at >= STEP_EVERY {
-                trial.before = rate;
-                self.rate = Some(rate * (1.0 + trial.step));
-                trial.step = (STEP_GROWS * trial.step).min(PROBE_MOST);
-                self.probed_at = now;
+        let since = now - self.probed_at;
+        let every = if self.trial.is_some() { STEP_EVERY } else { PROBE_EVERY };
+        if since >= every {
+            let is_used = self.asked >= USED * rate * since.as_secs_f64();
+            (self.probed_at, self.asked) = (now, 0.0);
+            if is_used {
+                self.rate = Some(rate * (1.0 + self.next_step(rate, now)));
             }
-            return self.rate;
         }
-        if now - self.probed_at >= PROBE_EVERY {
-            let calm = self.refused_at.map_or(Duration::ZERO, |at| now - at);
-            let doublings = (calm.as_secs() / CALM.as_secs()).min(16);
-            let by = (PROBE_BY * f64::from(1u32 << doublings)).min(PROBE_MOST);
-            self.rate = Some(rate * (1.0 + by));
-            self.probed_at = now;
-        }
+        self.asked += keys as f64;
         self.rate
+    }
+
+    /// By what share more is tried now than this rate.
+    fn next_step(&mut self, rate: f64, now: Instant) -> f64 {
+        if let Some(trial) = &mut self.trial {
+            let next = (STEP_GROWS * trial.step).min(PROBE_MOST);
+            trial.before = rate;
+            return std::mem::replace(&mut trial.step, next);
+        }
+        let calm = self.refused_at.map_or(Duration::ZERO, |at| now - at);
+        let doublings = (calm.as_secs() / CALM.as_secs()).min(16);
+        (PROBE_BY * f64::from(1u32 << doublings)).min(PROBE_MOST)
     }
 }

@@ -10,9 +10,13 @@
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     panic::resume_unwind,
+    time::Duration,
 };
 
-use tokio::task::{JoinError, JoinSet};
+use tokio::{
+    task::{JoinError, JoinSet},
+    time::Instant,
+};
 use tracing::Instrument;
 
 use super::{
@@ -64,6 +68,14 @@ struct Answered {
     /// In the order of the objects.
     weights: Vec<Weight>,
     answer: BatchOutcome,
+    took: Duration,
+}
+
+/// A page that was listed, or was not.
+struct Fetched {
+    lane: LaneId,
+    page: Result<Page, ObjectsError>,
+    took: Duration,
 }
 
 /// One location being emptied.
@@ -77,10 +89,12 @@ pub(super) struct Pipeline<'a> {
     /// Whether the listing was cut into ranges.
     is_split: bool,
     /// Lanes whose next page is being fetched.
-    pages: JoinSet<(LaneId, Result<Page, ObjectsError>)>,
+    pages: JoinSet<Fetched>,
     fetching: Vec<LaneId>,
     ready: VecDeque<Listed>,
     deletes: JoinSet<Answered>,
+    /// How long the last delete took.
+    delete_takes: Option<Duration>,
     /// What first tries have not settled, and where it belongs.
     tried: Tried,
     origins: HashMap<ObjectRef, Origin>,
@@ -110,6 +124,7 @@ impl<'a> Pipeline<'a> {
             fetching: Vec::new(),
             ready: VecDeque::new(),
             deletes: JoinSet::new(),
+            delete_takes: None,
             tried: Tried::default(),
             origins: HashMap::new(),
             reported,
@@ -176,10 +191,10 @@ impl<'a> Pipeline<'a> {
                 Some(answered) = self.deletes.join_next() => {
                     self.take_answer(come_back(answered));
                 }
-                Some(page) = self.pages.join_next() => {
-                    let (lane, page) = come_back(page);
+                Some(fetched) = self.pages.join_next() => {
+                    let Fetched { lane, page, took } = come_back(fetched);
                     failpoint::at("empty.listed");
-                    if self.take_page(lane, page?).is_err() {
+                    if self.take_page(lane, page?, took).is_err() {
                         return Ok(End::Unsorted);
                     }
                 }
@@ -213,21 +228,28 @@ impl<'a> Pipeline<'a> {
             let Some(after) = self.lanes[&id].to_list() else { continue };
             let (place, after) = (self.place.clone(), after.cloned());
             self.fetching.push(id);
-            self.pages.spawn(async move { (id, place.list(after.as_ref()).await) }.in_current_span());
+            let fetch = async move {
+                let asked = Instant::now();
+                let page = place.list(after.as_ref()).await;
+                Fetched { lane: id, page, took: asked.elapsed() }
+            };
+            self.pages.spawn(fetch.in_current_span());
         }
     }
 
-    /// Whether deletes wait for listings, rather than the other way round: more could be in flight, by far. A store that
-    /// takes long to delete lists fast enough in one go, and each further listing would take from what it deletes with.
-    fn is_starved(&self) -> bool {
+    /// Whether deletes wait for listings, rather than the other way round: more could be in flight, by far, or by one where a
+    /// page takes as long as a delete. A store that takes long to delete lists fast enough in one go, and each further
+    /// listing would take from what it deletes with.
+    fn is_starved(&self, page_took: Duration) -> bool {
         let allowed = usize::try_from(self.place.gate.allowed()).unwrap_or(usize::MAX);
-        self.ready.is_empty() && self.place.gate.is_wide() && 2 * self.deletes.len() < allowed
+        let is_late = self.delete_takes.is_some_and(|took| took < 2 * page_took) && self.deletes.len() < allowed;
+        self.ready.is_empty() && self.place.gate.is_wide() && (is_late || 2 * self.deletes.len() < allowed)
     }
 
     /// Takes a page, and cuts what follows it into ranges where deletes wait for it.
-    fn take_page(&mut self, id: LaneId, page: Page) -> Result<(), Unsorted> {
+    fn take_page(&mut self, id: LaneId, page: Page, took: Duration) -> Result<(), Unsorted> {
         self.fetching.retain(|fetching| *fetching != id);
-        let may_split = self.is_starved() && !self.claimed.checkpoint.is_swept && self.lanes.len() < MOST_LANES / 2;
+        let may_split = self.is_starved(took) && !self.claimed.checkpoint.is_swept && self.lanes.len() < MOST_LANES / 2;
         let lane = self.lanes.get_mut(&id).expect("a lane that is being listed is not done");
         let batches = lane.take(page, self.place.batch_size())?;
         let prefix = self.place.location.prefix.as_str().len();
@@ -263,9 +285,10 @@ impl<'a> Pipeline<'a> {
             let delete = async move {
                 let weights = entries.iter().map(Weight::from).collect();
                 let objects: Vec<_> = entries.into_iter().map(|entry| entry.object).collect();
+                let asked = Instant::now();
                 let answer = place.delete(&objects).await;
                 pass.heard(&answer);
-                Answered { lane, number, weights, answer }
+                Answered { lane, number, weights, answer, took: asked.elapsed() }
             };
             self.deletes.spawn(delete.in_current_span());
         }
@@ -275,7 +298,8 @@ impl<'a> Pipeline<'a> {
     /// Counts what a first try has settled, and keeps the rest to be tried again.
     fn take_answer(&mut self, answered: Answered) {
         failpoint::at("empty.answered");
-        let Answered { lane, number, weights, answer } = answered;
+        let Answered { lane, number, weights, answer, took } = answered;
+        self.delete_takes = Some(took);
         self.tried.hear(&answer);
         for ((object, outcome), weight) in answer.into_outcomes().into_iter().zip(weights) {
             let origin = Origin { lane, number, weight };

@@ -365,7 +365,7 @@ impl State {
                         self.at_once.refuse(met.asked, now);
                     }
                 } else {
-                    self.pace.refuse_too(met.asked, met.sent);
+                    self.pace.refuse_too(met.asked - met.taken, met.sent);
                 }
             }
             Heard::Silence => {
@@ -382,15 +382,17 @@ impl Pass {
     pub fn heard(self, answer: &BatchOutcome) {
         let taken = answer.iter().filter(|(_, outcome)| outcome.is_gone()).count();
         let met = Met { asked: answer.len(), taken, sent: self.sent };
-        self.gate.state().hear(heard_in(answer), met, self.gate.ceiling);
+        let mut state = self.gate.state();
+        let heard = heard_in(answer, state.at_once.news());
+        state.hear(heard, met, self.gate.ceiling);
     }
 }
 
-/// What an answer says about the bucket. A few keys that are refused say something about themselves.
-fn heard_in(answer: &BatchOutcome) -> Heard {
+/// What an answer says about the bucket. Fewer keys that are refused than are `news` say something about themselves.
+fn heard_in(answer: &BatchOutcome, news: usize) -> Heard {
     let refused = answer.iter().filter(|(_, outcome)| is_refused(outcome)).count();
     let lost = answer.lost_answer();
-    let is_whole = refused >= FEW && refused > answer.len() / 2;
+    let is_whole = refused >= news && refused > answer.len() / 2;
     match answer.retry_after() {
         Some(wait) => Heard::Less(Some(wait)),
         None if is_whole || lost.is_some_and(|why| why.class == FailureClass::Throttled) => Heard::Less(None),

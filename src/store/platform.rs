@@ -46,7 +46,7 @@ const LOOKS: usize = 3;
 ///
 /// # Errors
 /// [`StoreError::Platform`] where table or columns do not fit the map, [`StoreError::Unusable`] where the id is not
-/// unique, or the row was replaced each time that this waited for it.
+/// unique, [`StoreError::Busy`] where the row was replaced each time that this waited for it.
 pub async fn find(
     conn: &mut PgConnection,
     kind: &ResourceKind,
@@ -60,7 +60,9 @@ pub async fn find(
             return Ok(found);
         }
     }
-    Err(StoreError::Unusable(format!("the row {id} of {} is replaced again and again", kind.table)))
+    let why = "it is replaced each time, or a row-security policy hides it from those who may lock it";
+    let why = format!("the row {id} of {} is there and cannot be locked: {why}", kind.table);
+    Err(StoreError::Busy(sqlx::Error::Protocol(why)))
 }
 
 async fn look_for(

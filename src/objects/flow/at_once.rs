@@ -45,17 +45,27 @@ fn speaks_for(asked: usize, size: usize) -> bool {
     2 * asked > size
 }
 
+/// Whether so many keys that were granted settle that a request of this size is.
+fn settles(asked: usize, size: usize) -> bool {
+    4 * asked > 3 * size
+}
+
 impl AtOnce {
     pub(super) fn keys(&self) -> Option<usize> {
         self.keys
     }
 
+    /// So many keys that are refused are news of the bucket: [`FEW`], or fewer where requests have no more.
+    pub(super) fn news(&self) -> usize {
+        self.keys.map_or(FEW, |keys| keys.div_ceil(2).min(FEW))
+    }
+
     /// All of a request was granted.
     pub(super) fn grant(&mut self, asked: usize, now: Instant) {
-        if speaks_for(asked, self.refused.1) {
+        if settles(asked, self.refused.1) {
             self.refused = (0, 0);
         }
-        if self.trying.is_some_and(|trying| speaks_for(asked, trying)) {
+        if self.trying.is_some_and(|trying| settles(asked, trying)) {
             (self.trying, self.held) = (None, None);
         }
         let is_held = self.held.is_some_and(|(until, _)| now < until);
@@ -69,8 +79,8 @@ impl AtOnce {
 
     /// All of a request was refused.
     pub(super) fn refuse(&mut self, asked: usize, now: Instant) {
-        // sent before it was known, or as small as a request gets: of fewer keys the gate would not hear that they are refused
-        if self.keys.is_some_and(|keys| asked > keys) || asked <= FEW {
+        // sent before it was known, or as small as can be
+        if self.keys.is_some_and(|keys| asked > keys) || asked == 1 {
             return;
         }
         self.changed_at = Some(now);
@@ -93,7 +103,7 @@ impl AtOnce {
                 self.refused.1
             }
         };
-        self.keys = Some((size / 2).max(FEW));
+        self.keys = Some(size / 2);
         (self.refused, self.trying) = ((0, 0), None);
     }
 }

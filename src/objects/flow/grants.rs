@@ -78,7 +78,14 @@ async fn a_store_that_answers_late_and_refuses_at_first_is_used_from_the_first_m
         let store = Granting::new(3_500.0);
         for minute in 0..5 {
             let (used, _) = send(&gate, &store, takes(1000 * seconds, 20), MINUTE).await;
-            let least = if minute == 0 { 0.45 } else { 0.75 };
+            // with four seconds an answer it takes a minute more until as many are in flight as the rate needs
+            let least = if minute == 0 {
+                0.45
+            } else if seconds == 4 && minute == 1 {
+                0.75
+            } else {
+                0.85
+            };
             assert!(used > least, "{used} in minute {minute}, answers in {seconds} s");
         }
     }
@@ -130,7 +137,7 @@ async fn one_refusal_on_the_way_back_to_whole_batches_holds_for_seconds() {
         let keys = at_once.keys().unwrap_or(1000);
         at_once.refuse(keys, Instant::now());
     }
-    assert_eq!(at_once.keys(), Some(FEW));
+    assert_eq!(at_once.keys(), Some(1));
     let mut requests = 0;
     while let Some(keys) = at_once.keys() {
         requests += 1;
@@ -146,19 +153,22 @@ async fn one_refusal_on_the_way_back_to_whole_batches_holds_for_seconds() {
 
 #[tokio::test(start_paused = true)]
 async fn the_gate_stays_closed_to_a_store_that_refuses_however_small_requests_have_become() {
-    let gate = Flow::new(ceiling(16, None)).gate("b");
-    let (began, mut requests) = (Instant::now(), 0);
-    while began.elapsed() < 10 * MINUTE {
-        let keys = gate.keys_at_once(1000);
-        match gate.enter(keys).await {
-            Ok(pass) => {
-                pass.heard(&answer(keys, &slow_down()));
-                requests += 1;
+    // of so many versions of a key none is parted from the others
+    for a_key in [1, 3, 7, 11, 19] {
+        let gate = Flow::new(ceiling(16, None)).gate("b");
+        let (began, mut requests) = (Instant::now(), 0);
+        while began.elapsed() < 10 * MINUTE {
+            let keys = (gate.keys_at_once(1000) / a_key).max(1) * a_key;
+            match gate.enter(keys).await {
+                Ok(pass) => {
+                    pass.heard(&answer(keys, &slow_down()));
+                    requests += 1;
+                }
+                Err(Closed(time)) => tokio::time::sleep(time).await,
             }
-            Err(Closed(time)) => tokio::time::sleep(time).await,
         }
+        assert!(requests <= 10 + 600 / LONGEST_PAUSE.as_secs(), "{requests} in ten minutes");
     }
-    assert!(requests <= 10 + 600 / LONGEST_PAUSE.as_secs(), "{requests} in ten minutes");
 }
 
 #[tokio::test(start_paused = true)]
@@ -173,11 +183,30 @@ async fn a_small_request_among_large_ones_does_not_say_how_small_they_get() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_half_as_many_keys_are_granted_does_not_hide_that_whole_batches_are_refused() {
+    let mut at_once = AtOnce::default();
+    let mut refused = 0;
+    for _ in 0..100 {
+        let keys = at_once.keys().unwrap_or(1000);
+        for asked in [keys, keys.min(600)] {
+            if asked > 700 {
+                at_once.refuse(asked, Instant::now());
+                refused += 1;
+            } else {
+                at_once.grant(asked, Instant::now());
+            }
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    assert!(refused <= 12, "{refused} in 100 seconds: {at_once:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn requests_that_are_never_quite_full_get_whole_again() {
     // of the versions of a key, of which there are so many, none is parted from the others; or of a batch, most are kept
     for (a_key, share) in [(2, 1), (3, 1), (7, 1), (1, 5)] {
         let mut at_once = AtOnce::default();
-        while at_once.keys() != Some(FEW) {
+        while at_once.keys() != Some(1) {
             at_once.refuse(at_once.keys().unwrap_or(1000), Instant::now());
         }
         let mut seconds = 0;
@@ -185,7 +214,7 @@ async fn requests_that_are_never_quite_full_get_whole_again() {
             at_once.grant(keys / a_key * a_key / share, Instant::now());
             tokio::time::sleep(Duration::from_secs(1)).await;
             seconds += 1;
-            assert!(seconds < 600, "{a_key}, {share}: {at_once:?}");
+            assert!(seconds < 700, "{a_key}, {share}: {at_once:?}");
         }
     }
 }

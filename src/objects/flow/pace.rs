@@ -266,6 +266,7 @@ impl Pace {
 
     /// By what share more is tried now than this rate.
     fn next_step(&mut self, rate: f64, now: Instant) -> f64 {
+        self.first = None;
         if let Some(trial) = &mut self.trial {
             let next = (STEP_GROWS * trial.step).min(PROBE_MOST);
             trial.before = rate;

@@ -93,7 +93,7 @@ pub(super) struct Pipeline<'a> {
     fetching: Vec<LaneId>,
     ready: VecDeque<Listed>,
     deletes: JoinSet<Answered>,
-    /// How long the last delete took.
+    /// How long the last delete took that did its work, and had some.
     delete_takes: Option<Duration>,
     /// What first tries have not settled, and where it belongs.
     tried: Tried,
@@ -299,7 +299,9 @@ impl<'a> Pipeline<'a> {
     fn take_answer(&mut self, answered: Answered) {
         failpoint::at("empty.answered");
         let Answered { lane, number, weights, answer, took } = answered;
-        self.delete_takes = Some(took);
+        if 2 * weights.len() >= self.place.batch_size() && answer.iter().all(|(_, outcome)| outcome.is_gone()) {
+            self.delete_takes = Some(took);
+        }
         self.tried.hear(&answer);
         for ((object, outcome), weight) in answer.into_outcomes().into_iter().zip(weights) {
             let origin = Origin { lane, number, weight };

@@ -33,9 +33,11 @@ pub(super) struct Locks {
     held: Sort,
     /// Not locked, or nobody can tell.
     other: u64,
-    /// The first date at which one of them is free.
+    /// The first date of all.
     earliest: Option<OffsetDateTime>,
-    /// The date at which all of them are.
+    /// The first of those that are under no legal hold as well: something is free then.
+    next_free: Option<OffsetDateTime>,
+    /// The last.
     latest: Option<OffsetDateTime>,
 }
 
@@ -137,6 +139,9 @@ impl Locks {
             }
             self.earliest = Some(self.earliest.map_or(until, |earliest| earliest.min(until)));
             self.latest = self.latest.max(Some(until));
+            if !legal_hold {
+                self.next_free = Some(self.next_free.map_or(until, |next| next.min(until)));
+            }
         }
         if legal_hold {
             self.held.count(key);
@@ -155,9 +160,10 @@ impl Locks {
         self.governance.objects + self.compliance.objects + self.held.objects == 0
     }
 
-    /// When the next of them is free, where all are locked until dates that are known.
+    /// When the next of them is free by itself, where all that is in the way was told. What is under legal hold is not, whatever
+    /// its date.
     pub(super) fn free_at(&self) -> Option<OffsetDateTime> {
-        self.earliest.filter(|_| self.other == 0 && self.held.objects == 0)
+        self.next_free.filter(|_| self.other == 0)
     }
 }
 
@@ -218,12 +224,23 @@ mod tests {
     #[test]
     fn what_has_no_date_to_come_needs_help() {
         let free = Some(ObjectLock { retention: None, legal_hold: false });
-        for other in [None, free, until(50, LockMode::Compliance, false), until(200, LockMode::Governance, true)] {
+        for other in [None, free, until(50, LockMode::Compliance, false)] {
             let mut locks = Locks::default();
             locks.count("a", until(200, LockMode::Compliance, false), at(100));
             locks.count("b", other, at(100));
             assert_eq!(locks.free_at(), None, "{other:?}");
         }
         assert_eq!(Locks::default().free_at(), None);
+    }
+
+    #[test]
+    fn a_legal_hold_keeps_what_it_is_on_and_nothing_else_from_its_date() {
+        let held = Some(ObjectLock { retention: None, legal_hold: true });
+        let mut locks = Locks::default();
+        locks.count("a", until(150, LockMode::Governance, true), at(100));
+        locks.count("b", held, at(100));
+        assert_eq!(locks.free_at(), None);
+        locks.count("c", until(200, LockMode::Compliance, false), at(100));
+        assert_eq!(locks.free_at(), Some(at(200)));
     }
 }

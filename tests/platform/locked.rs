@@ -100,6 +100,12 @@ async fn a_legal_hold_waits_for_somebody() {
     let (bench, dataset, id) = due_with_locks([until(2), HELD]).await;
     let SliceEnd::Stuck(reason) = bench.slice(id).await else { panic!("not stuck") };
     assert!(reason.contains("1 under legal hold") && reason.contains("1 locked in compliance mode"), "{reason}");
+    assert!(bench.tombstone(id).await.retry_at.is_some(), "the other one is free by itself");
+    dates_pass(&bench, dataset, id).await;
+    bench.objects.memory().lock_key(BUCKET, &key(dataset, 4, 0), HELD);
+    let SliceEnd::Stuck(reason) = bench.slice(id).await else { panic!("not stuck") };
+    assert!(reason.contains("1 under legal hold") && !reason.contains("compliance"), "{reason}");
+    assert_eq!(bench.tombstone(id).await.progress.objects_deleted, 9);
     assert_eq!(bench.tombstone(id).await.retry_at, None);
     assert_eq!(bench.count("reprieve.outbox where topic = 'purge'").await, 0);
     for sample in 3..5 {
@@ -199,7 +205,7 @@ async fn in_a_locked_bucket_all_goes_but_what_is_locked_and_then_that_by_bypass_
     assert_eq!(versions_below(&client, BUCKET, &below).await, 3);
     let stuck = bench.tombstone(id).await;
     assert_eq!((stuck.progress.versions_gone, stuck.progress.markers_gone), (2, 1));
-    assert_eq!(stuck.retry_at, None, "one is under legal hold");
+    assert!(stuck.retry_at.is_some(), "two are locked until dates");
 
     hold(ObjectLockLegalHoldStatus::Off).await;
     bench.bin.retry(&bench.resource("dataset", dataset), &alice()).await.expect("it is stuck");

@@ -1,4 +1,4 @@
-//! Gates before stores that answer late, or grant less at once than a batch has; in virtual time.
+//! Gates before stores that answer late, grant less than before, or grant less at once than a batch has; in virtual time.
 
 use tokio::task::JoinSet;
 

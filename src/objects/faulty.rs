@@ -36,8 +36,8 @@ struct Script {
     deletes: VecDeque<Whole>,
     failing: HashMap<String, (Times, KeyFailure)>,
     left_out: HashMap<String, Times>,
-    /// How many objects a delete request may name, and for how long to leave the store alone after more.
-    quota: Option<(usize, RetryAfter)>,
+    /// How many objects of a delete request are granted, and for how long to leave the store alone after more.
+    quota: Option<(usize, Option<RetryAfter>)>,
     /// How many objects a delete request may name; larger ones are refused as a whole.
     at_once: Option<usize>,
     /// Objects named in each delete request so far.
@@ -104,10 +104,10 @@ impl<S> FaultyStore<S> {
         self.script().left_out.insert(key.to_owned(), times);
     }
 
-    /// Of each delete request the first `most` objects are deleted; of the others the store asks for less, and to be left
-    /// alone.
-    pub fn grant(&self, most: usize, wait: RetryAfter) {
-        self.script().quota = Some((most, wait));
+    /// Of each delete request the first `most` objects are deleted; of the others the store asks for less, and perhaps to be
+    /// left alone.
+    pub fn grant(&self, most: usize, wait: impl Into<Option<RetryAfter>>) {
+        self.script().quota = Some((most, wait.into()));
     }
 
     /// A delete request that names more than `most` objects is refused as a whole, and names no time to come back.
@@ -197,7 +197,7 @@ impl<S: ObjectStore> ObjectStore for FaultyStore<S> {
                     None => passed.push(object.clone()),
                 }
             }
-            (whole, wait.filter(|_| !refused.is_empty()), failed, passed)
+            (whole, wait.flatten().filter(|_| !refused.is_empty()), failed, passed)
         };
         let done = self.inner.delete(bucket, &passed).await;
         if let Some(Whole::Lost(why)) = whole {

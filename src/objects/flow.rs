@@ -26,7 +26,7 @@ use self::{
     at_once::AtOnce,
     pace::{InFlight, Pace, Sent},
 };
-use crate::domain::outcome::{BatchOutcome, FailureClass, KeyOutcome, RetryAfter};
+use crate::domain::outcome::{BatchOutcome, FailureClass, KeyFailure, KeyOutcome, RetryAfter};
 
 /// Refusals in a row after which nobody waits at the gate: the store is away.
 const AWAY: u32 = 4;
@@ -123,8 +123,10 @@ struct State {
     /// To this it grows with the answers, one by one.
     goal: f64,
     shortage: Shortage,
-    /// Refusals in a row.
+    /// Refusals in a row of requests that cannot get smaller, or not yet.
     refusals: u32,
+    /// What the last refusal said.
+    refused_for: Option<KeyFailure>,
     /// Nothing leaves before.
     closed_until: Instant,
     /// When the last key that has left is paid for, at the rate in force.
@@ -172,9 +174,16 @@ pub struct Open {
     pub closed_for: Duration,
 }
 
-/// The store wants to be left alone for so long.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Closed(pub Duration);
+/// The store wants to be left alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Closed {
+    /// For so long.
+    pub wait: Duration,
+    /// Refusals in a row.
+    pub refusals: u32,
+    /// What the last of them said, if anything.
+    pub why: Option<KeyFailure>,
+}
 
 /// What one has to wait for to get through.
 enum Wait {
@@ -202,6 +211,7 @@ impl Gate {
             goal: FIRST,
             shortage: Shortage::default(),
             refusals: 0,
+            refused_for: None,
             closed_until: now,
             paid_until: now,
             pace: Pace::new(now),
@@ -268,7 +278,8 @@ impl Gate {
         let mut state = self.state();
         let closed = state.closed_until.saturating_duration_since(now);
         if closed > LONGEST_PAUSE || (!closed.is_zero() && state.refusals >= AWAY) {
-            return Err(Wait::Closed(Closed(closed)));
+            let State { refusals, refused_for, .. } = &*state;
+            return Err(Wait::Closed(Closed { wait: closed, refusals: *refusals, why: refused_for.clone() }));
         }
         let from = state.closed_until.max(state.paid_until);
         if from > now {
@@ -352,6 +363,10 @@ impl State {
                 let pause = wait.map(RetryAfter::wait).unwrap_or_default();
                 self.closed_until = self.closed_until.max(now + pause);
                 if is_news {
+                    if met.taken == 0 && self.at_once.refuse(met.asked, now) {
+                        // nobody has asked for so little so far: it is not away for having refused more
+                        self.refusals = 0;
+                    }
                     let doubled = FIRST_PAUSE.saturating_mul(1 << self.refusals.min(10)).min(LONGEST_PAUSE);
                     let own = if self.unhurt { PAUSE_TO_MEASURE } else { doubled };
                     self.closed_until = self.closed_until.max(now + own);
@@ -361,9 +376,6 @@ impl State {
                     self.goal = self.allowed;
                     self.unhurt = false;
                     self.pace.refuse(met.asked, met.sent, &self.in_flight, now);
-                    if met.taken == 0 {
-                        self.at_once.refuse(met.asked, now);
-                    }
                 } else {
                     self.pace.refuse_too(met.asked - met.taken, met.sent);
                 }
@@ -384,8 +396,20 @@ impl Pass {
         let met = Met { asked: answer.len(), taken, sent: self.sent };
         let mut state = self.gate.state();
         let heard = heard_in(answer, state.at_once.news());
+        if let Heard::Less(_) = heard {
+            state.refused_for = refusal_in(answer);
+        }
         state.hear(heard, met, self.gate.ceiling);
     }
+}
+
+/// What the store says of why it did less.
+fn refusal_in(answer: &BatchOutcome) -> Option<KeyFailure> {
+    let of_keys = answer.iter().find_map(|(_, outcome)| match outcome {
+        KeyOutcome::Failed(why) if why.class != FailureClass::Permanent => Some(why),
+        _ => None,
+    });
+    answer.lost_answer().or(of_keys).cloned()
 }
 
 /// What an answer says about the bucket. Fewer keys that are refused than are `news` say something about themselves.

@@ -391,8 +391,8 @@ impl Purger {
         Ok(SliceEnd::Failed(reason))
     }
 
-    /// A server is away or asks to be left alone: wait for it, longer each time and at least as long as it asks,
-    /// however often.
+    /// A server is away or asks to be left alone: wait for it at least as long as it asks, and longer each time, however
+    /// often. Where this delivery got further, the waits begin anew.
     async fn wait_out(
         &self,
         tombstone: &Tombstone,
@@ -401,10 +401,10 @@ impl Purger {
         at_least: Duration,
     ) -> Result<SliceEnd, StoreError> {
         let mut conn = self.store.conn().await?;
-        let waits = tombstones::waits(&mut conn, tombstone.id).await?;
+        let waits = purging::waits(&mut conn, tombstone.id, &tombstone.progress).await?.saturating_add(1);
         drop(conn);
-        let wait = self.backoff.delay_for(waits.saturating_add(1)).max(at_least);
-        self.pass_on(tombstone, lease, wait, PassOn::Outage(&reason)).await?;
+        let wait = self.backoff.delay_for(waits).max(at_least);
+        self.pass_on(tombstone, lease, wait, PassOn::Outage { reason: &reason, waits }).await?;
         Ok(SliceEnd::Failed(reason))
     }
 
@@ -430,7 +430,7 @@ impl Purger {
         if purging::pass_on(&mut tx, lease, wait, why).await? == Fenced::Lost {
             return Ok(());
         }
-        if let PassOn::Outage(reason) | PassOn::Failed(reason) | PassOn::Died(reason) = why {
+        if let PassOn::Outage { reason, .. } | PassOn::Failed(reason) | PassOn::Died(reason) = why {
             let counted = matches!(why, PassOn::Failed(_));
             let details = json!({ "reason": reason, "attempt": tombstone.attempts + u32::from(counted) });
             history::record(&mut tx, Happened::PurgeFailed, tombstone, &self.provenance(), details).await?;

@@ -34,9 +34,6 @@ const PAGE: usize = 700;
 /// What one object of [`Bench::dataset`] weighs.
 pub const SIZE: u64 = 80;
 
-/// Slices after which a purge that a store keeps refusing is given up.
-const MOST_SLICES: usize = 12;
-
 /// The platform's map, as a user would write it.
 pub const HEIMDALL: &str = r#"
 [[resource]]
@@ -185,21 +182,6 @@ impl Bench {
             (name, NamedStore { objects: self.objects.clone(), batch_size: config.batch_size, buckets, address, flow })
         });
         Stores::new(stores)
-    }
-
-    /// Slices of one worker until the purge is done, each when the store may be asked again; how they ended.
-    pub async fn purge_with_pauses(&self, id: TombstoneId, bucket: &str) -> Vec<SliceEnd> {
-        let (map, purge, stores) = (Arc::new(self.config.map.clone()), self.config.purge.clone(), self.stores());
-        let gates: Vec<_> = stores.iter().map(|(_, store)| store.flow.gate(bucket)).collect();
-        let purger = Purger::new(self.store.clone(), map, stores, purge, self.metrics.clone()).expect("fine settings");
-        let mut ends = Vec::new();
-        while ends.len() < MOST_SLICES && ends.last() != Some(&SliceEnd::Purged) {
-            let is_open = || gates.iter().all(|gate| gate.open().closed_for.is_zero());
-            wait_until("the store may be asked again", SOON, async || is_open()).await;
-            self.make_due(id).await;
-            ends.push(purger.run_slice(id, &budget()).await.expect("the database is there"));
-        }
-        ends
     }
 
     /// A worker with a pool of its own.

@@ -1,8 +1,11 @@
+use std::time::Duration;
+
 use reprieve::domain::outcome::{FailureClass, KeyOutcome, ObjectRef, RetryAfter};
 use reprieve::domain::state::State;
 use reprieve::objects::faulty::{Times, failure};
 use reprieve::objects::{ObjectStore, Versioning};
-use reprieve::purge::SliceEnd;
+use reprieve::purge::{Budget, SliceEnd};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::bench::{BUCKET, Bench, SIZE, alice};
@@ -13,6 +16,11 @@ async fn due(samples: u32) -> (Bench, Uuid, reprieve::domain::ids::TombstoneId) 
     let dataset = bench.dataset("set a", samples).await;
     let id = bench.trash_due("dataset", dataset).await;
     (bench, dataset, id)
+}
+
+/// How often the purge has waited in vain by now.
+async fn waits(bench: &Bench) -> i32 {
+    bench.value("select waits from reprieve.tombstones").await
 }
 
 #[tokio::test]
@@ -168,6 +176,7 @@ async fn an_outage_however_long_never_sets_a_purge_aside_nor_uses_up_its_attempt
         assert!(matches!(bench.slice(id).await, SliceEnd::Failed(_)));
         bench.make_due(id).await;
     }
+    assert_eq!(waits(&bench).await, 8, "each in vain");
     bench.objects.ignore(&key(dataset, 0, 0));
     let end = bench.slice(id).await;
     assert!(matches!(end, SliceEnd::Failed(_)), "the first failure of its own: {end:?}");
@@ -186,6 +195,7 @@ async fn a_store_that_grants_a_few_keys_at_a_time_is_emptied_and_each_counts_onc
         let tombstone = bench.tombstone(id).await;
         assert_eq!((bench.objects(), tombstone.progress.objects_deleted), (left, 20 - left as u64));
         assert_eq!(tombstone.attempts, 0, "an outage");
+        assert_eq!(waits(&bench).await, 1, "it got further, so the next wait is no longer than this one");
         bench.make_due(id).await;
     }
     assert_eq!(bench.slice(id).await, SliceEnd::Purged);
@@ -238,13 +248,45 @@ async fn a_batch_in_hand_goes_in_smaller_requests_where_batches_go_one_at_a_time
     let keys = (0..19).map(|n| format!("x/{n:02}")).chain(["x.y".to_owned()]);
     keys.for_each(|key| bench.objects.memory().put(BUCKET, &format!("synthetic/{dataset}/{key}"), 1));
     bench.objects.faults.grant_at_once(10);
-    let ends = bench.purge_with_pauses(id, BUCKET).await;
-    assert_eq!(ends.last(), Some(&SliceEnd::Purged), "{ends:?}");
+    assert_eq!(bench.slice(id).await, SliceEnd::Purged);
     let batches = bench.objects.faults.batches();
     let tries = batches.iter().take_while(|keys| **keys == 20).count();
     assert_eq!(batches[tries..], [10, 10], "what was refused several times is not sent again: {batches:?}");
     let progress = bench.tombstone(id).await.progress;
     assert_eq!((progress.objects_listed, progress.objects_deleted, bench.objects()), (20, 20, 0));
+}
+
+#[tokio::test]
+async fn a_store_that_grants_a_few_keys_at_once_is_emptied_in_one_delivery() {
+    let (bench, dataset, id) = due(0).await;
+    (0..1500).for_each(|n| bench.objects.memory().put(BUCKET, &key(dataset, n, 0), 1));
+    bench.objects.faults.grant_at_once(12);
+    assert_eq!(bench.slice(id).await, SliceEnd::Purged);
+    let progress = bench.tombstone(id).await.progress;
+    assert_eq!((progress.objects_listed, progress.objects_deleted, bench.objects()), (1500, 1500, 0));
+    let refused = bench.objects.faults.batches().into_iter().filter(|keys| *keys > 12).count();
+    assert!(refused < 30, "{refused} refused");
+}
+
+#[tokio::test]
+async fn what_a_store_grants_too_slowly_for_one_delivery_goes_on_in_the_next_and_nothing_of_it_has_failed() {
+    let (bench, _, id) = due(20).await;
+    bench.objects.faults.grant(4, None);
+    let at_once = Budget::new(Duration::ZERO, CancellationToken::new());
+    for left in [12, 4] {
+        let end = bench.purger().run_slice(id, &at_once).await.expect("the database is there");
+        let progress = bench.tombstone(id).await.progress;
+        assert_eq!((end, bench.objects()), (SliceEnd::Continues, left));
+        assert_eq!(
+            (progress.objects_deleted, progress.objects_failed, progress.objects_unknown),
+            (20 - left as u64, 0, 0)
+        );
+    }
+    assert_eq!(bench.slice(id).await, SliceEnd::Purged);
+    let progress = bench.tombstone(id).await.progress;
+    assert_eq!((progress.objects_listed, progress.objects_deleted), (20, 20));
+    let failed = bench.told(id, "purged").await.details["objects"]["failed"].clone();
+    assert_eq!((failed, bench.count("reprieve.audit where event = 'purge_failed'").await), (0.into(), 0));
 }
 
 #[tokio::test]

@@ -29,7 +29,7 @@ const LULL: Duration = Duration::from_secs(60);
 pub(super) struct AtOnce {
     /// `None`: as many as a batch has.
     keys: Option<usize>,
-    /// Whole refusals in a row, and of how many keys the largest was. What half as many keys meet meanwhile says nothing.
+    /// Whole refusals in a row, and of how many keys the largest was. What half as many keys are granted says nothing.
     refused: (u32, usize),
     /// So many are being tried, since half of them were granted.
     trying: Option<usize>,
@@ -77,11 +77,11 @@ impl AtOnce {
         self.changed_at = Some(now);
     }
 
-    /// All of a request was refused.
-    pub(super) fn refuse(&mut self, asked: usize, now: Instant) {
+    /// All of a request was refused. Whether fewer keys are asked for from here on.
+    pub(super) fn refuse(&mut self, asked: usize, now: Instant) -> bool {
         // sent before it was known, or as small as can be
         if self.keys.is_some_and(|keys| asked > keys) || asked == 1 {
-            return;
+            return false;
         }
         self.changed_at = Some(now);
         let size = match self.trying.take_if(|trying| speaks_for(asked, *trying)) {
@@ -91,19 +91,18 @@ impl AtOnce {
                 trying
             }
             None => {
+                // who is refused a few would be refused many
                 let (times, size) = self.refused;
-                if !speaks_for(asked, size) {
-                    return;
-                }
                 self.refused = if asked > 2 * size { (1, asked) } else { (times + 1, size.max(asked)) };
                 let enough = if self.keys.is_none() { REFUSALS } else { FURTHER };
                 if self.refused.0 < enough {
-                    return;
+                    return false;
                 }
                 self.refused.1
             }
         };
-        self.keys = Some(size / 2);
+        let before = self.keys.replace(size / 2);
         (self.refused, self.trying) = ((0, 0), None);
+        before.is_none_or(|before| size / 2 < before)
     }
 }

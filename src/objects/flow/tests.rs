@@ -130,7 +130,7 @@ async fn nothing_leaves_before_the_time_that_the_store_names() {
     let pass = gate.enter(10).await.expect("open");
     pass.heard(&answer(10, &slow_down()).with_retry_after(Some(RetryAfter::seconds(30))));
     assert!(gate.try_enter(10).is_none());
-    assert_eq!(gate.enter(10).await.expect_err("too long to wait"), Closed(Duration::from_secs(30)));
+    assert_eq!(gate.enter(10).await.expect_err("too long to wait").wait, Duration::from_secs(30));
     tokio::time::sleep(Duration::from_secs(27)).await;
     let before = Instant::now();
     drop(gate.enter(10).await.expect("soon open"));
@@ -149,7 +149,7 @@ async fn nobody_waits_in_a_row_for_a_store_that_refuses_everything() {
         refused += 1;
         assert!(refused < 10, "each of them waited for");
     };
-    tokio::time::sleep(closed.0).await;
+    tokio::time::sleep(closed.wait).await;
     assert!(gate.enter(100).await.is_ok(), "somebody asks again");
 }
 

@@ -11,12 +11,12 @@ use tokio::time::{Instant, timeout};
 use super::{
     End, Go,
     keyed::{Part, Spot},
-    settle::{Order, Place, Settled, Tried},
+    settle::{Cut, Order, PATIENCE, Place, Settled, Tried},
 };
 use crate::{
     domain::outcome::{FailureClass, KeyOutcome},
     failpoint,
-    objects::{ObjectsError, flow::Pass},
+    objects::{ObjectsError, error::is_too_fast, flow::Pass},
     purge::{
         Budget, PurgeError, Purger,
         checkpoint::{Entry, Staying},
@@ -78,14 +78,26 @@ impl Purger {
         // before another try of recorded objects others are asked again whether they need them, so all of it is tried
         // again; the gate itself ends it where the store wants to be left alone for long
         let tries = if recorded.is_some() { self.config.key_attempts } else { 1 };
-        let mut attempt = 1;
+        let (mut attempt, mut at_once, mut got_further_at) = (1, place.batch_size(), Instant::now());
         loop {
-            match self.try_in_hand(place, claimed, recorded, budget).await {
+            let ended = self.try_in_hand(place, claimed, recorded, budget).await;
+            let is_fewer = place.batch_size() < at_once;
+            at_once = place.batch_size();
+            match ended {
                 Ok(None) if !claimed.checkpoint.in_hand.is_empty() => {
-                    attempt = 1;
+                    (attempt, got_further_at) = (1, Instant::now());
                     continue;
                 }
-                Err(PurgeError::Objects(error)) if attempt < tries && is_nothing_done(&error) => {}
+                Err(PurgeError::Objects(error)) if tries > 1 && is_nothing_done(&error) => {
+                    if is_fewer {
+                        // none of the tries was with so few
+                        (attempt, got_further_at) = (0, Instant::now());
+                    }
+                    let is_flow_control = is_too_fast(&error.code) && got_further_at.elapsed() < PATIENCE;
+                    if attempt >= tries && !is_flow_control {
+                        return Err(error.into());
+                    }
+                }
                 ended => return ended,
             }
             tokio::select! {
@@ -119,23 +131,26 @@ impl Purger {
         let settled = self.send(&part.conditions(place), claimed, pass, &part, recorded, budget).await?;
         failpoint::at("careful.answered");
         claimed.has_worked = true;
-        if let Some(error) = self.count_part(place, claimed, part, settled) {
+        if let Some(cut) = self.count_part(place, claimed, part, settled) {
             let _ = self.write_checkpoint(claimed).await?;
-            return Err(error.into());
+            return match cut {
+                Cut::Away(error) => Err(error.into()),
+                Cut::OutOfTime => Ok(Some(End::OutOfTime)),
+            };
         }
         // counted here alone: a crash before the next write sends this one again
         failpoint::at("careful.counted");
         Ok(None)
     }
 
-    /// Counts a part and takes it out of hand; where the store is away, that of it which has gone. The others are all that
+    /// Counts a part and takes it out of hand; where it was cut short, that of it which has gone. The others are all that
     /// is sent when the store may be asked again, or one that grants a number at a time would grant the same ones for ever.
-    fn count_part(&self, place: &Place, claimed: &mut Claimed, part: Part, settled: Settled) -> Option<ObjectsError> {
-        let Settled { outcomes, lost_answer, away } = settled;
+    fn count_part(&self, place: &Place, claimed: &mut Claimed, part: Part, settled: Settled) -> Option<Cut> {
+        let Settled { outcomes, lost_answer, cut } = settled;
         let Claimed { checkpoint, progress, .. } = claimed;
         let before = *progress;
         let is_gone = |entry: &Entry| outcomes.get(&entry.object()).is_some_and(KeyOutcome::is_gone);
-        for entry in part.named.iter().filter(|entry| away.is_none() || is_gone(entry)) {
+        for entry in part.named.iter().filter(|entry| cut.is_none() || is_gone(entry)) {
             let object = entry.object();
             // each object of a listing is named once in it; one named twice counts once
             let outcome = outcomes.get(&object).unwrap_or(&KeyOutcome::Unknown);
@@ -146,7 +161,7 @@ impl Purger {
         }
         self.metrics.purges().objects(&place.location.store, &progress.since(&before));
         let rest = checkpoint.in_hand.split_off(part.len());
-        if away.is_some() {
+        if cut.is_some() {
             checkpoint.in_hand.retain(|entry| !is_gone(entry));
             checkpoint.in_hand.extend(rest);
         } else {
@@ -154,7 +169,7 @@ impl Purger {
             checkpoint.after = checkpoint.in_hand.last().map(Entry::cursor);
             checkpoint.in_hand = rest;
         }
-        away
+        cut
     }
 
     /// A place in flight, and the part of the batch that it is for, asked right before the request: with nothing but its
@@ -207,7 +222,7 @@ impl Purger {
     ) -> Result<Settled, PurgeError> {
         let objects: Vec<_> = part.named.iter().map(Entry::object).collect();
         if objects.is_empty() {
-            return Ok(Settled { outcomes: BTreeMap::new(), lost_answer: None, away: None });
+            return Ok(Settled { outcomes: BTreeMap::new(), lost_answer: None, cut: None });
         }
         let mut tried = Tried::default();
         let answer = place.delete(&objects).await;

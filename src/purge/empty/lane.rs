@@ -124,6 +124,14 @@ impl Lane {
         Ok(batches)
     }
 
+    /// Parts a batch that was not announced into smaller ones.
+    pub(super) fn part(&mut self, batch: Vec<ObjectEntry>, batch_size: usize) -> Vec<Vec<ObjectEntry>> {
+        let batches = in_batches(batch, batch_size);
+        self.waiting += batches.len();
+        self.waiting -= 1;
+        batches
+    }
+
     /// The ranges to cut this one into, when it goes on for more than a few pages. This one ends at the first cut.
     pub(super) fn split(&mut self, prefix: usize) -> Vec<Range> {
         let is_long = self.pages >= 2 && !self.is_listed && self.owed.is_none();

@@ -23,7 +23,7 @@ use super::{
     End, Go,
     lane::{Lane, Number, Stays, Unsorted},
     range::{Range, Weight},
-    settle::{Order, Place, Settled, Tried, is_passing},
+    settle::{Cut, Order, Place, Settled, Tried, is_passing},
 };
 use crate::{
     domain::{
@@ -180,6 +180,9 @@ impl<'a> Pipeline<'a> {
                 entering = None;
                 self.try_again().await?;
             }
+            if entering.is_none() {
+                self.part_next();
+            }
             if let Some(next) = self.ready.front().filter(|_| entering.is_none()) {
                 let (place, keys) = (self.place, next.entries.len());
                 // made once, so that it keeps its place in the row
@@ -261,11 +264,30 @@ impl<'a> Pipeline<'a> {
         Ok(())
     }
 
+    /// Parts the next batch where the store takes fewer at once by now. Whether it did.
+    fn part_next(&mut self) -> bool {
+        let most = self.place.batch_size();
+        let Some(Listed { lane: id, entries }) = self.ready.pop_front_if(|next| next.entries.len() > most) else {
+            return false;
+        };
+        let lane = self.lanes.get_mut(&id).expect("a lane that has a batch to send is not done");
+        for entries in lane.part(entries, most).into_iter().rev() {
+            self.ready.push_front(Listed { lane: id, entries });
+        }
+        true
+    }
+
     /// Announces the next batch, and those that find a place together with it; then sends them.
     async fn send(&mut self, pass: Pass) -> Result<(), PurgeError> {
+        if self.part_next() {
+            // as many were refused while it waited for its place, which was for all of them
+            return Ok(());
+        }
         let mut leaving = Vec::new();
         let mut pass = Some(pass);
-        while let Some(next) = self.ready.front() {
+        loop {
+            self.part_next();
+            let Some(next) = self.ready.front() else { break };
             let Some(pass) = pass.take().or_else(|| self.place.gate.try_enter(next.entries.len())) else { break };
             let Some(Listed { lane, entries }) = self.ready.pop_front() else { break };
             let number = self.lanes.get_mut(&lane).expect("it is not done").announce(&entries);
@@ -324,13 +346,21 @@ impl<'a> Pipeline<'a> {
             return Ok(());
         }
         let settled = self.purger.settle(self.place, &self.claimed.lease, tried, Order::Sorted, self.budget).await?;
-        let Settled { outcomes, lost_answer, away } = settled;
+        let Settled { outcomes, lost_answer, cut } = settled;
         for (object, outcome) in outcomes {
             let origin = self.origins.remove(&object).expect("each came from a batch");
             self.count(object, outcome, lost_answer.as_ref(), origin);
         }
         self.settle_lanes();
-        away.map_or(Ok(()), |error| Err(error.into()))
+        match cut {
+            None => Ok(()),
+            Some(Cut::Away(error)) => Err(error.into()),
+            Some(Cut::OutOfTime) => {
+                // announced and not counted: whoever goes on finds them
+                self.end = Some(End::OutOfTime);
+                Ok(())
+            }
+        }
     }
 
     fn count(&mut self, object: ObjectRef, outcome: KeyOutcome, unanswered: Option<&KeyFailure>, from: Origin) {

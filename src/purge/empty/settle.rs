@@ -10,6 +10,8 @@ use std::{
     time::Duration,
 };
 
+use tokio::time::Instant;
+
 use super::{look::look, range::just_before};
 use crate::{
     domain::{
@@ -27,6 +29,10 @@ use crate::{
 
 /// The longest wait for a key within a delivery; a store that asks for more is left to a later one.
 pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(5);
+
+/// For how long a store that takes nothing of what is tried again, and only asks for less, is asked again: others may get
+/// all that it grants. After that it is met as one that fails.
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Requests that the last try of a batch without an answer is spread over, so that what has an answer gets it. The
 /// next pass does the same with what is left, until one key stands alone.
@@ -68,8 +74,17 @@ pub(super) struct Settled {
     pub(super) outcomes: BTreeMap<ObjectRef, KeyOutcome>,
     /// Why the last try was not answered, for the objects that are unknown.
     pub(super) lost_answer: Option<KeyFailure>,
-    /// The store wants to be left alone before the others are settled.
-    pub(super) away: Option<ObjectsError>,
+    /// Why the others are not settled, if there are others.
+    pub(super) cut: Option<Cut>,
+}
+
+/// Why objects are left unsettled and uncounted, for whoever asks for them again.
+#[derive(Debug)]
+pub(super) enum Cut {
+    /// The store wants to be left alone.
+    Away(ObjectsError),
+    /// The time is over. The store takes them, but no faster.
+    OutOfTime,
 }
 
 /// In which order a store lists, which decides how to look for a few objects among many.
@@ -118,14 +133,14 @@ impl Place {
 
     /// Waits at the gate; an error when the store wants to be left alone for longer than anybody waits here.
     pub(super) async fn enter(&self, keys: usize) -> Result<Pass, ObjectsError> {
-        self.gate.enter(keys).await.map_err(|Closed(wait)| ObjectsError {
+        self.gate.enter(keys).await.map_err(|closed| ObjectsError {
             operation: "DeleteObjects",
             bucket: self.location.bucket.clone(),
             prefix: self.location.prefix.as_str().to_owned(),
-            code: "SlowDown".into(),
-            message: "the store has asked others to be left alone".into(),
+            code: closed.why.as_ref().map_or_else(|| "SlowDown".to_owned(), |why| why.code.clone()),
+            message: described(&closed),
             class: FailureClass::Throttled,
-            retry_after: Some(RetryAfter::seconds(wait.as_secs())),
+            retry_after: Some(RetryAfter::seconds(closed.wait.as_secs_f64().ceil() as u64)),
         })
     }
 
@@ -161,26 +176,35 @@ impl Place {
     }
 
     /// One request, or several when one that named the same objects was not answered: a key that the store stumbles over
-    /// takes the others of its request along. With an error, where the gate closed: then the outcomes are of those before.
+    /// takes the others of its request along. Where it is cut short, the outcomes are of those before.
     async fn delete_again(
         &self,
         objects: &[ObjectRef],
         unanswered: Option<&KeyFailure>,
-    ) -> (BatchOutcome, Option<ObjectsError>) {
+        budget: &Budget,
+    ) -> (BatchOutcome, Option<Cut>) {
         let requests = match unanswered {
             // it asked for less, not for more
             Some(why) if why.class != FailureClass::Throttled => LAST_REQUESTS,
             _ => 1,
         };
+        let most = objects.len().div_ceil(requests);
         let mut whole = BatchOutcome::uniform(&[], &KeyOutcome::Unknown);
-        for part in objects.chunks(objects.len().div_ceil(requests).clamp(1, self.batch_size())) {
+        let mut rest = objects;
+        while !rest.is_empty() {
+            if whole.iter().any(|(_, outcome)| outcome.is_gone()) && budget.is_spent(true) {
+                return (whole, Some(Cut::OutOfTime));
+            }
+            // asked each time: the store may just have refused as many
+            let (part, later) = rest.split_at(most.min(self.batch_size()).min(rest.len()));
             let pass = match self.enter(part.len()).await {
                 Ok(pass) => pass,
-                Err(error) => return (whole, Some(error)),
+                Err(error) => return (whole, Some(Cut::Away(error))),
             };
             let answer = self.delete(part).await;
             pass.heard(&answer);
             whole = whole.merge(answer);
+            rest = later;
         }
         (whole, None)
     }
@@ -284,6 +308,17 @@ impl Place {
     }
 }
 
+/// Why nothing is asked of a bucket, for people.
+fn described(closed: &Closed) -> String {
+    let said = closed.why.as_ref().map(|why| why.message.as_str()).filter(|message| !message.is_empty());
+    let said = said.map(|message| format!("{message}; ")).unwrap_or_default();
+    let refusals = match closed.refusals {
+        0 | 1 => "the store has refused a request".to_owned(),
+        n => format!("the store has refused {n} requests in a row"),
+    };
+    format!("{said}{refusals}, and the bucket is left alone for {} s", closed.wait.as_secs_f64().ceil())
+}
+
 /// A cursor that shows this key and what follows.
 fn at(key: &str) -> Option<Cursor> {
     just_before(key).map(|key| Cursor { key, version: None })
@@ -310,6 +345,15 @@ impl Tried {
         self.passing.insert(object, outcome);
     }
 
+    /// Whether all that is left of it is a store that asks for less.
+    fn is_flow_control(&self) -> bool {
+        let is_lost_so = self.lost_answer.as_ref().is_some_and(|why| why.class == FailureClass::Throttled);
+        self.passing.values().all(|outcome| match outcome {
+            KeyOutcome::Failed(why) => why.class == FailureClass::Throttled,
+            _ => is_lost_so,
+        })
+    }
+
     fn sort(&mut self, answer: BatchOutcome) {
         for (object, outcome) in answer.into_outcomes() {
             if is_passing(&outcome) {
@@ -333,7 +377,10 @@ pub(super) fn is_passing(outcome: &KeyOutcome) -> bool {
 
 impl Purger {
     /// Tries what is passing again until every object is settled: gone, absent, or failed for good in this pass; or until
-    /// the store wants to be left alone. An error when it is away: nothing was done then.
+    /// the store wants to be left alone, or takes no more in this time. An error when it is away: nothing was done then.
+    ///
+    /// Where it asks for less, a try after which less is left, or after which less is asked for, is none of a number of
+    /// tries.
     pub(super) async fn settle(
         &self,
         place: &Place,
@@ -342,30 +389,28 @@ impl Purger {
         order: Order<'_>,
         budget: &Budget,
     ) -> Result<Settled, PurgeError> {
-        let away = |tried: Tried, error| Settled {
-            outcomes: tried.settled,
-            lost_answer: tried.lost_answer,
-            away: Some(error),
-        };
+        let cut =
+            |tried: Tried, why| Settled { outcomes: tried.settled, lost_answer: tried.lost_answer, cut: Some(why) };
         let store = &place.location.store;
         let tries = match order {
             // before another try, others have to be asked again whether they need it: that is up to the next pass
             Order::Named => 1,
             Order::Sorted | Order::From(_) => self.config.key_attempts,
         };
-        for attempt in 1.. {
-            if tried.passing.is_empty() {
-                break;
-            }
+        let (mut attempt, mut got_further_at, mut is_further) = (1, Instant::now(), false);
+        while !tried.passing.is_empty() {
             let asked = tried.retry_after.map(RetryAfter::wait).unwrap_or_default();
             let wait = self.key_backoff.delay_for(attempt).max(asked);
             if wait > LONGEST_WAIT
                 && let Some(error) = place.away(&tried)
             {
-                return Ok(away(tried, error));
+                return Ok(cut(tried, Cut::Away(error)));
             }
             if attempt >= tries {
                 break;
+            }
+            if is_further && tried.is_flow_control() && budget.is_spent(true) {
+                return Ok(cut(tried, Cut::OutOfTime));
             }
             self.metrics.purges().key_retries(store, tried.passing.len());
             tokio::select! {
@@ -373,20 +418,31 @@ impl Purger {
                 () = budget.stop.cancelled() => break,
             }
             self.still_ours(lease).await?;
+            let before = (tried.passing.len(), place.batch_size());
             let is_last = attempt + 1 == self.config.key_attempts;
             let unanswered = tried.lost_answer.take().filter(|_| is_last);
             let pending: Vec<ObjectRef> = tried.passing.keys().cloned().collect();
-            let (answer, closed) = place.delete_again(&pending, unanswered.as_ref()).await;
-            if let Some(error) = closed {
+            let (answer, why) = place.delete_again(&pending, unanswered.as_ref(), budget).await;
+            if let Some(why) = why {
                 // what has gone is counted: whoever lists anew does not see it
                 tried.hear(&answer);
                 tried.sort(answer);
-                return Ok(away(tried, error));
+                return Ok(cut(tried, why));
             }
             tried.take(answer);
+            is_further = tried.passing.len() < before.0 || place.batch_size() < before.1;
+            attempt = match () {
+                () if !tried.is_flow_control() => attempt + 1,
+                () if is_further => 1,
+                () if got_further_at.elapsed() < PATIENCE && !budget.is_spent(true) => attempt,
+                () => attempt + 1,
+            };
+            if is_further {
+                got_further_at = Instant::now();
+            }
         }
         if tried.passing.is_empty() {
-            return Ok(Settled { outcomes: tried.settled, lost_answer: None, away: None });
+            return Ok(Settled { outcomes: tried.settled, lost_answer: None, cut: None });
         }
         let present = place.still_there(&order, &tried.passing).await?;
         if !tried.anything_done
@@ -400,7 +456,7 @@ impl Purger {
             let outcome = if present.contains(&object) { outcome } else { KeyOutcome::AlreadyAbsent };
             settled.insert(object, outcome);
         }
-        Ok(Settled { outcomes: settled, lost_answer, away: None })
+        Ok(Settled { outcomes: settled, lost_answer, cut: None })
     }
 
     /// Asks the database where the lease is no longer certain: this process may have been stopped, or cut off, for so

@@ -285,6 +285,23 @@ pub async fn count_uploads(conn: &mut PgConnection, lease: &Lease, aborted: u64)
     Ok(extended(lease, asked, paused))
 }
 
+/// How often it has waited for a server without getting any further than `before`.
+///
+/// # Errors
+/// The statement failed.
+pub async fn waits(conn: &mut PgConnection, id: TombstoneId, before: &Progress) -> Result<u32, StoreError> {
+    let steps = before.objects_gone() + before.uploads_aborted + before.rows_deleted;
+    let waits: Option<i32> = sqlx::query_scalar(
+        "select case when objects_deleted + objects_absent + uploads_aborted + rows_deleted > $2 then 0 else waits end
+         from reprieve.tombstones where id = $1",
+    )
+    .bind(id.0)
+    .bind(i64::try_from(steps).unwrap_or(i64::MAX))
+    .fetch_optional(conn)
+    .await?;
+    Ok(waits.and_then(|waits| u32::try_from(waits).ok()).unwrap_or(0))
+}
+
 /// Why a purge is passed on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PassOn<'a> {
@@ -292,8 +309,13 @@ pub enum PassOn<'a> {
     Continues,
     /// Somebody has paused it.
     Paused,
-    /// A server is away or asks for less. That is waited for, however long it takes.
-    Outage(&'a str),
+    /// A server is away or asks for less. That is waited for, however long it takes; so often in a row by now.
+    Outage {
+        /// What it says.
+        reason: &'a str,
+        /// Waits without getting further in between, with this one.
+        waits: u32,
+    },
     /// It failed: one of a number of attempts.
     Failed(&'a str),
     /// Its worker died or panicked, which is counted already.
@@ -312,16 +334,16 @@ pub async fn pass_on(
     why: PassOn<'_>,
 ) -> Result<Fenced, StoreError> {
     let (attempts, waits, error) = match why {
-        PassOn::Continues => (0, None, None),
-        PassOn::Paused => (0, Some(0), Some("paused")),
-        PassOn::Outage(reason) => (0, Some(1), Some(reason)),
-        PassOn::Failed(reason) => (1, None, Some(reason)),
-        PassOn::Died(reason) => (0, None, Some(reason)),
+        PassOn::Continues => (0, Some(0), None),
+        PassOn::Paused => (0, None, Some("paused")),
+        PassOn::Outage { reason, waits } => (0, Some(i32::try_from(waits).unwrap_or(i32::MAX)), Some(reason)),
+        PassOn::Failed(reason) => (1, Some(0), Some(reason)),
+        PassOn::Died(reason) => (0, Some(0), Some(reason)),
     };
     let done = sqlx::query(
         "update reprieve.tombstones
          set lease_owner = null, lease_until = null, next_attempt_at = now() + $3 * interval '1 second',
-             attempts = attempts + $4, waits = coalesce(waits + $5, 0), last_error = $6
+             attempts = attempts + $4, waits = coalesce($5, waits), last_error = $6
          where id = $1 and fence = $2 and state = 'purging'",
     )
     .bind(lease.id.0)

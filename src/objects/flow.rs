@@ -363,7 +363,8 @@ impl State {
                 let pause = wait.map(RetryAfter::wait).unwrap_or_default();
                 self.closed_until = self.closed_until.max(now + pause);
                 if is_news {
-                    if met.taken == 0 && self.at_once.refuse(met.asked, now) {
+                    let was_too_much = met.taken == 0 && self.at_once.refuse(met.asked, now);
+                    if was_too_much {
                         // nobody has asked for so little so far: it is not away for having refused more
                         self.refusals = 0;
                     }
@@ -375,7 +376,11 @@ impl State {
                     self.allowed = if self.unhurt { 1.0 } else { (self.allowed / 2.0).max(1.0) };
                     self.goal = self.allowed;
                     self.unhurt = false;
-                    self.pace.refuse(met.asked, met.sent, &self.in_flight, now);
+                    if was_too_much {
+                        self.pace.refuse_for_size(met.sent, now);
+                    } else {
+                        self.pace.refuse(met.asked, met.sent, &self.in_flight, now);
+                    }
                 } else {
                     self.pace.refuse_too(met.asked - met.taken, met.sent);
                 }

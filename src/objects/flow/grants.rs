@@ -302,3 +302,16 @@ async fn who_is_turned_away_hears_what_the_store_has_said() {
     assert_eq!((gate.keys_at_once(1000), closed.refusals), (1, AWAY));
     assert_eq!(closed.why.map(|why| why.code).as_deref(), Some("SlowDown"));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_grants_hardly_a_batch_a_second_is_used_to_most_of_it() {
+    for rate in [200.0, 700.0, 1000.0] {
+        let gate = Flow::new(ceiling(16, None)).gate("b");
+        let store = Granting::new(rate);
+        for minute in 0..6 {
+            let (used, refused) = send(&gate, &store, takes(20, 20), MINUTE).await;
+            let is_found = minute < 2 || (used > 0.8 && refused < 0.1);
+            assert!(used > 0.4 && is_found, "{used} of {rate}, {refused} refused in minute {minute}");
+        }
+    }
+}

@@ -195,6 +195,12 @@ impl Pace {
         }
     }
 
+    /// The store grants fewer keys at once than this request had, which says nothing of how many it grants a second.
+    pub(super) fn refuse_for_size(&mut self, sent: Sent, now: Instant) {
+        (self.refused_at, self.measured_from) = (Some(now), Some(sent));
+        (self.probed_at, self.asked, self.taken, self.in_vain) = (now, 0.0, 0.0, 0);
+    }
+
     /// Of several that were in flight at once, another was refused too. Where it left before the one that was heard first,
     /// it was taken for granted.
     pub(super) fn refuse_too(&mut self, keys: usize, sent: Sent) {
@@ -232,7 +238,9 @@ impl Pace {
             Some(trial) => trial.before,
             None => rate * STEP_BACK,
         };
-        let back = last.max(least).min(most).min(rate * SMALL_STEP_BACK).max(self.best / 2.0);
+        // before it is given up, half of it: steps are too small for requests of all that a second grants
+        let step = if self.in_vain == IN_VAIN { 0.5 } else { SMALL_STEP_BACK };
+        let back = last.max(least).min(most).min(rate * step).max(self.best / 2.0);
         self.rate = Some(back);
         self.trial = self.trial.filter(|_| !confirmed).map(|_| Trial::of(back));
     }

@@ -32,7 +32,7 @@ pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
 /// For how long a store that takes nothing of what is tried again, and only asks for less, is asked again: others may get
 /// all that it grants. After that it is met as one that fails.
-pub(super) const PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Requests that the last try of a batch without an answer is spread over, so that what has an answer gets it. The
 /// next pass does the same with what is left, until one key stands alone.

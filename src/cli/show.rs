@@ -2,6 +2,7 @@
 
 use clap::Args;
 use serde::Serialize;
+use time::OffsetDateTime;
 
 use super::{
     CliError, Target,
@@ -9,7 +10,7 @@ use super::{
 };
 use crate::{
     app::App,
-    domain::tombstone::Tombstone,
+    domain::{state::State, tombstone::Tombstone},
     store::{
         audit::{self, Entry},
         holds::{self, Hold},
@@ -38,6 +39,9 @@ struct Shown {
     history: Vec<Entry>,
     /// The receipt, once it is purged.
     receipt: Option<serde_json::Value>,
+    /// Failed attempts after which a purge is stuck.
+    #[serde(skip)]
+    max_attempts: u32,
 }
 
 impl Show {
@@ -53,7 +57,8 @@ impl Show {
         // none while the stores are asked
         drop(conn);
         let counts = if self.count { Some(trash::count(&app.stores, tombstone.locations.clone()).await) } else { None };
-        output.print(&Shown { tombstone, hold, counts, history, receipt }, text)
+        let max_attempts = app.config.purge.max_attempts;
+        output.print(&Shown { tombstone, hold, counts, history, receipt, max_attempts }, text)
     }
 }
 
@@ -66,6 +71,17 @@ fn details(entry: &Entry) -> String {
     let empty = entry.event == "purged" || details.as_object().is_some_and(serde_json::Map::is_empty);
     let figures = (!empty).then(|| details.to_string());
     entry.reason.clone().into_iter().chain(figures).collect::<Vec<_>>().join(" ")
+}
+
+/// How near it is to being stuck. What waits for a store is not, and whoever sees its error should know that.
+fn attempts(tombstone: &Tombstone, most: u32) -> String {
+    let waits = tombstone.tries_again_at(OffsetDateTime::now_utc()).is_some();
+    match (tombstone.state, tombstone.attempts) {
+        (State::Purging, failed) if waits || failed > 0 => {
+            format!("{failed} of {most} have failed; a store that is away or asks for less uses up none")
+        }
+        _ => String::new(),
+    }
 }
 
 fn text(shown: &Shown) -> String {
@@ -83,8 +99,12 @@ fn text(shown: &Shown) -> String {
         ("last error", tombstone.last_error.clone().unwrap_or_default()),
         (
             "tries again",
-            tombstone.retry_at.map(|when| format!("{} ({})", at(when), distance(when))).unwrap_or_default(),
+            tombstone
+                .tries_again_at(OffsetDateTime::now_utc())
+                .map(|when| format!("{} ({}), by itself", at(when), distance(when)))
+                .unwrap_or_default(),
         ),
+        ("attempts", attempts(tombstone, shown.max_attempts)),
     ];
     if let Some(hold) = &shown.hold {
         facts.push(("held", format!("by {}: {}", hold.actor, hold.reason.as_deref().unwrap_or("no reason given"))));

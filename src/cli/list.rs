@@ -152,6 +152,22 @@ async fn list_pauses(app: &App, output: Output) -> Result<(), CliError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{domain::outcome::FailureClass, objects::ObjectsError};
+
+    #[test]
+    fn what_the_store_said_is_in_the_part_of_its_error_that_a_list_shows() {
+        let error = ObjectsError {
+            operation: "ListMultipartUploads",
+            bucket: "b".repeat(63),
+            prefix: "p".repeat(900),
+            code: "ServiceUnavailable".into(),
+            message: "Please reduce your request rate.".into(),
+            class: FailureClass::Throttled,
+            retry_after: None,
+        };
+        let shown = short(&error.to_string());
+        assert!(shown.contains("ServiceUnavailable: Please reduce your request rate."), "{shown}");
+    }
 
     #[test]
     fn a_long_reason_is_cut_between_characters_and_of_many_blockers_the_first_is_named() {

@@ -180,7 +180,7 @@ async fn whoever_looks_at_a_purge_that_waits_sees_when_it_is_tried_again_and_for
     let world = world().await;
     let id = Dataset::iq_raw("throttled").insert(&world.pool).await;
     world.trash("dataset", id).await;
-    let (id, why) = (id.to_string(), "DeleteObjects on s3://b/p/: SlowDown: reduce your rate");
+    let (id, why) = (id.to_string(), "DeleteObjects: SlowDown: reduce your rate, at s3://b/p/");
     let stands = async |how: &str| {
         let sql = format!(
             "update reprieve.tombstones set last_error = '{why}', purging_at = now(), trashed_at = now() - interval '2 hours',
@@ -192,10 +192,18 @@ async fn whoever_looks_at_a_purge_that_waits_sees_when_it_is_tried_again_and_for
     };
     let waits = "state = 'purging', next_attempt_at = now() + interval '2 hours 30 minutes', attempts = 0,
                  objects_listed = 1, objects_deleted = 1";
+    // a night of it
+    let sql = "insert into reprieve.audit (event, tombstone_id, kind, resource_id, actor, origin, details)
+               select 'purge_failed', id, kind, resource_id, 'worker ' || n, 'worker', jsonb_build_object('attempt', 0, 'reason', $1::text)
+               from reprieve.tombstones, generate_series(1, 9) n where resource_id = $2";
+    sqlx::query(sql).bind(why).bind(&id).execute(&world.pool).await.expect("written");
     let (shown, listed) = stands(waits).await;
-    for part in [why, "tries again  20", "(in 2h 29m), by itself", "attempts     0 of 10 have failed"] {
+    for part in
+        [why, "purge_failed (9 times)", "tries again  20", "(in 2h 29m), by itself", "attempts     0 of 10 have failed"]
+    {
         assert!(shown.contains(part), "{part:?} is missing in {shown}");
     }
+    assert!(shown.matches("purge_failed").count() == 1 && !shown.contains("\"attempt\""), "{shown}");
     for part in ["1 object gone; tries again in 2h 29m; ", why] {
         assert!(listed.contains(part), "{part:?} is missing in {listed}");
     }

@@ -376,7 +376,7 @@ mod tests {
             assert!(requests < 100, "refused again and again, and still asked for as many");
             match gate.enter(MOST).await {
                 Ok(pass) => pass.heard(&BatchOutcome::uniform(&objects, &refused)),
-                Err(closed) => tokio::time::sleep(closed.0 + Duration::from_millis(1)).await,
+                Err(closed) => tokio::time::sleep(closed.wait + Duration::from_millis(1)).await,
             }
         }
         assert_eq!((shown("main"), shown("small")), ((MOST / 2).to_string(), "7".into()));

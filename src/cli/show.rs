@@ -80,8 +80,8 @@ fn details(entry: &Entry) -> String {
     entry.reason.clone().into_iter().chain(figures).collect::<Vec<_>>().join(" ")
 }
 
-/// The last of a worker's entries in a row that tell the same, each with how many more there were right before it: who waits for a
-/// store for a night has the same line every hour.
+/// The last of a worker's entries in a row that tell the same, each with how many more there were right before it: who
+/// waits for a store for a night has the same line every hour.
 fn alike(history: &[Entry]) -> Vec<(&Entry, usize)> {
     let is_alike = |one: &Entry, next: &Entry| {
         let told = |entry: &Entry| (entry.event.clone(), entry.reason.clone(), entry.details.clone());

@@ -183,7 +183,8 @@ async fn whoever_looks_at_a_purge_that_waits_sees_when_it_is_tried_again_and_for
     let (id, why) = (id.to_string(), "DeleteObjects: SlowDown: reduce your rate, at s3://b/p/");
     let stands = async |how: &str| {
         let sql = format!(
-            "update reprieve.tombstones set last_error = '{why}', purging_at = now(), trashed_at = now() - interval '2 hours',
+            "update reprieve.tombstones set last_error = '{why}', purging_at = now(),
+                 trashed_at = now() - interval '2 hours',
                  purge_after = now() - interval '1 hour', fence = 1, {how} where resource_id = '{id}'"
         );
         sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&world.pool).await.expect("made so");
@@ -194,7 +195,8 @@ async fn whoever_looks_at_a_purge_that_waits_sees_when_it_is_tried_again_and_for
                  objects_listed = 1, objects_deleted = 1";
     // a night of it
     let sql = "insert into reprieve.audit (event, tombstone_id, kind, resource_id, actor, origin, details)
-               select 'purge_failed', id, kind, resource_id, 'worker ' || n, 'worker', jsonb_build_object('attempt', 0, 'reason', $1::text)
+               select 'purge_failed', id, kind, resource_id, 'worker ' || n, 'worker',
+                      jsonb_build_object('attempt', 0, 'reason', $1::text)
                from reprieve.tombstones, generate_series(1, 9) n where resource_id = $2";
     sqlx::query(sql).bind(why).bind(&id).execute(&world.pool).await.expect("written");
     let (shown, listed) = stands(waits).await;

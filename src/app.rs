@@ -161,7 +161,7 @@ impl App {
             let flow = Flow::new(store.ceiling);
             for bucket in &buckets {
                 let (of, gate) = (metrics.of_gate(name, bucket), flow.gate(bucket));
-                metrics.at_each_scrape(move || of.stands(gate.open()));
+                metrics.at_each_scrape(move || of.stands(gate.open(), batch_size));
             }
             let named = NamedStore { objects, batch_size, buckets, address, flow };
             stores.push((name.clone(), named));

@@ -151,20 +151,28 @@ STORES = [
           "for less; 0: it did not.", "reprievestorethrottling",
           {"{{store}}/{{bucket}}": f"sum by (store, bucket) (reprieve_store_paced_keys_per_second{{{STORE}}})"},
           unit="cps"),
+    lines("Keys in one delete request", "How many a request of each worker may name. Below the configured "
+          "`stores.NAME.batch_size`: the store refuses larger requests whole. At that for long: set it to "
+          "that.",
+          "reprievestorethrottling",
+          {"{{store}}/{{bucket}} {{instance}}": f"reprieve_store_batch_size{{{STORE}}} "
+                                                f'and on (instance) reprieve_role_info{{{JOB}, role="worker"}}'},
+          width=6),
     lines("How long a request takes", "Half are faster than the lower line, 99 of 100 than the upper. Seconds for a "
           "delete: a smaller `stores.NAME.batch_size`.", "reprievestorefailing",
           {f"{operation} {name}": quantile(of, "", "reprieve_store_request_duration_seconds",
                                            f'{STORE}, operation="{operation}"')
-           for operation in ("delete", "list") for of, name in ((0.5, "half"), (0.99, "99 of 100"))}, unit="s"),
+           for operation in ("delete", "list") for of, name in ((0.5, "half"), (0.99, "99 of 100"))},
+          unit="s", width=6),
     lines("Keys that were not deleted at the first try", "A second. `failed_permanent` is permissions, locks or a "
           "bucket's name; the others pass or are tried again.", "reprievestorefailing",
           {"{{outcome}}": rate("outcome", "reprieve_store_keys_total",
                                f'{STORE}, outcome=~"failed_transient|failed_throttled|failed_permanent|unknown"'),
-           "tried again": f"sum(rate(reprieve_key_retries_total{{{STORE}}}{RATE}))"}, unit="cps"),
+           "tried again": f"sum(rate(reprieve_key_retries_total{{{STORE}}}{RATE}))"}, unit="cps", width=6),
     lines("HTTP requests for each call", "Well above 1: the S3 client repeats requests by itself, and the store is "
           "unwell. Below 1 is good: what is known of a bucket is not asked again.", "reprievestorefailing",
           {"{{store}}": f"{rate('store', 'reprieve_store_attempts_total', STORE)} "
-                        f"/ {rate('store', 'reprieve_store_requests_total', STORE)}"}, decimals=2),
+                        f"/ {rate('store', 'reprieve_store_requests_total', STORE)}"}, decimals=2, width=6),
 ]
 
 WHO = [

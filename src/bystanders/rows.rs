@@ -6,7 +6,7 @@
 use sqlx::PgConnection;
 
 use crate::{
-    domain::{ids::ResourceRef, map::ResourceMap, tombstone::Blocker},
+    domain::{ids::ResourceRef, map::ResourceMap, tombstone::Blocker, words::counted},
     store::{
         StoreError,
         foreign_keys::{Known, Refusing, Spared},
@@ -34,11 +34,7 @@ pub async fn refusing(
 
 fn blocker(resource: &ResourceRef, found: &Refusing) -> Blocker {
     let Refusing { table, key, rows, at_least, too_late_for } = found;
-    let some = match (rows, at_least) {
-        (1, false) => "1 row".to_owned(),
-        (_, false) => format!("{rows} rows"),
-        (_, true) => format!("more than {rows} rows"),
-    };
+    let some = format!("{}{}", if *at_least { "more than " } else { "" }, counted(*rows, "row"));
     let label = match too_late_for {
         None => format!("{some} of {table}, which nothing deletes in time, would refuse its deletion"),
         Some(other) => format!(

@@ -1,10 +1,11 @@
 //! `reprieve list`.
 
 use clap::Args;
+use time::OffsetDateTime;
 
 use super::{
     CliError,
-    output::{Output, at, distance, table},
+    output::{Output, at, counted, distance, table},
 };
 use crate::{
     app::App,
@@ -74,14 +75,16 @@ impl List {
                 }
                 .into();
             }
+            let now = OffsetDateTime::now_utc();
             let rows = found.iter().map(|tombstone| {
                 let next = match tombstone.state {
                     State::Trashed => format!("due {}", distance(tombstone.purge_after)),
                     State::Blocked => blocked_by(&tombstone.blockers),
-                    State::Purging => format!("{} objects gone", tombstone.progress.objects_gone()),
+                    State::Purging => format!("{} gone", counted(tombstone.progress.objects_gone(), "object")),
                     State::Stuck => String::new(),
                     State::Restored | State::Purged => tombstone.closed_at.map(distance).unwrap_or_default(),
                 };
+                let again = tombstone.tries_again_at(now).map(|when| format!("tries again {}", distance(when)));
                 let error = tombstone.last_error.as_deref().map(short).unwrap_or_default();
                 vec![
                     tombstone.resource.to_string(),
@@ -89,7 +92,11 @@ impl List {
                     tombstone.state.to_string(),
                     at(tombstone.trashed_at),
                     tombstone.actor.clone(),
-                    [next, error].into_iter().filter(|text| !text.is_empty()).collect::<Vec<_>>().join("; "),
+                    [next, again.unwrap_or_default(), error]
+                        .into_iter()
+                        .filter(|text| !text.is_empty())
+                        .collect::<Vec<_>>()
+                        .join("; "),
                 ]
             });
             table(&["resource", "name", "state", "trashed", "by", "next"], rows)
@@ -145,6 +152,22 @@ async fn list_pauses(app: &App, output: Output) -> Result<(), CliError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{domain::outcome::FailureClass, objects::ObjectsError};
+
+    #[test]
+    fn what_the_store_said_is_in_the_part_of_its_error_that_a_list_shows() {
+        let error = ObjectsError {
+            operation: "ListMultipartUploads",
+            bucket: "b".repeat(63),
+            prefix: "p".repeat(900),
+            code: "ServiceUnavailable".into(),
+            message: "Please reduce your request rate.".into(),
+            class: FailureClass::Throttled,
+            retry_after: None,
+        };
+        let shown = short(&error.to_string());
+        assert!(shown.contains("ServiceUnavailable: Please reduce your request rate."), "{shown}");
+    }
 
     #[test]
     fn a_long_reason_is_cut_between_characters_and_of_many_blockers_the_first_is_named() {

@@ -12,6 +12,7 @@ use serde::Serialize;
 use time::{OffsetDateTime, macros::format_description};
 
 use super::CliError;
+pub(super) use crate::domain::words::counted;
 use crate::trash::{Count, Uploads};
 
 /// Where and how to print.
@@ -122,11 +123,6 @@ pub(super) fn distance(time: OffsetDateTime) -> String {
     });
     let short = parts.collect::<Vec<_>>().join(" ");
     if seconds >= 0 { format!("in {short}") } else { format!("{short} ago") }
-}
-
-/// `1 guard`, `2 guards`.
-pub(super) fn counted(count: u64, noun: &str) -> String {
-    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }
 
 /// What lies below some prefixes, a line for each.

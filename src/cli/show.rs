@@ -2,6 +2,8 @@
 
 use clap::Args;
 use serde::Serialize;
+use serde_json::Value;
+use time::OffsetDateTime;
 
 use super::{
     CliError, Target,
@@ -9,7 +11,7 @@ use super::{
 };
 use crate::{
     app::App,
-    domain::tombstone::Tombstone,
+    domain::{state::State, tombstone::Tombstone},
     store::{
         audit::{self, Entry},
         holds::{self, Hold},
@@ -37,7 +39,10 @@ struct Shown {
     /// Over all of its stays in the trash.
     history: Vec<Entry>,
     /// The receipt, once it is purged.
-    receipt: Option<serde_json::Value>,
+    receipt: Option<Value>,
+    /// Failed attempts after which a purge is stuck.
+    #[serde(skip)]
+    max_attempts: u32,
 }
 
 impl Show {
@@ -53,7 +58,8 @@ impl Show {
         // none while the stores are asked
         drop(conn);
         let counts = if self.count { Some(trash::count(&app.stores, tombstone.locations.clone()).await) } else { None };
-        output.print(&Shown { tombstone, hold, counts, history, receipt }, text)
+        let max_attempts = app.config.purge.max_attempts;
+        output.print(&Shown { tombstone, hold, counts, history, receipt, max_attempts }, text)
     }
 }
 
@@ -61,11 +67,40 @@ impl Show {
 fn details(entry: &Entry) -> String {
     let mut details = entry.details.clone();
     if let Some(members) = details.as_object_mut() {
-        members.retain(|key, value| !value.is_null() && !["locations", "purge_after"].contains(&key.as_str()));
+        let is_told = |key: &str, value: &Value| match key {
+            "locations" | "purge_after" => false,
+            // of what uses up none
+            "attempt" => *value != 0,
+            _ => !value.is_null(),
+        };
+        members.retain(|key, value| is_told(key, value));
     }
     let empty = entry.event == "purged" || details.as_object().is_some_and(serde_json::Map::is_empty);
     let figures = (!empty).then(|| details.to_string());
     entry.reason.clone().into_iter().chain(figures).collect::<Vec<_>>().join(" ")
+}
+
+/// The last of a worker's entries in a row that tell the same, each with how many more there were right before it: who
+/// waits for a store for a night has the same line every hour.
+fn alike(history: &[Entry]) -> Vec<(&Entry, usize)> {
+    let is_alike = |one: &Entry, next: &Entry| {
+        let told = |entry: &Entry| (entry.event.clone(), entry.reason.clone(), entry.details.clone());
+        // of people, each asked
+        one.origin == "worker" && next.origin == "worker" && told(one) == told(next)
+    };
+    let runs = history.chunk_by(is_alike);
+    runs.filter_map(|run| run.last().map(|last| (last, run.len() - 1))).collect()
+}
+
+/// How near it is to being stuck. What waits for a store is not, and whoever sees its error should know that.
+fn attempts(tombstone: &Tombstone, most: u32) -> String {
+    let waits = tombstone.tries_again_at(OffsetDateTime::now_utc()).is_some();
+    match (tombstone.state, tombstone.attempts) {
+        (State::Purging, failed) if waits || failed > 0 => {
+            format!("{failed} of {most} have failed; a store that is away or asks for less uses up none")
+        }
+        _ => String::new(),
+    }
 }
 
 fn text(shown: &Shown) -> String {
@@ -83,8 +118,12 @@ fn text(shown: &Shown) -> String {
         ("last error", tombstone.last_error.clone().unwrap_or_default()),
         (
             "tries again",
-            tombstone.retry_at.map(|when| format!("{} ({})", at(when), distance(when))).unwrap_or_default(),
+            tombstone
+                .tries_again_at(OffsetDateTime::now_utc())
+                .map(|when| format!("{} ({}), by itself", at(when), distance(when)))
+                .unwrap_or_default(),
         ),
+        ("attempts", attempts(tombstone, shown.max_attempts)),
     ];
     if let Some(hold) = &shown.hold {
         facts.push(("held", format!("by {}: {}", hold.actor, hold.reason.as_deref().unwrap_or("no reason given"))));
@@ -120,8 +159,12 @@ fn text(shown: &Shown) -> String {
     if let Some(counts) = &shown.counts {
         text += &format!("\nnow below its prefixes:\n{}\n", below(counts));
     }
-    let rows = shown.history.iter().map(|entry| {
-        vec![at(entry.at), entry.event.clone(), entry.actor.clone(), entry.origin.clone(), details(entry)]
+    let rows = alike(&shown.history).into_iter().map(|(entry, before)| {
+        let event = match before {
+            0 => entry.event.clone(),
+            _ => format!("{} ({} times)", entry.event, before + 1),
+        };
+        vec![at(entry.at), event, entry.actor.clone(), entry.origin.clone(), details(entry)]
     });
     text += &format!("\n{}\n", table(&["at", "event", "by", "way", "details"], rows));
     if let Some(receipt) = &shown.receipt {

@@ -9,3 +9,4 @@ pub mod progress;
 pub mod retention;
 pub mod state;
 pub mod tombstone;
+pub mod words;

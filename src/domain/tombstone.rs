@@ -140,6 +140,16 @@ pub struct Tombstone {
 }
 
 impl Tombstone {
+    /// When it is tried again by itself, of what waits for that. `None`: somebody is at it or about to be, its purge has
+    /// not begun, or it needs somebody's help.
+    pub fn tries_again_at(&self, now: OffsetDateTime) -> Option<OffsetDateTime> {
+        match self.state {
+            State::Purging => Some(self.next_attempt_at).filter(|at| *at > now && self.lease_owner.is_none()),
+            State::Stuck => self.retry_at,
+            State::Trashed | State::Blocked | State::Restored | State::Purged => None,
+        }
+    }
+
     /// The names of the stores that its objects are in.
     pub fn stores(&self) -> Vec<String> {
         let prefixes = self.locations.iter().map(|at| &at.store);

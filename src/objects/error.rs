@@ -19,6 +19,9 @@ pub(crate) const UNREADABLE: &str = "UnreadableAnswer";
 /// Messages are cut here: some stores send whole pages, and messages end up in the database.
 const LONGEST_MESSAGE: usize = 300;
 
+/// What is said of an answer that says nothing but its status.
+const NOTHING_SAID: &str = "the answer has no error code and no message";
+
 /// What a code means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Meaning {
@@ -144,6 +147,8 @@ pub(crate) fn retry_after(answer: &HttpResponse) -> Option<RetryAfter> {
 
 /// Judges evidence. The one place that decides about retries and about known outcomes.
 pub(crate) fn judge(evidence: Evidence<'_>, message: &str) -> Verdict {
+    let is_bare = matches!(evidence, Evidence::Answer { code: None, .. }) && message.trim().is_empty();
+    let message = if is_bare { NOTHING_SAID } else { message };
     let transient = Meaning::Failure(FailureClass::Transient);
     let (code, found, known) = match evidence {
         Evidence::Key { code } => (code.to_owned(), meaning(code), true),
@@ -395,6 +400,17 @@ mod tests {
             let verdict = judge(Evidence::Silence(silence), "");
             assert_eq!((verdict.class(), verdict.known), (class, known), "{silence:?}");
         }
+    }
+
+    #[test]
+    fn an_answer_with_nothing_but_its_status_says_so_and_what_says_more_is_left_as_it_is() {
+        for status in [403, 429, 500, 503] {
+            let verdict = answer(status, None);
+            assert_eq!((verdict.code, verdict.message.as_str()), (format!("Http{status}"), NOTHING_SAID));
+        }
+        assert_eq!(judge(Evidence::Answer { status: 500, code: None }, "of a proxy").message, "of a proxy");
+        assert_eq!(answer(503, Some("SlowDown")).message, "");
+        assert_eq!(key("AccessDenied").message, "");
     }
 
     #[test]

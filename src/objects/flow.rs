@@ -168,6 +168,8 @@ pub struct Open {
     pub allowed: u32,
     /// Requests that are.
     pub in_flight: u32,
+    /// Keys that a request may have, where the store was found to grant fewer at once than it may have at most.
+    pub keys_at_once: Option<usize>,
     /// The rate that keys are paced at, where the store was found to grant one.
     pub keys_per_second: Option<f64>,
     /// For how long nothing leaves.
@@ -263,6 +265,7 @@ impl Gate {
         Open {
             allowed: whole(state.allowed),
             in_flight: state.in_flight.count(),
+            keys_at_once: state.at_once.keys(),
             keys_per_second: state.pace.rate,
             closed_for: state.closed_until.saturating_duration_since(Instant::now()),
         }

@@ -151,9 +151,9 @@ pub struct BucketFacts {
     pub deletes: &'static str,
 }
 
-/// A request to the store that failed as a whole.
+/// A request to the store that failed as a whole. Told with what came first: a list shows the beginning of a reason.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("{operation} on s3://{bucket}/{prefix}: {code}{}", if message.is_empty() { String::new() } else { format!(": {message}") })]
+#[error("{operation}: {code}{}, at s3://{bucket}/{prefix}", if message.is_empty() { String::new() } else { format!(": {message}") })]
 pub struct ObjectsError {
     /// The S3 operation, such as `ListObjectsV2`.
     pub operation: &'static str,

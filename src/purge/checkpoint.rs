@@ -10,7 +10,10 @@ use serde_json::{Value, json};
 
 use super::empty::range::Range;
 use crate::{
-    domain::outcome::{EntryKind, FailureClass, KeyFailure, KeyOutcome, ObjectRef},
+    domain::{
+        outcome::{EntryKind, FailureClass, KeyFailure, KeyOutcome, ObjectRef},
+        words::counted,
+    },
     objects::{Cursor, ObjectEntry},
 };
 
@@ -179,7 +182,7 @@ impl Checkpoint {
     pub(super) fn describe_leftovers(&self) -> String {
         let each = self.leftovers.iter().map(|left| {
             let message = if left.message.is_empty() { String::new() } else { format!(", {}", left.message) };
-            format!("{} objects: {}{message} (such as {:?})", left.objects, left.code, left.example)
+            format!("{}: {}{message} (such as {:?})", counted(left.objects, "object"), left.code, left.example)
         });
         each.collect::<Vec<_>>().join("; ")
     }
@@ -262,6 +265,17 @@ mod tests {
         }
         assert_eq!(checkpoint.leftovers.len(), MOST_REASONS);
         assert_eq!(checkpoint.leftovers.iter().map(|left| left.objects).sum::<u64>(), 100);
+    }
+
+    #[test]
+    fn a_reason_names_how_many_objects_what_came_and_one_of_them() {
+        let mut checkpoint = Checkpoint::default();
+        for (key, code, message) in [("a", "Http500", "nothing said"), ("b", "SlowDown", ""), ("c", "SlowDown", "")] {
+            let why = KeyFailure { code: code.into(), message: message.into(), class: FailureClass::Transient };
+            checkpoint.leave(&ObjectRef { key: key.into(), version: None }, Staying::Unanswered(&why));
+        }
+        let told = r#"1 object: Http500, nothing said (such as "a"); 2 objects: SlowDown (such as "b")"#;
+        assert_eq!(checkpoint.describe_leftovers(), told);
     }
 
     #[test]

@@ -335,6 +335,7 @@ impl Purger {
         let until = until.and_then(|until| until.format(&Rfc3339).ok());
         let details = json!({ "reason": reason, "attempts": tombstone.attempts + 1, "until": until });
         let by = self.provenance();
+        let waits = matches!(set_aside, SetAside::For(_));
         match set_aside {
             SetAside::Lost => return Ok(SliceEnd::LeaseLost),
             SetAside::ForHelp => {
@@ -350,7 +351,14 @@ impl Purger {
         commit(tx).await?;
         failpoint::at("give_up.committed");
         self.metrics.purges().stuck(&tombstone.resource.kind);
-        tracing::error!(tombstone.id = %tombstone.id, resource = %tombstone.resource, reason, "stuck");
+        if waits {
+            // nobody is needed: it goes on by itself then
+            tracing::warn!(
+                tombstone.id = %tombstone.id, resource = %tombstone.resource, reason, until, "stuck until a date"
+            );
+        } else {
+            tracing::error!(tombstone.id = %tombstone.id, resource = %tombstone.resource, reason, "stuck");
+        }
         Ok(SliceEnd::Stuck(reason))
     }
 

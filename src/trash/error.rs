@@ -13,6 +13,7 @@ use crate::{
         map::UnknownKind,
         retention::{InvalidRetention, Retention},
         tombstone::{Blocker, Tombstone},
+        words::counted,
     },
     places::UnknownPlace,
     store::{StoreError, holds::Hold},
@@ -148,7 +149,6 @@ pub enum TrashError {
 /// How far a purge got, for people.
 pub fn how_far(tombstone: &Tombstone) -> String {
     let progress = &tombstone.progress;
-    let counted = |n: u64, noun: &str| format!("{n} {noun}{}", if n == 1 { "" } else { "s" });
     format!(
         "{} of {} ({}) and {} have gone",
         progress.objects_gone(),

@@ -176,6 +176,61 @@ async fn help_documents_every_verb_and_exit_code() {
 }
 
 #[tokio::test]
+async fn whoever_looks_at_a_purge_that_waits_sees_when_it_is_tried_again_and_for_what_it_waits() {
+    let world = world().await;
+    let id = Dataset::iq_raw("throttled").insert(&world.pool).await;
+    world.trash("dataset", id).await;
+    let (id, why) = (id.to_string(), "DeleteObjects: SlowDown: reduce your rate, at s3://b/p/");
+    let stands = async |how: &str| {
+        let sql = format!(
+            "update reprieve.tombstones set last_error = '{why}', purging_at = now(),
+                 trashed_at = now() - interval '2 hours',
+                 purge_after = now() - interval '1 hour', fence = 1, {how} where resource_id = '{id}'"
+        );
+        sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&world.pool).await.expect("made so");
+        let shown = world.cli(&["show", "dataset", &id]).await.with(0).stdout;
+        (shown, world.cli(&["list"]).await.with(0).stdout)
+    };
+    let waits = "state = 'purging', next_attempt_at = now() + interval '2 hours 30 minutes', attempts = 0,
+                 objects_listed = 1, objects_deleted = 1";
+    // a night of it
+    let sql = "insert into reprieve.audit (event, tombstone_id, kind, resource_id, actor, origin, details)
+               select 'purge_failed', id, kind, resource_id, 'worker ' || n, 'worker',
+                      jsonb_build_object('attempt', 0, 'reason', $1::text)
+               from reprieve.tombstones, generate_series(1, 9) n where resource_id = $2";
+    sqlx::query(sql).bind(why).bind(&id).execute(&world.pool).await.expect("written");
+    let (shown, listed) = stands(waits).await;
+    for part in
+        [why, "purge_failed (9 times)", "tries again  20", "(in 2h 29m), by itself", "attempts     0 of 10 have failed"]
+    {
+        assert!(shown.contains(part), "{part:?} is missing in {shown}");
+    }
+    assert!(shown.matches("purge_failed").count() == 1 && !shown.contains("\"attempt\""), "{shown}");
+    for part in ["1 object gone; tries again in 2h 29m; ", why] {
+        assert!(listed.contains(part), "{part:?} is missing in {listed}");
+    }
+    let json = world.json(&["show", "dataset", &id]).await;
+    assert!(json["tombstone"]["next_attempt_at"].is_string() && json.get("max_attempts").is_none(), "{json}");
+
+    // somebody is at it; it is about to be taken up; it waits for a date; it waits for somebody
+    let leased = "lease_owner = 'w', lease_until = now() + interval '1 minute'";
+    let due = "lease_owner = null, lease_until = null, next_attempt_at = now() - interval '1 second'";
+    for (how, is_told) in [
+        (leased, false),
+        (due, false),
+        ("state = 'stuck', retry_at = now() + interval '2 hours 30 minutes'", true),
+        ("retry_at = null, next_attempt_at = now() + interval '2 hours 30 minutes'", false),
+    ] {
+        let (shown, listed) = stands(how).await;
+        for text in [&shown, &listed] {
+            assert_eq!(text.contains("in 2h 29m"), is_told, "{how}: {text}");
+            assert!(text.contains(why), "{how}: {text}");
+        }
+        assert!(!shown.contains("attempts "), "{how}: {shown}");
+    }
+}
+
+#[tokio::test]
 async fn a_reader_that_goes_away_is_no_failure() {
     let world = world().await;
     for n in 0..300 {

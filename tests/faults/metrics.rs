@@ -203,6 +203,7 @@ async fn every_figure_is_there_from_the_first_scrape_and_they_add_up_after_purge
     is_as_promised(&first, given(&faulty, &["api", "intake", "relay", "sweeper", "worker"]), true);
     is_valid(&first.text).await;
     assert_eq!(first.one("reprieve_started", &[]), 1.0);
+    assert_eq!(first.sum("reprieve_store_batch_size", &[]), 5.0, "as configured: nothing was refused yet");
     let amqp = Amqp::beside(world, &service).await;
     let run = Running { faulty: &faulty, api, _service: service };
 

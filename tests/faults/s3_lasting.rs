@@ -84,7 +84,7 @@ async fn what_needs_a_person_is_set_aside_with_its_reason_and_finished_by_a_retr
             id,
             faulty.proxy.rule(deletes().below(prefix), ALWAYS, fault),
             1,
-            [format!("1 objects: {code}"), bad],
+            [format!("1 object: {code}"), bad],
         ));
     }
     let _service = faulty.serve();

@@ -66,7 +66,7 @@ async fn one_locked_object_sets_the_purge_aside_with_its_reason_while_the_rest_g
     bench.objects.faults.fail_key(&locked, Times::Next(1), failure("AccessDenied", FailureClass::Permanent));
     let end = bench.slice(id).await;
     assert!(
-        matches!(&end, SliceEnd::Stuck(why) if why.contains("1 objects: AccessDenied") && why.contains(&locked)),
+        matches!(&end, SliceEnd::Stuck(why) if why.contains("1 object: AccessDenied") && why.contains(&locked)),
         "{end:?}"
     );
     assert_eq!(bench.objects(), 1);
@@ -123,7 +123,7 @@ async fn a_key_that_no_answer_mentions_and_that_is_still_there_keeps_the_rows_an
     let silent = key(dataset, 4, 0);
     bench.objects.ignore(&silent);
     let SliceEnd::Failed(why) = bench.slice(id).await else { panic!("an object is left") };
-    assert!(why.contains("1 objects") && why.contains(&silent), "{why:?}");
+    assert!(why.contains("1 object:") && why.contains(&silent), "{why:?}");
     let tombstone = bench.tombstone(id).await;
     assert_eq!((tombstone.progress.objects_unknown, tombstone.progress.objects_listed), (1, 10));
     assert_eq!((bench.objects(), bench.count("heimdall.synthetic_iq_samples").await), (1, 10));
@@ -187,11 +187,13 @@ async fn an_outage_however_long_never_sets_a_purge_aside_nor_uses_up_its_attempt
 
 #[tokio::test]
 async fn a_store_that_grants_a_few_keys_at_a_time_is_emptied_and_each_counts_once() {
-    let (bench, _, id) = due(20).await;
+    let (bench, dataset, id) = due(20).await;
     bench.objects.faults.grant(8, RetryAfter::seconds(60));
     for left in [12, 4] {
         let end = bench.slice(id).await;
-        assert!(matches!(&end, SliceEnd::Failed(why) if why.contains("SlowDown")), "{end:?}");
+        let named = format!("{left} objects, such as \"synthetic/{dataset}/");
+        let is_told = |why: &str| why.contains("SlowDown") && why.contains(&named);
+        assert!(matches!(&end, SliceEnd::Failed(why) if is_told(why)), "{end:?}");
         let tombstone = bench.tombstone(id).await;
         assert_eq!((bench.objects(), tombstone.progress.objects_deleted), (left, 20 - left as u64));
         assert_eq!(tombstone.attempts, 0, "an outage");

@@ -1,6 +1,7 @@
 //! Object lock: what is locked is named with its date, the rest goes, and the purge goes on by itself when it can.
 
-use std::sync::Arc;
+use std::io::Write;
+use std::sync::{Arc, Mutex};
 
 use aws_sdk_s3::Client;
 use aws_sdk_s3::primitives::{ByteStream, DateTime};
@@ -81,6 +82,44 @@ async fn what_is_locked_until_dates_waits_for_the_first_while_the_rest_goes() {
     assert_eq!(bench.events(id).await, ["trashed", "purge_begun", "stuck", "retried", "purged"]);
     let progress = bench.tombstone(id).await.progress;
     assert_eq!((progress.objects_listed, progress.objects_deleted), (10, 10));
+}
+
+/// What was logged.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Log {
+    fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().expect("no panic").write(line)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn what_goes_on_by_itself_at_a_date_is_no_error_in_the_log_and_what_needs_somebody_is() {
+    let log = Log::default();
+    let writer = log.clone();
+    // for the whole process: whether a line is logged is decided once, by whichever test comes to it first
+    let subscriber = tracing_subscriber::fmt().json().with_max_level(tracing::Level::WARN);
+    let subscriber = subscriber.with_writer(move || writer.clone()).finish();
+    tracing::subscriber::set_global_default(subscriber).expect("nobody else sets one");
+    let level = |id: TombstoneId| {
+        let text = String::from_utf8(log.0.lock().expect("no panic").clone()).expect("text");
+        let lines = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("a line"));
+        let lines: Vec<_> = lines.filter(|line| line["fields"]["tombstone.id"] == id.to_string()).collect();
+        assert_eq!(lines.len(), 1, "{text}");
+        assert!(lines[0]["fields"]["message"].as_str().is_some_and(|said| said.starts_with("stuck")), "{text}");
+        (lines[0]["level"].clone(), lines[0]["fields"]["until"].is_string())
+    };
+    let (bench, _, id) = due_with_locks([until(2), until(2)]).await;
+    assert!(matches!(bench.slice(id).await, SliceEnd::Stuck(_)));
+    assert_eq!(level(id), ("WARN".into(), true));
+    let (bench, _, id) = due_with_locks([HELD, HELD]).await;
+    assert!(matches!(bench.slice(id).await, SliceEnd::Stuck(_)));
+    assert_eq!(level(id), ("ERROR".into(), false));
 }
 
 #[tokio::test]

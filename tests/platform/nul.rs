@@ -109,6 +109,6 @@ async fn a_look_at_one_that_was_not_answered_comes_to_an_end_however_many_lie_be
     let unanswered = format!("{}x\0", prefix(dataset));
     bench.objects.ignore(&unanswered);
     let SliceEnd::Stuck(reason) = bench.slice(id).await else { panic!("most are denied") };
-    assert!(reason.contains("1200 objects: AccessDenied") && reason.contains("1 objects: NoAnswer"), "{reason}");
+    assert!(reason.contains("1200 objects: AccessDenied") && reason.contains("1 object: NoAnswer"), "{reason}");
     assert_eq!(bench.objects(), 1201);
 }

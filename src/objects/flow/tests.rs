@@ -161,7 +161,8 @@ async fn one_key_that_is_refused_is_no_news_of_the_bucket() {
         tokio::time::sleep(DOUBLES_IN).await;
         pass.heard(&answer(1, &slow_down()));
     }
-    let untouched = Open { allowed: 2, in_flight: 0, keys_per_second: None, closed_for: Duration::ZERO };
+    let untouched =
+        Open { allowed: 2, in_flight: 0, keys_at_once: None, keys_per_second: None, closed_for: Duration::ZERO };
     assert_eq!(gate.open(), untouched);
 }
 

@@ -295,12 +295,19 @@ impl Place {
         let is_away = retry_after.is_some() || reasons.clone().all(|(is_away, _)| is_away);
         let why = reasons.max_by_key(|(is_away, _)| *is_away)?.1.filter(|_| is_away)?;
         let only = passing.keys().next().filter(|_| passing.len() == 1);
+        let several = passing.keys().next().filter(|_| passing.len() > 1);
+        let of_which = several.map(|object| format!("{} objects, such as {:?}", passing.len(), object.key));
+        let message = match of_which {
+            Some(of_which) if why.message.is_empty() => of_which,
+            Some(of_which) => format!("{} ({of_which})", why.message),
+            None => why.message.clone(),
+        };
         Some(ObjectsError {
             operation: "DeleteObjects",
             bucket: self.location.bucket.clone(),
             prefix: only.map_or_else(|| self.location.prefix.as_str().to_owned(), |object| object.key.clone()),
             code: why.code.clone(),
-            message: why.message.clone(),
+            message,
             // never for good: a later delivery asks again
             class: FailureClass::Transient,
             retry_after: *retry_after,

@@ -71,6 +71,7 @@ pub(super) struct Vectors {
     unlisted: IntCounterVec,
     allowed: IntGaugeVec,
     in_flight: IntGaugeVec,
+    batch_size: IntGaugeVec,
     paced: GaugeVec,
     pause: GaugeVec,
 }
@@ -91,6 +92,7 @@ pub struct OfStore {
 pub struct OfGate {
     allowed: IntGauge,
     in_flight: IntGauge,
+    batch_size: IntGauge,
     paced: Gauge,
     pause: Gauge,
 }
@@ -128,6 +130,7 @@ impl Vectors {
             ),
             allowed: make.wholes("reprieve_store_requests_allowed", "Deletes that may be in flight now.", &place),
             in_flight: make.wholes("reprieve_store_requests_in_flight", "Deletes in flight.", &place),
+            batch_size: make.wholes("reprieve_store_batch_size", "Keys that a delete request may name now.", &place),
             paced: make.gauges(
                 "reprieve_store_paced_keys_per_second",
                 "The rate that the store was found to grant; 0: none.",
@@ -158,6 +161,7 @@ impl Vectors {
         OfGate {
             allowed: self.allowed.with_label_values(&place),
             in_flight: self.in_flight.with_label_values(&place),
+            batch_size: self.batch_size.with_label_values(&place),
             paced: self.paced.with_label_values(&place),
             pause: self.pause.with_label_values(&place),
         }
@@ -165,10 +169,12 @@ impl Vectors {
 }
 
 impl OfGate {
-    /// What the gate says now.
-    pub fn stands(&self, open: Open) {
+    /// What the gate says now, where a request may have `most` keys.
+    pub fn stands(&self, open: Open, most: usize) {
+        let keys = open.keys_at_once.map_or(most, |keys| keys.min(most));
         self.allowed.set(open.allowed.into());
         self.in_flight.set(open.in_flight.into());
+        self.batch_size.set(i64::try_from(keys).unwrap_or(i64::MAX));
         self.paced.set(open.keys_per_second.unwrap_or(0.0));
         self.pause.set(open.closed_for.as_secs_f64());
     }
@@ -329,5 +335,50 @@ impl<S: ObjectStore> ObjectStore for Metered<S> {
     async fn facts(&self, bucket: &str) -> Result<BucketFacts, ObjectsError> {
         let call = self.of.ask(Operation::Look);
         call.answered(self.inner.facts(bucket).await)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{num::NonZeroU32, time::Duration};
+
+    use super::*;
+    use crate::{
+        domain::outcome::KeyFailure,
+        objects::flow::{Ceiling, Flow},
+        telemetry::Metrics,
+    };
+
+    const MOST: usize = 400;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_batch_size_in_force_falls_with_what_the_store_grants_at_once_and_is_never_above_the_configured_one() {
+        let ceiling = Ceiling { concurrency: NonZeroU32::MIN, objects_per_second: None };
+        let (gate, metrics) = (Flow::new(ceiling).gate("b"), Metrics::new());
+        for (store, most) in [("main", MOST), ("small", 7)] {
+            let (of, gate) = (metrics.of_gate(&StoreName::parse(store).expect("a name"), "b"), gate.clone());
+            metrics.at_each_scrape(move || of.stands(gate.open(), most));
+        }
+        let shown = |store: &str| {
+            let (series, text) =
+                (format!("reprieve_store_batch_size{{bucket=\"b\",store=\"{store}\"}} "), metrics.render());
+            let value = text.lines().find_map(|line| line.strip_prefix(&series)).map(str::to_owned);
+            value.unwrap_or_else(|| panic!("no {series} in {text}"))
+        };
+        assert_eq!((shown("main"), shown("small")), ("400".into(), "7".into()), "before any answer");
+
+        let objects: Vec<_> = (0..MOST).map(|n| ObjectRef { key: n.to_string(), version: None }).collect();
+        let (code, message) = ("SlowDown".into(), String::new());
+        let refused = KeyOutcome::Failed(KeyFailure { code, message, class: FailureClass::Throttled });
+        let mut requests = 0;
+        while gate.keys_at_once(MOST) == MOST {
+            requests += 1;
+            assert!(requests < 100, "refused again and again, and still asked for as many");
+            match gate.enter(MOST).await {
+                Ok(pass) => pass.heard(&BatchOutcome::uniform(&objects, &refused)),
+                Err(closed) => tokio::time::sleep(closed.wait + Duration::from_millis(1)).await,
+            }
+        }
+        assert_eq!((shown("main"), shown("small")), ((MOST / 2).to_string(), "7".into()));
     }
 }

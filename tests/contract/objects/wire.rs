@@ -180,6 +180,8 @@ async fn a_proxy_that_answers_502_leaves_the_outcome_unknown() {
     let (outcomes, lost) = delete_two(&store).await;
     assert_eq!(outcomes, [KeyOutcome::Unknown, KeyOutcome::Unknown]);
     assert_eq!(lost.as_deref(), Some("Http502"));
+    let listed = store.list("bucket", "a/", None).await.expect_err("502").to_string();
+    assert_eq!(listed, "GetBucketVersioning: Http502: the answer has no error code and no message, at s3://bucket/");
 }
 
 #[tokio::test]

@@ -290,20 +290,27 @@ impl TrashError {
 fn wait_for(tombstone: &Tombstone, why: &NoRetry) -> String {
     let resource = &tombstone.resource;
     match (why, tombstone.state) {
-        (NoRetry::NotBegun, State::Blocked) => format!("{END_USES_OF} reprieve restore {resource} takes it back"),
-        (NoRetry::NotBegun, _) => format!("nothing: retry is for a purge that has begun; reprieve restore {resource} takes it back"),
+        (NoRetry::NotBegun, State::Blocked) => {
+            format!("end these uses, and its purge begins by itself; reprieve restore {resource} takes it back")
+        }
+        (NoRetry::NotBegun, _) => {
+            format!("nothing: retry is for a purge that has begun; reprieve restore {resource} takes it back")
+        }
         (NoRetry::WorkedOn, _) => {
             let until = tombstone.lease_until.map(|until| format!(" after {}", timestamp(until))).unwrap_or_default();
-            format!("nothing: reprieve show {resource} tells how far it is; should the worker have died, another takes over{until}")
+            format!(
+                "nothing: reprieve show {resource} tells how far it is; should the worker have died, another takes \
+                 over{until}"
+            )
         }
         (NoRetry::Due, _) => {
-            "nothing; if it stays so, see whether workers, relay and broker are there: reprieve health on their machines".into()
+            "nothing; if it stays so, see whether workers, relay and broker are there: reprieve health \
+                              on their machines"
+                .into()
         }
         (NoRetry::Paused(pause), _) => format!("reprieve resume {pause}"),
     }
 }
-
-const END_USES_OF: &str = "end these uses, and its purge begins by itself;";
 
 const END_USES: &str = "end these uses first (deactivate or delete the models, stop the jobs), then try again";
 

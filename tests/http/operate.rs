@@ -124,6 +124,9 @@ async fn a_retry_of_what_waits_for_its_next_try_is_a_dry_run_first_and_then_due_
     let told =
         "select count(*) from reprieve.audit where event = 'retried' and actor = 'alice' and details ? 'waited_until'";
     assert_eq!(platform.count(told).await, 1);
+    let metrics = platform.api.get("/metrics").await.body;
+    let stuck = "reprieve_purges_retried_total{by=\"request\",kind=\"dataset\"} 0";
+    assert!(metrics.contains(stuck), "it was not stuck, and counts among requests alone: {metrics}");
     let problem = platform.api.ask(dataset, "retry", json!({ "dry_run": false })).await.problem(409, "not_stuck");
     assert!(problem["detail"].as_str().is_some_and(|detail| detail.contains("it is due since")), "{problem:#}");
     assert_eq!(platform.count(told).await, 1);

@@ -1,5 +1,5 @@
-//! `reprieve retry`: lets a purge go on that is stuck, or waits for its next try. That destroys; so it is a dry run until
-//! `--execute`.
+//! `reprieve retry`: lets a purge go on that is stuck, or waits for its next try. That destroys; so it is a dry run
+//! until `--execute`.
 
 use clap::Args;
 use serde_json::json;

@@ -33,8 +33,8 @@ enum Slow {
     Deletes,
     /// The first pages come when the batches before them are gone.
     Listings,
-    /// A delete is answered when the next has begun, so that each page finds one in flight; the third page comes when the
-    /// delete before that one is answered, and takes several times as long as it did.
+    /// A delete is answered when the next has begun, so that each page finds one in flight; the third page comes when
+    /// the delete before that one is answered, and takes several times as long as it did.
     Alike,
 }
 

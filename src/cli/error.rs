@@ -77,7 +77,7 @@ impl CliError {
                 TrashError::Refused { .. }
                 | TrashError::PastReturn { .. }
                 | TrashError::RowGone(_)
-                | TrashError::NotStuck { .. }
+                | TrashError::NothingToRetry { .. }
                 | TrashError::UnsafePlace { .. }
                 | TrashError::ForeignBucket { .. },
             ) => 5,

@@ -45,7 +45,7 @@ Exit codes:
   2  wrong usage: unknown flag, unknown kind, malformed id, window too short
   3  refused: in use, by whom is said
   4  not found, or not in the trash
-  5  refused: protected, held, past the point of no return, not stuck, no safe place
+  5  refused: protected, held, past the point of no return, nothing to retry, no safe place
   6  the configuration has mistakes or lacks what is needed, or its map does not fit the database
   7  check found problems";
 
@@ -82,7 +82,7 @@ enum Verb {
     List(list::List),
     /// Show a resource's tombstone, history and receipt
     Show(show::Show),
-    /// Let a stuck purge go on (a dry run until --execute)
+    /// Let a purge go on that is stuck, or waits for its next try (a dry run until --execute)
     Retry(retry::Retry),
     /// Keep a resource from being trashed or purged
     Hold(hold::Hold),

@@ -14,7 +14,7 @@ use super::{
     problem::{Problem, Told},
 };
 use crate::{
-    domain::{cause::Cause, ids::ResourceRef, retention::Retention},
+    domain::{cause::Cause, ids::ResourceRef, retention::Retention, state},
     telemetry::metrics::{Origin, RetriedBy},
     trash::{IfChildrenLost, TrashError, TrashRequest, count},
 };
@@ -131,7 +131,7 @@ pub(super) async fn release(
     done(json!({ "status": status }))
 }
 
-/// `POST /v1/resources/{kind}/{id}/retry`. `was` is the tombstone as it was stuck.
+/// `POST /v1/resources/{kind}/{id}/retry`. `was` is the tombstone as it was stuck, or waited for its next try.
 pub(super) async fn retry(
     State(api): State<Shared>,
     Extension(cause): Extension<Cause>,
@@ -140,13 +140,15 @@ pub(super) async fn retry(
 ) -> Answer {
     let by = provenance(&body.actor, body.reason)?.within(cause);
     if body.dry_run {
-        let stuck = api.trash.stuck(&resource).await.map_err(Problem::of_dry_run)?;
-        return dry_run(json!({ "status": "would_retry", "dry_run": true, "was": stuck }));
+        let was = api.trash.retriable(&resource).await.map_err(Problem::of_dry_run)?;
+        return dry_run(json!({ "status": "would_retry", "dry_run": true, "was": was }));
     }
-    let stuck = api.trash.retry(&resource, &by).await?;
-    api.metrics.purges().retried(&stuck.resource.kind, RetriedBy::Request);
+    let was = api.trash.retry(&resource, &by).await?;
+    if was.state == state::State::Stuck {
+        api.metrics.purges().retried(&was.resource.kind, RetriedBy::Request);
+    }
     log("retry", &resource, "retried");
-    done(json!({ "status": "retried", "dry_run": false, "was": stuck }))
+    done(json!({ "status": "retried", "dry_run": false, "was": was }))
 }
 
 fn log(op: &str, resource: &ResourceRef, status: &str) {

@@ -183,7 +183,7 @@ fn status(error: &TrashError) -> StatusCode {
         | TrashError::ForeignBucket { .. }
         | TrashError::PastReturn { .. }
         | TrashError::RowGone(_)
-        | TrashError::NotStuck { .. } => StatusCode::CONFLICT,
+        | TrashError::NothingToRetry { .. } => StatusCode::CONFLICT,
         TrashError::Store(_) => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }

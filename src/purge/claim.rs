@@ -162,7 +162,7 @@ impl Purger {
     }
 
     async fn begin(&self, mut tx: Tx, candidate: Candidate, asking: Asking) -> Result<Claim, super::PurgeError> {
-        let Candidate { mut tombstone, waits, due_in } = candidate;
+        let Candidate { mut tombstone, waits, due_in, .. } = candidate;
         let wait = self.recheck.delay_for(waits.saturating_add(1));
         if !due_in.is_zero() {
             // early, or a duplicate: it changes nothing, not even how long the waits have grown

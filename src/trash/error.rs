@@ -4,6 +4,7 @@ use std::{borrow::Cow, collections::BTreeSet, fmt};
 
 use serde::Serialize;
 use serde_json::{Value, json};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::{
     bystanders::{child_kind, rows::FOREIGN_KEY},
@@ -12,11 +13,12 @@ use crate::{
         location::UnsafePlace,
         map::UnknownKind,
         retention::{InvalidRetention, Retention},
+        state::State,
         tombstone::{Blocker, Tombstone},
         words::counted,
     },
     places::UnknownPlace,
-    store::{StoreError, holds::Hold},
+    store::{StoreError, holds::Hold, pauses::Pause},
 };
 
 /// What stands against trashing, of the resource and of everything that would go with it. Never empty in an error.
@@ -133,17 +135,60 @@ pub enum TrashError {
         "{0} cannot be restored: its row has been removed by somebody else; its objects are untouched until purge_after"
     )]
     RowGone(ResourceRef),
-    /// A retry of what is not stuck.
-    #[error("{resource} is {state}, not stuck: there is nothing to retry")]
-    NotStuck {
-        /// The resource.
-        resource: ResourceRef,
-        /// Where it stands.
-        state: crate::domain::state::State,
+    /// A retry of what neither is stuck nor waits for its next try.
+    #[error("{} is {}, not stuck: {}", tombstone.resource, tombstone.state, instead(tombstone, why))]
+    NothingToRetry {
+        /// As it stands.
+        tombstone: Box<Tombstone>,
+        /// What it does instead.
+        why: NoRetry,
     },
     /// The database.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+/// Why there is nothing to retry.
+#[derive(Debug, Clone)]
+pub enum NoRetry {
+    /// It is not past the point of no return.
+    NotBegun,
+    /// A worker has it, or had it until a moment ago.
+    WorkedOn,
+    /// It is due.
+    Due,
+    /// It waits for the end of this pause.
+    Paused(Pause),
+}
+
+/// What a tombstone does of which nothing is to be retried, for people.
+fn instead(tombstone: &Tombstone, why: &NoRetry) -> String {
+    match why {
+        NoRetry::NotBegun => {
+            let next = timestamp(tombstone.next_attempt_at.max(tombstone.purge_after));
+            let error = tombstone.last_error.as_deref().map(|error| format!("; the last time: {error}"));
+            let blockers: String = tombstone.blockers.iter().map(|blocker| format!("; {blocker}")).collect();
+            let why = error.unwrap_or(blockers);
+            format!("its purge has not begun, and it is looked at by itself at {next}{why}")
+        }
+        NoRetry::WorkedOn => {
+            let worker = tombstone.lease_owner.as_deref().map(|worker| format!(" {worker}")).unwrap_or_default();
+            format!("the worker{worker} is at it right now, {}", how_far(tombstone))
+        }
+        NoRetry::Due => {
+            format!("it is due since {}, and goes on when a worker is free", timestamp(tombstone.next_attempt_at))
+        }
+        NoRetry::Paused(pause) => {
+            let why = pause.reason.as_deref().map(|reason| format!(": {reason}")).unwrap_or_default();
+            format!("it waits for the end of a pause by {}{why}", pause.actor)
+        }
+    }
+}
+
+/// A time for people and for programs, to the second.
+pub fn timestamp(at: OffsetDateTime) -> String {
+    let whole = at.replace_nanosecond(0).unwrap_or(at);
+    whole.format(&Rfc3339).unwrap_or_else(|_| at.to_string())
 }
 
 /// How far a purge got, for people.
@@ -184,7 +229,7 @@ impl TrashError {
             Self::NotInTrash(_) => "not_in_trash",
             Self::PastReturn { .. } => "past_return",
             Self::RowGone(_) => "row_gone",
-            Self::NotStuck { .. } => "not_stuck",
+            Self::NothingToRetry { .. } => "not_stuck",
             Self::Store(_) => "unavailable",
         }
     }
@@ -205,7 +250,9 @@ impl TrashError {
     pub fn details(&self) -> Value {
         match self {
             Self::Refused { refusals, .. } => json!(refusals),
-            Self::PastReturn { tombstone } => json!({ "tombstone": tombstone }),
+            Self::PastReturn { tombstone } | Self::NothingToRetry { tombstone, .. } => {
+                json!({ "tombstone": tombstone })
+            }
             _ => Value::Null,
         }
     }
@@ -231,10 +278,37 @@ impl TrashError {
                 .into();
             }
             Self::NotInTrash(_) => "reprieve list shows what is in the trash",
+            Self::NothingToRetry { tombstone, why } => return wait_for(tombstone, why).into(),
             Self::Store(error) => error.advice(),
             _ => "",
         };
         advice.into()
+    }
+}
+
+/// What to do where nothing is to be retried.
+fn wait_for(tombstone: &Tombstone, why: &NoRetry) -> String {
+    let resource = &tombstone.resource;
+    match (why, tombstone.state) {
+        (NoRetry::NotBegun, State::Blocked) => {
+            format!("end these uses, and its purge begins by itself; reprieve restore {resource} takes it back")
+        }
+        (NoRetry::NotBegun, _) => {
+            format!("nothing: retry is for a purge that has begun; reprieve restore {resource} takes it back")
+        }
+        (NoRetry::WorkedOn, _) => {
+            let until = tombstone.lease_until.map(|until| format!(" after {}", timestamp(until))).unwrap_or_default();
+            format!(
+                "nothing: reprieve show {resource} tells how far it is; should the worker have died, another takes \
+                 over{until}"
+            )
+        }
+        (NoRetry::Due, _) => {
+            "nothing; if it stays so, see whether workers, relay and broker are there: reprieve health \
+                              on their machines"
+                .into()
+        }
+        (NoRetry::Paused(pause), _) => format!("reprieve resume {pause}"),
     }
 }
 

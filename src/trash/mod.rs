@@ -17,7 +17,7 @@ use serde::Serialize;
 
 pub use self::{
     count::{Count, Uploads, count},
-    error::{Refusals, TrashError, how_far},
+    error::{NoRetry, Refusals, TrashError, how_far, timestamp},
     plan::{KeyPlan, Member, Plan},
     request_purge::PurgeAnswer,
     restore::{IfChildrenLost, Restored},

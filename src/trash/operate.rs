@@ -5,10 +5,10 @@
 use serde_json::json;
 use sqlx::PgConnection;
 
-use super::{TrashBin, TrashError};
+use super::{NoRetry, TrashBin, TrashError, error::timestamp};
 use crate::{
     domain::{
-        ids::{Kind, ResourceId, ResourceRef},
+        ids::{Kind, ResourceId, ResourceRef, TombstoneId},
         state::State,
         tombstone::{Provenance, Tombstone},
     },
@@ -20,7 +20,7 @@ use crate::{
         commit, holds, outbox,
         pauses::{self, Pause, Scope},
         platform::{self, Locking},
-        tombstones,
+        tombstones::{self, Candidate},
     },
 };
 
@@ -154,39 +154,70 @@ impl TrashBin {
         }
     }
 
-    /// The tombstone that a retry would let go on.
+    /// The tombstone that a retry would let go on: its purge is stuck, or waits for its next try.
     ///
     /// # Errors
-    /// [`TrashError::NotInTrash`] or [`TrashError::NotStuck`].
-    pub async fn stuck(&self, resource: &ResourceRef) -> Result<Tombstone, TrashError> {
+    /// [`TrashError::NotInTrash`] or [`TrashError::NothingToRetry`].
+    pub async fn retriable(&self, resource: &ResourceRef) -> Result<Tombstone, TrashError> {
         let mut conn = self.store.conn().await?;
-        let open = tombstones::open_of(&mut conn, resource).await?;
-        let open = open.ok_or_else(|| TrashError::NotInTrash(resource.clone()))?;
-        match open.state {
-            State::Stuck => Ok(open),
-            state => Err(TrashError::NotStuck { resource: resource.clone(), state }),
-        }
+        let id = open_id(&mut conn, resource).await?;
+        let candidate = tombstones::candidate(&mut conn, id).await?;
+        judge(&mut conn, resource, candidate).await
     }
 
-    /// Lets a stuck purge go on.
+    /// Lets a purge go on that is stuck, or tries one now that waits for its next try. Gives it back as it was.
     ///
     /// # Errors
-    /// As [`TrashBin::stuck`].
+    /// As [`TrashBin::retriable`].
     pub async fn retry(&self, resource: &ResourceRef, by: &Provenance) -> Result<Tombstone, TrashError> {
-        let stuck = self.stuck(resource).await?;
         let mut tx = self.store.begin().await?;
-        if !tombstones::purging::retry(&mut tx, stuck.id).await? {
-            let state = tombstones::find(&mut tx, stuck.id).await?.map_or(State::Purged, |now| now.state);
-            return Err(TrashError::NotStuck { resource: resource.clone(), state });
+        let id = open_id(&mut tx, resource).await?;
+        let candidate = tombstones::lock_candidate(&mut tx, id).await?;
+        let was = judge(&mut tx, resource, candidate).await?;
+        if !tombstones::purging::retry(&mut tx, id).await? {
+            let tombstone = Box::new(was);
+            return Err(TrashError::NothingToRetry { tombstone, why: NoRetry::WorkedOn });
         }
-        let task = PurgeTask { tombstone: stuck.id }.encode();
-        outbox::schedule_purge(&mut tx, stuck.id, &task, std::time::Duration::ZERO).await?;
-        history::record(&mut tx, Happened::Retried, &stuck, by, json!({ "was": stuck.last_error })).await?;
+        // a task that was to leave later leaves now
+        outbox::schedule_purge(&mut tx, id, &PurgeTask { tombstone: id }.encode(), std::time::Duration::ZERO).await?;
+        let mut details = json!({ "was": was.last_error });
+        if was.state == State::Purging {
+            details["waited_until"] = json!(timestamp(was.next_attempt_at));
+        }
+        history::record(&mut tx, Happened::Retried, &was, by, details).await?;
         failpoint::at("retry.uncommitted");
         commit(tx).await?;
         failpoint::at("retry.committed");
-        Ok(stuck)
+        Ok(was)
     }
+}
+
+async fn open_id(conn: &mut PgConnection, resource: &ResourceRef) -> Result<TombstoneId, TrashError> {
+    let open = tombstones::open_of(conn, resource).await?;
+    open.map(|open| open.id).ok_or_else(|| TrashError::NotInTrash(resource.clone()))
+}
+
+/// Says why there is nothing to retry, where there is not. The guard of the statement that does it is the same.
+async fn judge(
+    conn: &mut PgConnection,
+    resource: &ResourceRef,
+    candidate: Option<Candidate>,
+) -> Result<Tombstone, TrashError> {
+    // whoever had it locked may have closed it
+    let open = candidate.filter(|candidate| candidate.tombstone.state.is_open());
+    let open = open.ok_or_else(|| TrashError::NotInTrash(resource.clone()))?;
+    let Candidate { tombstone, due_in, is_leased, .. } = open;
+    let why = match tombstone.state {
+        State::Stuck => return Ok(tombstone),
+        State::Purging if is_leased => NoRetry::WorkedOn,
+        State::Purging => match pauses::concerning(conn, &tombstone).await? {
+            Some(pause) => NoRetry::Paused(pause),
+            None if due_in.is_zero() => NoRetry::Due,
+            None => return Ok(tombstone),
+        },
+        State::Trashed | State::Blocked | State::Restored | State::Purged => NoRetry::NotBegun,
+    };
+    Err(TrashError::NothingToRetry { tombstone: Box::new(tombstone), why })
 }
 
 async fn note(

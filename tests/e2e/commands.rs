@@ -89,6 +89,37 @@ async fn what_is_stuck_is_never_said_to_need_nothing() {
 }
 
 #[tokio::test]
+async fn what_waits_for_its_next_try_is_shown_first_and_tried_when_asked_for() {
+    let world = world().await;
+    let (id, _) = world.dataset("waits", SHAPE).await;
+    let id = id.to_string();
+    world.cli(&["trash", "dataset", &id, "--execute"]).await.with(0);
+    let waits =
+        "update reprieve.tombstones set state = 'purging', purging_at = now(), last_error = 'the store is away',
+            trashed_at = now() - interval '2 days', purge_after = now() - interval '1 day',
+            next_attempt_at = now() + interval '1 hour';
+        update reprieve.outbox set available_at = now() + interval '1 hour' where topic = 'purge'";
+    sqlx::raw_sql(waits).execute(&world.pool).await.expect("marked");
+    let before = everything(&world).await;
+    let would = world.cli(&["retry", "dataset", &id]).await.with(0).stdout;
+    for landmark in ["it waits until 20", "the store is away", "dry run", "--execute"] {
+        assert!(would.contains(landmark), "{landmark:?} is missing in {would}");
+    }
+    assert_eq!(world.json(&["retry", "dataset", &id]).await["tombstone"]["state"], "purging");
+    assert_eq!(everything(&world).await, before, "looking is free");
+
+    let done = world.cli(&["retry", "dataset", &id, "--execute", "--actor", "olga"]).await.with(0).stdout;
+    assert!(done.contains("goes on; it was to wait until 20") && done.contains("the store is away"), "{done}");
+    let shown = world.json(&["show", "dataset", &id]).await;
+    assert!(
+        shown["history"].as_array().is_some_and(|all| all.iter().any(|entry| entry["event"] == "retried")),
+        "{shown:#}"
+    );
+    let again = world.cli(&["retry", "dataset", &id, "--execute"]).await.with(5);
+    assert!(again.stderr.contains("it is due since") && again.stderr.contains("reprieve health"), "{}", again.stderr);
+}
+
+#[tokio::test]
 async fn every_way_to_fail_has_its_exit_code_and_says_what_to_do() {
     let world = world().await;
     let (used, _) = world.dataset("used", SHAPE).await;

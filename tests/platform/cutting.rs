@@ -2,8 +2,9 @@
 //! waits for them.
 
 use std::num::NonZeroU32;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use reprieve::domain::location::StoreName;
@@ -15,6 +16,7 @@ use reprieve::objects::{
 };
 use reprieve::purge::{Purger, SliceEnd};
 use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
 
 use crate::bench::{BUCKET, Bench, budget};
 use crate::gate::GateStore;
@@ -31,6 +33,9 @@ enum Slow {
     Deletes,
     /// The first pages come when the batches before them are gone.
     Listings,
+    /// A delete is answered when the next has begun, so that each page finds one in flight; the third page comes when
+    /// the delete before that one is answered, and takes several times as long as it did.
+    Alike,
 }
 
 #[derive(Debug)]
@@ -38,10 +43,18 @@ struct Paced {
     inner: Arc<GateStore>,
     slow: Slow,
     lists: watch::Sender<usize>,
-    deletes_begun: AtomicUsize,
+    deletes_begun: watch::Sender<usize>,
+    /// How long the last delete took.
+    delete_took: Mutex<Duration>,
     deletes: watch::Sender<usize>,
     listing: AtomicUsize,
     most_listing: AtomicUsize,
+}
+
+impl Paced {
+    fn is_cut(&self) -> bool {
+        self.most_listing.load(Ordering::SeqCst) > 1
+    }
 }
 
 async fn until(count: &watch::Sender<usize>, met: impl Fn(usize) -> bool) {
@@ -54,6 +67,14 @@ impl ObjectStore for Paced {
         let before = *self.lists.borrow();
         if self.slow == Slow::Listings && before < 3 {
             until(&self.deletes, |deletes| deletes >= before).await;
+        }
+        if self.slow == Slow::Alike && !self.is_cut() {
+            until(&self.deletes_begun, |begun| begun >= before).await;
+            until(&self.deletes, |deletes| deletes + 1 >= before).await;
+            if before == 2 {
+                let delete_took = *self.delete_took.lock().expect("nobody panics with it");
+                sleep((4 * delete_took).max(Duration::from_millis(20))).await;
+            }
         }
         let listing = self.listing.fetch_add(1, Ordering::SeqCst) + 1;
         self.most_listing.fetch_max(listing, Ordering::SeqCst);
@@ -68,13 +89,17 @@ impl ObjectStore for Paced {
     }
 
     async fn delete(&self, bucket: &str, objects: &[ObjectRef]) -> BatchOutcome {
-        let number = self.deletes_begun.fetch_add(1, Ordering::SeqCst) + 1;
-        if self.slow == Slow::Deletes {
-            // a listing that was cut after all may never get that far
-            let is_cut = || self.most_listing.load(Ordering::SeqCst) > 1;
-            until(&self.lists, |lists| lists >= (number + 4).min(PAGES) || is_cut()).await;
+        let began = Instant::now();
+        self.deletes_begun.send_modify(|begun| *begun += 1);
+        let number = *self.deletes_begun.borrow();
+        // a listing that was cut may never get that far
+        match self.slow {
+            Slow::Deletes => until(&self.lists, |lists| lists >= (number + 4).min(PAGES) || self.is_cut()).await,
+            Slow::Alike => until(&self.deletes_begun, |begun| begun > number.min(PAGES - 1) || self.is_cut()).await,
+            Slow::Listings => {}
         }
         let answer = self.inner.delete(bucket, objects).await;
+        *self.delete_took.lock().expect("nobody panics with it") = began.elapsed();
         self.deletes.send_modify(|deletes| *deletes += 1);
         answer
     }
@@ -111,7 +136,8 @@ async fn listings(slow: Slow, concurrency: u32) -> (usize, usize) {
         inner: bench.objects.clone(),
         slow,
         lists: watch::Sender::new(0),
-        deletes_begun: AtomicUsize::new(0),
+        deletes_begun: watch::Sender::new(0),
+        delete_took: Mutex::new(Duration::ZERO),
         deletes: watch::Sender::new(0),
         listing: AtomicUsize::new(0),
         most_listing: AtomicUsize::new(0),
@@ -152,4 +178,10 @@ async fn a_listing_that_is_ahead_of_the_deletes_is_not_cut() {
 async fn a_listing_is_not_cut_where_one_delete_at_a_time_is_allowed() {
     let (lists, at_once) = listings(Slow::Listings, 1).await;
     assert_eq!((lists, at_once), (PAGES + 1, 1));
+}
+
+#[tokio::test]
+async fn a_listing_is_cut_where_a_page_takes_as_long_as_a_delete_although_one_is_in_flight() {
+    let (lists, at_once) = listings(Slow::Alike, 2).await;
+    assert!(lists > PAGES + 3 && at_once > 1, "{lists} listings, {at_once} at once");
 }

@@ -126,7 +126,7 @@ pub async fn lock(conn: &mut PgConnection, id: TombstoneId) -> Result<Option<Tom
     fetch(conn, "where id = $1 for update", |query| query.bind(id.0)).await
 }
 
-/// A tombstone that a task names, as it is under its lock.
+/// A tombstone that somebody may go on with.
 #[derive(Debug)]
 pub struct Candidate {
     /// The tombstone.
@@ -136,32 +136,53 @@ pub struct Candidate {
     /// How long until it is to be looked at: its restore window's end or its next check, by the database's clock; zero
     /// when that has come.
     pub due_in: Duration,
+    /// Whether a worker has it, by a lease that still runs.
+    pub is_leased: bool,
 }
 
-/// As [`lock`], with what a claim has to know besides.
+/// As [`find`], with what a claim or a retry has to know besides.
+///
+/// # Errors
+/// The statement failed.
+pub async fn candidate(conn: &mut PgConnection, id: TombstoneId) -> Result<Option<Candidate>, StoreError> {
+    fetch_candidate(conn, id, "").await
+}
+
+/// As [`candidate`], and locks it until the transaction ends.
 ///
 /// # Errors
 /// The statement failed, or the lock was not to be had in time.
 pub async fn lock_candidate(conn: &mut PgConnection, id: TombstoneId) -> Result<Option<Candidate>, StoreError> {
+    fetch_candidate(conn, id, "for update").await
+}
+
+async fn fetch_candidate(
+    conn: &mut PgConnection,
+    id: TombstoneId,
+    lock: &str,
+) -> Result<Option<Candidate>, StoreError> {
     #[derive(sqlx::FromRow)]
     struct Found {
         #[sqlx(flatten)]
         row: Row,
         waits: i32,
         due_in: f64,
+        is_leased: bool,
     }
     let sql = format!(
         "select {COLUMNS}, waits,
-                greatest(extract(epoch from greatest(purge_after, next_attempt_at) - now()), 0)::float8 as due_in
-         from reprieve.tombstones where id = $1 for update"
+                greatest(extract(epoch from greatest(purge_after, next_attempt_at) - now()), 0)::float8 as due_in,
+                coalesce(lease_until >= now(), false) as is_leased
+         from reprieve.tombstones where id = $1 {lock}"
     );
     let found: Option<Found> = sqlx::query_as(AssertSqlSafe(sql)).bind(id.0).fetch_optional(conn).await?;
     found
-        .map(|Found { row, waits, due_in }| {
+        .map(|Found { row, waits, due_in, is_leased }| {
             Ok(Candidate {
                 tombstone: row.try_into()?,
                 waits: u32::try_from(waits).unwrap_or(0),
                 due_in: Duration::from_secs_f64(due_in),
+                is_leased,
             })
         })
         .transpose()

@@ -425,7 +425,8 @@ pub async fn thaw(conn: &mut PgConnection, id: TombstoneId) -> Result<bool, Stor
     Ok(done.rows_affected() == 1)
 }
 
-/// `stuck` → `purging`, to be looked at now. `false`: it was not stuck.
+/// `stuck` → `purging`, to be looked at now; and so is what is `purging`, in nobody's living hands and waits for its next
+/// try. `false`: neither.
 ///
 /// # Errors
 /// The statement failed.
@@ -434,7 +435,8 @@ pub async fn retry(conn: &mut PgConnection, id: TombstoneId) -> Result<bool, Sto
         "update reprieve.tombstones
          set state = 'purging', attempts = 0, deaths = 0, waits = 0, next_attempt_at = now(), retry_at = null,
              lease_owner = null, lease_until = null
-         where id = $1 and state = 'stuck'",
+         where id = $1 and (state = 'stuck'
+             or (state = 'purging' and next_attempt_at > now() and (lease_until is null or lease_until < now())))",
     )
     .bind(id.0)
     .execute(conn)

@@ -78,11 +78,11 @@ impl Purger {
         // before another try of recorded objects others are asked again whether they need them, so all of it is tried
         // again; the gate itself ends it where the store wants to be left alone for long
         let tries = if recorded.is_some() { self.config.key_attempts } else { 1 };
-        let (mut attempt, mut at_once, mut got_further_at) = (1, place.batch_size(), Instant::now());
+        let (mut attempt, mut fewest, mut got_further_at) = (1, place.batch_size(), Instant::now());
         loop {
             let ended = self.try_in_hand(place, claimed, recorded, budget).await;
-            let is_fewer = place.batch_size() < at_once;
-            at_once = place.batch_size();
+            let is_fewer = place.batch_size() < fewest;
+            fewest = fewest.min(place.batch_size());
             match ended {
                 Ok(None) if !claimed.checkpoint.in_hand.is_empty() => {
                     (attempt, got_further_at) = (1, Instant::now());

@@ -176,7 +176,8 @@ impl Place {
     }
 
     /// One request, or several when one that named the same objects was not answered: a key that the store stumbles over
-    /// takes the others of its request along. Where it is cut short, the outcomes are of those before.
+    /// takes the others of its request along. Where it is cut short, and up to the first that is asked to come later, the
+    /// outcomes are of those before.
     async fn delete_again(
         &self,
         objects: &[ObjectRef],
@@ -203,7 +204,11 @@ impl Place {
             };
             let answer = self.delete(part).await;
             pass.heard(&answer);
+            let is_refused = is_flow_control(answer.iter().map(|(_, outcome)| outcome), answer.lost_answer());
             whole = whole.merge(answer);
+            if is_refused {
+                break;
+            }
             rest = later;
         }
         (whole, None)
@@ -332,11 +337,11 @@ fn at(key: &str) -> Option<Cursor> {
 }
 
 impl Tried {
-    /// What an answer says. Later tries take the place of earlier ones.
+    /// What an answer says. Later tries take the place of earlier ones; what it does not name stays as it was.
     pub(super) fn take(&mut self, answer: BatchOutcome) {
         self.retry_after = answer.retry_after();
         self.lost_answer = answer.lost_answer().cloned();
-        self.passing.clear();
+        answer.iter().for_each(|(object, _)| drop(self.passing.remove(object)));
         self.sort(answer);
     }
 
@@ -352,13 +357,8 @@ impl Tried {
         self.passing.insert(object, outcome);
     }
 
-    /// Whether all that is left of it is a store that asks for less.
     fn is_flow_control(&self) -> bool {
-        let is_lost_so = self.lost_answer.as_ref().is_some_and(|why| why.class == FailureClass::Throttled);
-        self.passing.values().all(|outcome| match outcome {
-            KeyOutcome::Failed(why) => why.class == FailureClass::Throttled,
-            _ => is_lost_so,
-        })
+        is_flow_control(self.passing.values(), self.lost_answer.as_ref())
     }
 
     fn sort(&mut self, answer: BatchOutcome) {
@@ -371,6 +371,16 @@ impl Tried {
             }
         }
     }
+}
+
+/// Whether all that came of these is a store that asks for less.
+fn is_flow_control<'a>(mut outcomes: impl Iterator<Item = &'a KeyOutcome>, lost_answer: Option<&KeyFailure>) -> bool {
+    let is_lost_so = lost_answer.is_some_and(|why| why.class == FailureClass::Throttled);
+    outcomes.all(|outcome| match outcome {
+        KeyOutcome::Failed(why) => why.class == FailureClass::Throttled,
+        KeyOutcome::Unknown => is_lost_so,
+        KeyOutcome::Deleted | KeyOutcome::AlreadyAbsent => false,
+    })
 }
 
 /// Whether another try may change it.
@@ -405,6 +415,8 @@ impl Purger {
             Order::Sorted | Order::From(_) => self.config.key_attempts,
         };
         let (mut attempt, mut got_further_at, mut is_further) = (1, Instant::now(), false);
+        // the fewest at once so far; they may get more again in between, by what others are granted
+        let mut fewest = place.batch_size();
         while !tried.passing.is_empty() {
             let asked = tried.retry_after.map(RetryAfter::wait).unwrap_or_default();
             let wait = self.key_backoff.delay_for(attempt).max(asked);
@@ -425,7 +437,7 @@ impl Purger {
                 () = budget.stop.cancelled() => break,
             }
             self.still_ours(lease).await?;
-            let before = (tried.passing.len(), place.batch_size());
+            let before = tried.passing.len();
             let is_last = attempt + 1 == self.config.key_attempts;
             let unanswered = tried.lost_answer.take().filter(|_| is_last);
             let pending: Vec<ObjectRef> = tried.passing.keys().cloned().collect();
@@ -437,7 +449,8 @@ impl Purger {
                 return Ok(cut(tried, why));
             }
             tried.take(answer);
-            is_further = tried.passing.len() < before.0 || place.batch_size() < before.1;
+            is_further = tried.passing.len() < before || place.batch_size() < fewest;
+            fewest = fewest.min(place.batch_size());
             attempt = match () {
                 () if !tried.is_flow_control() => attempt + 1,
                 () if is_further => 1,

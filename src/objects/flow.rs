@@ -373,7 +373,7 @@ impl State {
                     }
                     let doubled = FIRST_PAUSE.saturating_mul(1 << self.refusals.min(10)).min(LONGEST_PAUSE);
                     let own = if self.unhurt { PAUSE_TO_MEASURE } else { doubled };
-                    self.closed_until = self.closed_until.max(now + own);
+                    self.closed_until = self.closed_until.max(now + own.max(self.pace.time_for(met.asked)));
                     self.shortage = Shortage::default();
                     self.refusals += 1;
                     self.allowed = if self.unhurt { 1.0 } else { (self.allowed / 2.0).max(1.0) };
@@ -387,6 +387,10 @@ impl State {
                 } else {
                     self.pace.refuse_too(met.asked - met.taken, met.sent);
                 }
+                let (keys_per_second, keys_at_once) = (self.pace.rate, self.at_once.keys());
+                let closed_ms = self.closed_until.saturating_duration_since(now).as_millis();
+                let Met { asked, taken, .. } = met;
+                tracing::debug!(asked, taken, closed_ms, ?keys_per_second, ?keys_at_once, "store asks for less");
             }
             Heard::Silence => {
                 self.unhurt = false;

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::LONGEST_PAUSE;
+
 /// Of what a store was measured to grant, the share that is asked for. The rest is what refusals would cost.
 const SHARE: f64 = 0.97;
 
@@ -270,6 +272,12 @@ impl Pace {
         }
         self.asked += keys as f64;
         self.rate
+    }
+
+    /// How long the store takes until it grants so many keys again, as far as is known.
+    pub(super) fn time_for(&self, keys: usize) -> Duration {
+        let seconds = self.rate.map_or(0.0, |rate| keys as f64 / rate);
+        Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX).min(LONGEST_PAUSE)
     }
 
     /// By what share more is tried now than this rate.

@@ -186,8 +186,17 @@ impl Bench {
 
     /// A worker with a pool of its own.
     pub fn over(&self, store: Store) -> Purger {
+        self.purger_of(store, self.stores())
+    }
+
+    /// A worker over these stores.
+    pub fn with_stores(&self, stores: Stores) -> Purger {
+        self.purger_of(self.store.clone(), stores)
+    }
+
+    fn purger_of(&self, store: Store, stores: Stores) -> Purger {
         let (map, purge) = (Arc::new(self.config.map.clone()), self.config.purge.clone());
-        Purger::new(store, map, self.stores(), purge, self.metrics.clone()).expect("fine settings")
+        Purger::new(store, map, stores, purge, self.metrics.clone()).expect("fine settings")
     }
 
     /// One delivery, with all the time it wants.

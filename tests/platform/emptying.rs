@@ -271,6 +271,29 @@ async fn a_store_that_grants_a_few_keys_at_once_is_emptied_in_one_delivery() {
 }
 
 #[tokio::test]
+async fn keys_that_a_store_refuses_for_ever_are_named_and_make_no_request_smaller() {
+    let (bench, dataset, id) = due(0).await;
+    (0..210).for_each(|n| bench.objects.memory().put(BUCKET, &key(dataset, n, 0), 1));
+    for n in (0..210).step_by(7) {
+        let busy = failure("SlowDown", FailureClass::Throttled);
+        bench.objects.faults.fail_key(&key(dataset, n, 0), Times::Always, busy);
+    }
+    let stores = bench.stores();
+    let gates: Vec<_> = stores.iter().map(|(_, store)| store.flow.gate(BUCKET)).collect();
+    let purger = bench.with_stores(stores);
+    let end = purger.run_slice(id, &crate::bench::budget()).await.expect("the database is there");
+    assert!(
+        matches!(&end, SliceEnd::Failed(why) if why.contains("30 objects") && why.contains(&key(dataset, 0, 0))),
+        "{end:?}"
+    );
+    assert_eq!(bench.objects(), 30);
+    assert_eq!(bench.objects.faults.batches().iter().filter(|keys| **keys < 30).count(), 0);
+    for gate in gates {
+        assert_eq!((gate.keys_at_once(1000), gate.open().closed_for), (1000, Duration::ZERO), "others are not held up");
+    }
+}
+
+#[tokio::test]
 async fn what_a_store_grants_too_slowly_for_one_delivery_goes_on_in_the_next_and_nothing_of_it_has_failed() {
     let (bench, _, id) = due(20).await;
     bench.objects.faults.grant(4, None);

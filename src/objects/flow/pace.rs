@@ -36,6 +36,8 @@ const STEP_GROWS: f64 = 1.5;
 const ABOUT: f64 = 1.5;
 /// Since keys come a request at a time, fewer requests than these measure a rate less exactly than the steps do.
 const EXACT: f64 = 30.0;
+/// Of what was taken in so many, the share that is asked for: it is no more than the store grants, but for one request.
+const EXACT_SHARE: f64 = 0.99;
 /// Where less than this share of a rate was taken, something else than the rate was too little.
 const ASKED: f64 = 0.8;
 /// Where less than this share of a rate was asked for, nobody needs more.
@@ -44,7 +46,7 @@ const USED: f64 = 0.5;
 /// How long a rate holds before a little more is tried, and by how much more. Twice as much after each [`CALM`] without
 /// a refusal, so that a store that was busy for a while is soon asked for all that it gives.
 const PROBE_EVERY: Duration = Duration::from_secs(10);
-const PROBE_BY: f64 = 0.002;
+const PROBE_BY: f64 = 0.004;
 const CALM: Duration = Duration::from_secs(30);
 
 /// The most by which the rate grows at once.
@@ -236,7 +238,9 @@ impl Pace {
         let most = if spell < LONG_SPELL { (self.taken + keys) / seconds * SHARE } else { f64::INFINITY };
         let last = match self.trial {
             // the store was asked for a little less and then for a little more than it grants, and kept nothing back
-            Some(trial) if confirmed && self.is_exact(keys, trial.measured * seconds) => self.taken / seconds * SHARE,
+            Some(trial) if confirmed && self.is_exact(keys, trial.measured * seconds) => {
+                self.taken / seconds * EXACT_SHARE
+            }
             Some(trial) => trial.before,
             None => rate * STEP_BACK,
         };

@@ -23,7 +23,7 @@ use super::{
     End, Go,
     lane::{Lane, Number, Stays, Unsorted},
     range::{Range, Weight},
-    settle::{Cut, Order, Place, Settled, Tried, is_passing},
+    settle::{Cut, Order, Place, Settled, Tried, has_gone, is_passing},
 };
 use crate::{
     domain::{
@@ -325,11 +325,12 @@ impl<'a> Pipeline<'a> {
             self.delete_takes = Some(took);
         }
         self.tried.hear(&answer);
+        let others_went = has_gone(&answer);
         for ((object, outcome), weight) in answer.into_outcomes().into_iter().zip(weights) {
             let origin = Origin { lane, number, weight };
             if is_passing(&outcome) {
                 self.origins.insert(object.clone(), origin);
-                self.tried.keep(object, outcome);
+                self.tried.keep(object, outcome, others_went);
             } else {
                 self.count(object, outcome, None, origin);
             }

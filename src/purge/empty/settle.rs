@@ -63,6 +63,8 @@ pub(super) struct Below {
 pub(super) struct Tried {
     settled: BTreeMap<ObjectRef, KeyOutcome>,
     pub(super) passing: BTreeMap<ObjectRef, KeyOutcome>,
+    /// Of those, the ones that the store has refused while it granted others of the same request.
+    singled_out: BTreeSet<ObjectRef>,
     lost_answer: Option<KeyFailure>,
     retry_after: Option<RetryAfter>,
     /// Whether any request did anything.
@@ -181,6 +183,7 @@ impl Place {
     async fn delete_again(
         &self,
         objects: &[ObjectRef],
+        tried: &Tried,
         unanswered: Option<&KeyFailure>,
         budget: &Budget,
     ) -> (BatchOutcome, Option<Cut>) {
@@ -193,7 +196,7 @@ impl Place {
         let mut whole = BatchOutcome::uniform(&[], &KeyOutcome::Unknown);
         let mut rest = objects;
         while !rest.is_empty() {
-            if whole.iter().any(|(_, outcome)| outcome.is_gone()) && budget.is_spent(true) {
+            if has_gone(&whole) && budget.is_spent(true) {
                 return (whole, Some(Cut::OutOfTime));
             }
             // asked each time: the store may just have refused as many
@@ -203,8 +206,13 @@ impl Place {
                 Err(error) => return (whole, Some(Cut::Away(error))),
             };
             let answer = self.delete(part).await;
-            pass.heard(&answer);
             let is_refused = is_flow_control(answer.iter().map(|(_, outcome)| outcome), answer.lost_answer());
+            if is_refused && answer.retry_after().is_none() && tried.are_singled_out(part) {
+                // the store has something against these, which says nothing of the bucket
+                drop(pass);
+            } else {
+                pass.heard(&answer);
+            }
             whole = whole.merge(answer);
             if is_refused {
                 break;
@@ -352,9 +360,16 @@ impl Tried {
         self.anything_done |= answer.iter().any(|(_, outcome)| !is_passing(outcome));
     }
 
-    /// Keeps an object that the first try has not settled.
-    pub(super) fn keep(&mut self, object: ObjectRef, outcome: KeyOutcome) {
+    /// Keeps an object that the first try has not settled, though perhaps others of its request.
+    pub(super) fn keep(&mut self, object: ObjectRef, outcome: KeyOutcome, others_went: bool) {
+        if others_went {
+            self.singled_out.insert(object.clone());
+        }
         self.passing.insert(object, outcome);
+    }
+
+    fn are_singled_out(&self, objects: &[ObjectRef]) -> bool {
+        objects.iter().all(|object| self.singled_out.contains(object))
     }
 
     fn is_flow_control(&self) -> bool {
@@ -362,9 +377,10 @@ impl Tried {
     }
 
     fn sort(&mut self, answer: BatchOutcome) {
+        let others_went = has_gone(&answer);
         for (object, outcome) in answer.into_outcomes() {
             if is_passing(&outcome) {
-                self.passing.insert(object, outcome);
+                self.keep(object, outcome, others_went);
             } else {
                 self.anything_done = true;
                 self.settled.insert(object, outcome);
@@ -381,6 +397,11 @@ fn is_flow_control<'a>(mut outcomes: impl Iterator<Item = &'a KeyOutcome>, lost_
         KeyOutcome::Unknown => is_lost_so,
         KeyOutcome::Deleted | KeyOutcome::AlreadyAbsent => false,
     })
+}
+
+/// Whether anything that it names is gone.
+pub(super) fn has_gone(answer: &BatchOutcome) -> bool {
+    answer.iter().any(|(_, outcome)| outcome.is_gone())
 }
 
 /// Whether another try may change it.
@@ -441,7 +462,7 @@ impl Purger {
             let is_last = attempt + 1 == self.config.key_attempts;
             let unanswered = tried.lost_answer.take().filter(|_| is_last);
             let pending: Vec<ObjectRef> = tried.passing.keys().cloned().collect();
-            let (answer, why) = place.delete_again(&pending, unanswered.as_ref(), budget).await;
+            let (answer, why) = place.delete_again(&pending, &tried, unanswered.as_ref(), budget).await;
             if let Some(why) = why {
                 // what has gone is counted: whoever lists anew does not see it
                 tried.hear(&answer);
@@ -454,6 +475,7 @@ impl Purger {
             attempt = match () {
                 () if !tried.is_flow_control() => attempt + 1,
                 () if is_further => 1,
+                () if tried.are_singled_out(&pending) => attempt + 1,
                 () if got_further_at.elapsed() < PATIENCE && !budget.is_spent(true) => attempt,
                 () => attempt + 1,
             };

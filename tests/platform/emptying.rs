@@ -271,6 +271,18 @@ async fn a_store_that_grants_a_few_keys_at_once_is_emptied_in_one_delivery() {
 }
 
 #[tokio::test]
+async fn what_a_try_that_was_broken_off_did_not_name_is_still_unanswered() {
+    let (bench, _, id) = due(20).await;
+    bench.objects.faults.grant(0, None);
+    bench.objects.faults.lose_next_answer();
+    bench.objects.faults.refuse_next_delete(failure("SlowDown", FailureClass::Throttled));
+    let end = bench.slice(id).await;
+    assert!(matches!(&end, SliceEnd::Failed(why) if why.contains("Timeout")), "{end:?}");
+    assert_eq!(bench.objects.faults.batches(), [20, 3]);
+    assert_eq!((bench.tombstone(id).await.attempts, bench.objects()), (0, 20), "an outage");
+}
+
+#[tokio::test]
 async fn keys_that_a_store_refuses_for_ever_are_named_and_make_no_request_smaller() {
     let (bench, dataset, id) = due(0).await;
     (0..210).for_each(|n| bench.objects.memory().put(BUCKET, &key(dataset, n, 0), 1));

@@ -347,8 +347,9 @@ fn at(key: &str) -> Option<Cursor> {
 impl Tried {
     /// What an answer says. Later tries take the place of earlier ones; what it does not name stays as it was.
     pub(super) fn take(&mut self, answer: BatchOutcome) {
+        let names_all = answer.len() >= self.passing.len();
         self.retry_after = answer.retry_after();
-        self.lost_answer = answer.lost_answer().cloned();
+        self.lost_answer = answer.lost_answer().cloned().or(self.lost_answer.take().filter(|_| !names_all));
         answer.iter().for_each(|(object, _)| drop(self.passing.remove(object)));
         self.sort(answer);
     }
@@ -460,7 +461,7 @@ impl Purger {
             self.still_ours(lease).await?;
             let before = tried.passing.len();
             let is_last = attempt + 1 == self.config.key_attempts;
-            let unanswered = tried.lost_answer.take().filter(|_| is_last);
+            let unanswered = tried.lost_answer.clone().filter(|_| is_last);
             let pending: Vec<ObjectRef> = tried.passing.keys().cloned().collect();
             let (answer, why) = place.delete_again(&pending, &tried, unanswered.as_ref(), budget).await;
             if let Some(why) = why {

@@ -332,11 +332,12 @@ impl Place {
 fn described(closed: &Closed) -> String {
     let said = closed.why.as_ref().map(|why| why.message.as_str()).filter(|message| !message.is_empty());
     let said = said.map(|message| format!("{message}; ")).unwrap_or_default();
+    // without figures: a history tells once what is the same each time
     let refusals = match closed.refusals {
-        0 | 1 => "the store has refused a request".to_owned(),
-        n => format!("the store has refused {n} requests in a row"),
+        0 | 1 => "the store asks to come back later",
+        _ => "the store refuses one request after another",
     };
-    format!("{said}{refusals}, and the bucket is left alone for {} s", closed.wait.as_secs_f64().ceil())
+    format!("{said}{refusals}, and the bucket is left alone for a while")
 }
 
 /// A cursor that shows this key and what follows.

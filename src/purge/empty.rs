@@ -11,6 +11,7 @@ pub(super) mod look;
 mod pipeline;
 pub(super) mod range;
 mod settle;
+mod tried;
 
 use super::{Budget, PurgeError, Purger, claim::Claimed};
 use crate::{

@@ -11,7 +11,8 @@ use tokio::time::{Instant, timeout};
 use super::{
     End, Go,
     keyed::{Part, Spot},
-    settle::{Cut, Order, PATIENCE, Place, Settled, Tried},
+    settle::{Cut, Order, Place, Settled},
+    tried::{Headway, Tried},
 };
 use crate::{
     domain::outcome::{FailureClass, KeyOutcome},
@@ -78,22 +79,21 @@ impl Purger {
         // before another try of recorded objects others are asked again whether they need them, so all of it is tried
         // again; the gate itself ends it where the store wants to be left alone for long
         let tries = if recorded.is_some() { self.config.key_attempts } else { 1 };
-        let (mut attempt, mut fewest, mut got_further_at) = (1, place.batch_size(), Instant::now());
+        let (mut attempt, mut headway) = (1, Headway::new(place.batch_size()));
         loop {
             let ended = self.try_in_hand(place, claimed, recorded, budget).await;
-            let is_fewer = place.batch_size() < fewest;
-            fewest = fewest.min(place.batch_size());
+            let is_further = headway.look(place.batch_size(), ended.is_ok());
             match ended {
                 Ok(None) if !claimed.checkpoint.in_hand.is_empty() => {
-                    (attempt, got_further_at) = (1, Instant::now());
+                    attempt = 1;
                     continue;
                 }
                 Err(PurgeError::Objects(error)) if tries > 1 && is_nothing_done(&error) => {
-                    if is_fewer {
+                    if is_further {
                         // none of the tries was with so few
-                        (attempt, got_further_at) = (0, Instant::now());
+                        attempt = 0;
                     }
-                    let is_flow_control = is_too_fast(&error.code) && got_further_at.elapsed() < PATIENCE;
+                    let is_flow_control = is_too_fast(&error.code) && headway.is_recent();
                     if attempt >= tries && !is_flow_control {
                         return Err(error.into());
                     }

@@ -23,7 +23,8 @@ use super::{
     End, Go,
     lane::{Lane, Number, Stays, Unsorted},
     range::{Range, Weight},
-    settle::{Cut, Order, Place, Settled, Tried, has_gone, is_passing},
+    settle::{Cut, Order, Place, Settled},
+    tried::{Tried, has_gone, is_passing},
 };
 use crate::{
     domain::{

@@ -10,9 +10,11 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::Instant;
-
-use super::{look::look, range::just_before};
+use super::{
+    look::look,
+    range::just_before,
+    tried::{Headway, Tried, has_gone, is_flow_control},
+};
 use crate::{
     domain::{
         location::{KeyPlace, Location, StoreName},
@@ -29,10 +31,6 @@ use crate::{
 
 /// The longest wait for a key within a delivery; a store that asks for more is left to a later one.
 pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(5);
-
-/// For how long a store that takes nothing of what is tried again, and only asks for less, is asked again: others may get
-/// all that it grants. After that it is met as one that fails.
-pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Requests that the last try of a batch without an answer is spread over, so that what has an answer gets it. The
 /// next pass does the same with what is left, until one key stands alone.
@@ -56,19 +54,6 @@ pub(super) struct Below {
     pub(super) bucket: String,
     /// Empty where objects are recorded by key. Nothing is deleted for lying below it then.
     pub(super) prefix: String,
-}
-
-/// Tries so far of some objects: what is settled, and what another try may change.
-#[derive(Debug, Default)]
-pub(super) struct Tried {
-    settled: BTreeMap<ObjectRef, KeyOutcome>,
-    pub(super) passing: BTreeMap<ObjectRef, KeyOutcome>,
-    /// Of those, the ones that the store has refused while it granted others of the same request.
-    singled_out: BTreeSet<ObjectRef>,
-    lost_answer: Option<KeyFailure>,
-    retry_after: Option<RetryAfter>,
-    /// Whether any request did anything.
-    anything_done: bool,
 }
 
 /// What became of every object.
@@ -345,76 +330,6 @@ fn at(key: &str) -> Option<Cursor> {
     just_before(key).map(|key| Cursor { key, version: None })
 }
 
-impl Tried {
-    /// What an answer says. Later tries take the place of earlier ones; what it does not name stays as it was.
-    pub(super) fn take(&mut self, answer: BatchOutcome) {
-        let names_all = answer.len() >= self.passing.len();
-        self.retry_after = answer.retry_after();
-        self.lost_answer = answer.lost_answer().cloned().or(self.lost_answer.take().filter(|_| !names_all));
-        answer.iter().for_each(|(object, _)| drop(self.passing.remove(object)));
-        self.sort(answer);
-    }
-
-    /// Hears why the answer to the first try of some objects was lost, and when to come back.
-    pub(super) fn hear(&mut self, answer: &BatchOutcome) {
-        self.retry_after = self.retry_after.max(answer.retry_after());
-        self.lost_answer = answer.lost_answer().cloned().or(self.lost_answer.take());
-        self.anything_done |= answer.iter().any(|(_, outcome)| !is_passing(outcome));
-    }
-
-    /// Keeps an object that the first try has not settled, though perhaps others of its request.
-    pub(super) fn keep(&mut self, object: ObjectRef, outcome: KeyOutcome, others_went: bool) {
-        if others_went {
-            self.singled_out.insert(object.clone());
-        }
-        self.passing.insert(object, outcome);
-    }
-
-    fn are_singled_out(&self, objects: &[ObjectRef]) -> bool {
-        objects.iter().all(|object| self.singled_out.contains(object))
-    }
-
-    fn is_flow_control(&self) -> bool {
-        is_flow_control(self.passing.values(), self.lost_answer.as_ref())
-    }
-
-    fn sort(&mut self, answer: BatchOutcome) {
-        let others_went = has_gone(&answer);
-        for (object, outcome) in answer.into_outcomes() {
-            if is_passing(&outcome) {
-                self.keep(object, outcome, others_went);
-            } else {
-                self.anything_done = true;
-                self.settled.insert(object, outcome);
-            }
-        }
-    }
-}
-
-/// Whether all that came of these is a store that asks for less.
-fn is_flow_control<'a>(mut outcomes: impl Iterator<Item = &'a KeyOutcome>, lost_answer: Option<&KeyFailure>) -> bool {
-    let is_lost_so = lost_answer.is_some_and(|why| why.class == FailureClass::Throttled);
-    outcomes.all(|outcome| match outcome {
-        KeyOutcome::Failed(why) => why.class == FailureClass::Throttled,
-        KeyOutcome::Unknown => is_lost_so,
-        KeyOutcome::Deleted | KeyOutcome::AlreadyAbsent => false,
-    })
-}
-
-/// Whether anything that it names is gone.
-pub(super) fn has_gone(answer: &BatchOutcome) -> bool {
-    answer.iter().any(|(_, outcome)| outcome.is_gone())
-}
-
-/// Whether another try may change it.
-pub(super) fn is_passing(outcome: &KeyOutcome) -> bool {
-    match outcome {
-        KeyOutcome::Deleted | KeyOutcome::AlreadyAbsent => false,
-        KeyOutcome::Failed(why) => why.class != FailureClass::Permanent,
-        KeyOutcome::Unknown => true,
-    }
-}
-
 impl Purger {
     /// Tries what is passing again until every object is settled: gone, absent, or failed for good in this pass; or until
     /// the store wants to be left alone, or takes no more in this time. An error when it is away: nothing was done then.
@@ -437,9 +352,7 @@ impl Purger {
             Order::Named => 1,
             Order::Sorted | Order::From(_) => self.config.key_attempts,
         };
-        let (mut attempt, mut got_further_at, mut is_further) = (1, Instant::now(), false);
-        // the fewest at once so far; they may get more again in between, by what others are granted
-        let mut fewest = place.batch_size();
+        let (mut attempt, mut headway, mut is_further) = (1, Headway::new(place.batch_size()), false);
         while !tried.passing.is_empty() {
             let asked = tried.retry_after.map(RetryAfter::wait).unwrap_or_default();
             let wait = self.key_backoff.delay_for(attempt).max(asked);
@@ -472,18 +385,14 @@ impl Purger {
                 return Ok(cut(tried, why));
             }
             tried.take(answer);
-            is_further = tried.passing.len() < before || place.batch_size() < fewest;
-            fewest = fewest.min(place.batch_size());
+            is_further = headway.look(place.batch_size(), tried.passing.len() < before);
             attempt = match () {
                 () if !tried.is_flow_control() => attempt + 1,
                 () if is_further => 1,
                 () if tried.are_singled_out(&pending) => attempt + 1,
-                () if got_further_at.elapsed() < PATIENCE && !budget.is_spent(true) => attempt,
+                () if headway.is_recent() && !budget.is_spent(true) => attempt,
                 () => attempt + 1,
             };
-            if is_further {
-                got_further_at = Instant::now();
-            }
         }
         if tried.passing.is_empty() {
             return Ok(Settled { outcomes: tried.settled, lost_answer: None, cut: None });
